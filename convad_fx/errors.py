@@ -1,0 +1,60 @@
+"""Every error this package raises on purpose: what went wrong, where, and what to do next.
+
+All are `ConvadError`, and each is also the builtin a caller would expect, so both of these work:
+
+>>> try:
+...     raise MaskError("the mask is float32", hint="pass `mask > 0.5`")
+... except ValueError as error:
+...     print(error)
+the mask is float32; pass `mask > 0.5`
+"""
+
+
+class ConvadError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        what: what is wrong, with what was expected and what came.
+        hint: what to do next.
+        path: the dotted path of the operation in the model, where there is one.
+    """
+
+    def __init__(self, what: str, *, hint: str = "", path: str = ""):
+        self.what, self.hint, self.path = what, hint, path
+        where = f"{path}: " if path else ""
+        super().__init__(where + what + (f"; {hint}" if hint else ""))
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.what, self.hint, self.path)
+
+
+def _rebuild(kind: type[ConvadError], what: str, hint: str, path: str) -> ConvadError:
+    return kind(what, hint=hint, path=path)
+
+
+class ModelError(ConvadError, ValueError):
+    """The model cannot be used as it is: in training mode, not a module, wrong example."""
+
+
+class UntraceableModel(ConvadError, RuntimeError):
+    """The model's forward cannot be captured as a graph."""
+
+
+class UnsupportedModel(ConvadError, NotImplementedError):
+    """Assumption 1 is not shown to hold; the message lists every finding."""
+
+
+class MaskError(ConvadError, ValueError):
+    """A mask of the wrong rank, size, dtype or device."""
+
+
+class ImageError(ConvadError, ValueError):
+    """An image of the wrong shape, dtype or device, or a file that cannot be read as an image."""
+
+
+class PolicyError(ConvadError, ValueError):
+    """A policy or search option out of its range."""
+
+
+class Unavailable(ConvadError, RuntimeError):
+    """Something outside this package is missing: weights, a network, an optional package, a device."""
