@@ -1,0 +1,195 @@
+"""From an image file to what a network reads, and back to what a person sees.
+
+>>> from PIL import Image
+>>> preprocess = standard(size=8)
+>>> x = to_input(Image.new("RGB", (20, 10), "red"), preprocess)
+>>> x.shape, displayable(x, preprocess).shape, displayable(x, preprocess)[0, 0].tolist()
+(torch.Size([1, 3, 8, 8]), (8, 8, 3), [255, 0, 0])
+"""
+
+import struct
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision import transforms
+
+from convad_fx.errors import ImageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Pillow would start Ghostscript on these, an interpreter with a history of escapes.
+_PROGRAMS = {"EPS"}
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """What happens to a picture on its way into a network.
+
+    Args:
+        transform: takes an RGB picture to a normalised float tensor (3, H, W).
+        mean: per channel, subtracted in the last step of `transform`, for pixels in [0, 1].
+        std: per channel, what the last step of `transform` divides by.
+    """
+
+    transform: Callable[[Image.Image], torch.Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def standard(
+    size: int = 224,
+    resize: int | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Preprocess:
+    """The usual steps: resize the short side, crop the centre, scale to [0, 1], normalise.
+
+    >>> standard(size=96, resize=96, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).mean
+    (0.5, 0.5, 0.5)
+
+    Args:
+        size: height and width of the network's input, in pixels.
+        resize: the short side before the crop; `None` leaves the usual margin, `size * 256 / 224`.
+        mean: one number per channel, for pixels in [0, 1].
+        std: one number per channel, not zero.
+
+    Raises:
+        ImageError: the numbers do not fit together.
+    """
+    resize = round(size * 256 / 224) if resize is None else resize
+    if size < 1:
+        raise ImageError(f"an input of {size} pixels is no picture", hint="pass 1 or more")
+    if resize < size:
+        raise ImageError(
+            f"pictures resized to {resize} pixels cannot be cropped to {size}",
+            hint="pass a `resize` that is at least `size`",
+        )
+    if len(mean) != 3 or len(std) != 3 or 0 in std:
+        raise ImageError(
+            f"mean {tuple(mean)} and std {tuple(std)} do not fit three channels",
+            hint="pass three numbers each, for pixels in [0, 1], none of std zero",
+        )
+    steps = transforms.Compose(
+        [
+            transforms.Resize(resize, antialias=True),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+    return Preprocess(steps, tuple(mean), tuple(std))
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The picture in the file `path`, as RGB, the way an image viewer shows it.
+
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "half.png")
+    >>> Image.new("RGBA", (4, 2), (255, 0, 0, 128)).save(path)
+    >>> open_image(path).getpixel((0, 0))
+    (255, 127, 127)
+
+    Turned upright by its EXIF orientation. Transparent parts are put on white, as most viewers and
+    pages show them. 16-bit values are scaled to 8 bits; of an animation the first frame counts.
+
+    Raises:
+        ImageError: the file is missing, not an image, damaged, or too large to be opened safely.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            # Notes on metadata and odd palettes; the pixels decide whether the file is good.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            # Above Pillow's limit (89 megapixels) a small file may unpack to gigabytes.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.format in _PROGRAMS:
+                    raise ImageError(
+                        f"{path}: {image.format} files are programs, not pictures",
+                        hint="convert it to PNG",
+                    )
+                image.load()
+                return _rgb(_upright(image), path)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file", hint="check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{path} is a folder", hint="name the image files in it") from error
+    except PermissionError as error:
+        raise ImageError(f"{path}: not allowed to read it", hint="check its permissions") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path} is not an image in a format Pillow reads", hint="convert it to PNG or JPEG"
+        ) from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = Image.MAX_IMAGE_PIXELS or 0
+        raise ImageError(
+            f"{path} has more than {limit / 1e6:.0f} million pixels", hint="scale it down first"
+        ) from error
+    # What Pillow's decoders raise on damaged data, by format.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(
+            f"{path} is damaged or cut short ({error})", hint="fetch or export it again"
+        ) from error
+
+
+def to_input(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
+    """The tensor (1, 3, H, W) that the network reads for `image`.
+
+    >>> to_input(Image.new("RGB", (300, 200)), standard(224)).shape
+    torch.Size([1, 3, 224, 224])
+    """
+    return preprocess.transform(image)[None]
+
+
+def displayable(x: torch.Tensor, preprocess: Preprocess) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """The pixels (H, W, 3), uint8, that the input `x` (1, 3, H, W) was made of: `to_input` undone.
+
+    >>> preprocess = standard(4)
+    >>> x = to_input(Image.new("RGB", (9, 9), (1, 2, 3)), preprocess)
+    >>> displayable(x, preprocess)[0, 0].tolist()
+    [1, 2, 3]
+    """
+    mean = torch.tensor(preprocess.mean, dtype=torch.float64)[:, None, None]
+    std = torch.tensor(preprocess.std, dtype=torch.float64)[:, None, None]
+    pixels = x[0].detach().to("cpu", torch.float64) * std + mean
+    levels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # Broken metadata does not make the pixels worse: show them as they are stored.
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return image
+
+
+def _rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError(
+            f"{path} holds floating-point values, whose black and white nobody recorded",
+            hint="save it with 8 or 16 bits a channel",
+        )
+    # Pillow clips these to 255 when it converts them, which turns most 16-bit pictures white.
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(
+                f"{path} holds values from {values.min()} to {values.max()}, more than 16 bits",
+                hint="save it with 8 or 16 bits a channel",
+            )
+        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
