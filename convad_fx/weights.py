@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -47,7 +46,8 @@ def read(path: Path) -> State:
             f"{path} holds more than tensors, or is no torch file, so it is not loaded",
             hint="save the weights alone: `torch.save(model.state_dict(), path)`",
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
+    # On bytes that are no pickle the unpickler raises whatever it stumbles over.
+    except Exception as error:
         raise ModelError(
             f"{path} is damaged or no weights file ({_first_line(error)})",
             hint="fetch or export it again",
