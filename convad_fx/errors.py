@@ -19,7 +19,7 @@ class ConvadError(Exception):
         path: the dotted path of the operation in the model, where there is one.
     """
 
-    def __init__(self, what: str, *, hint: str = "", path: str = ""):
+    def __init__(self, what: str, *, hint: str = "", path: str = "") -> None:
         self.what, self.hint, self.path = what, hint, path
         where = f"{path}: " if path else ""
         super().__init__(where + what + (f"; {hint}" if hint else ""))
@@ -57,4 +57,4 @@ class PolicyError(ConvadError, ValueError):
 
 
 class Unavailable(ConvadError, RuntimeError):
-    """Something outside this package is missing: weights, a network, an optional package, a device."""
+    """Something outside this package is missing: weights, a package, a device, the internet."""
