@@ -1,0 +1,875 @@
+"""One walk over the graph decides what happens to the activity at every node.
+
+The walk knows no operations and edits nothing: rules turn a node into a step, the step and the
+activities of its operands give the activity of its result. Activities are interned: two that are the
+same function of the mask by construction are one row, and "the same activity" is ``==`` on integers.
+A plan can be printed, compared and diffed.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.fx
+
+from convad_fx.compiler import steps
+from convad_fx.compiler.ops import OpView, TensorView, reads_no_values, view
+from convad_fx.compiler.policy import Policy
+from convad_fx.compiler.rules import step_of
+from convad_fx.compiler.trace import Trace, facts
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """A call of one of the tensor functions in `activity`, as a value.
+
+    The arguments are the source activities, then the graph's ``tensors`` (by node name), then
+    ``options``. What two derivations must share to be the same is their ``key``: not the tensors'
+    names but their sizes.
+    """
+
+    function: str
+    options: tuple[tuple[str, Any], ...] = ()
+    tensors: tuple[str | None, ...] = ()
+    sizes: tuple[Any, ...] = ()
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (self.function, _frozen(self.options), self.sizes)
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{k}={v}" for k, v in self.options if v not in (None, False, 0, 0.0, ()))
+        return f"{self.function}({shown})"
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """A row of the plan: how an activity comes about.
+
+    Attributes:
+        full: for each axis, whether activity may differ along it; otherwise it is stored as size 1.
+        how: None for the mask itself.
+        of: rows it is derived from; None stands for a tensor that no image reaches.
+        padded: it has cells that do not exist for Phi.
+    """
+
+    full: tuple[bool, ...]
+    how: Derivation | None
+    of: tuple[int | None, ...]
+    padded: bool = False
+
+    @property
+    def is_global(self) -> bool:
+        """No two cells of a sample can differ."""
+        return not any(self.full[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """The activity of a tensor: a row, and whether anything but same-cell steps has read the image."""
+
+    row: int
+    image_level: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """What is decided for one node.
+
+    Attributes:
+        result: its activity, or one for each tensor of a tuple; None where a finding leaves it open.
+        reads: operand -> what its inactive cells read as (0.0, or an infinity for an extremum).
+        refill: an extremum over everything: where nothing is active it gives 0.
+        renormalise: multiply the result by this (``pool="renormalize"``), over ``renormalise_of``.
+        finding: why Assumption 1 is not shown to hold here.
+    """
+
+    path: str
+    kind: str
+    step: steps.Step | None
+    result: Tracked | tuple[Tracked, ...] | None
+    reads: tuple[tuple[str, float], ...] = ()
+    refill: bool = False
+    renormalise: Derivation | None = None
+    renormalise_of: int | None = None
+    finding: Finding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Why Assumption 1 is not shown to hold at a node, and what to do."""
+
+    path: str
+    op: str
+    shapes_in: tuple[tuple[int, ...], ...]
+    shape_out: Any
+    why: str
+    hint: str
+
+    def __str__(self) -> str:
+        ins = ", ".join(_show(shape) for shape in self.shapes_in)
+        outs = _show(self.shape_out) if self.shape_out is not None else "no tensor"
+        return f"{self.path} ({self.op}, {ins} -> {outs}): {self.why}; {self.hint}"
+
+
+def _show(shape: Any) -> str:
+    if shape and isinstance(shape[0], tuple):
+        return " and ".join(_show(s) for s in shape)
+    if shape is None:
+        return "?"
+    return f"(N{''.join(f', {n}' for n in shape[1:])})"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What happens to the activity, for every node that the image reaches.
+
+    Attributes:
+        nodes: node name -> decision, in graph order.
+        activities: rows that `Tracked.row` counts in; row 0 is the mask.
+        outputs: names of returned nodes whose inactive cells are set to zero.
+        size_bound: why the plan holds for the example's image size only, or "".
+    """
+
+    nodes: dict[str, NodePlan]
+    activities: tuple[Activity, ...]
+    outputs: tuple[str, ...]
+    size_bound: str = ""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(plan.finding for plan in self.nodes.values() if plan.finding is not None)
+
+    def __str__(self) -> str:
+        lines = [f"activity {i}: {_describe(row)}" for i, row in enumerate(self.activities)]
+        width = max((len(p.path) for p in self.nodes.values()), default=0)
+        for plan in self.nodes.values():
+            result = plan.result
+            rows = "?" if result is None else ", ".join(str(t.row) for t in _each(result))
+            reads = "  gated" if plan.reads else ""
+            lines.append(f"{plan.path:{width}}  {plan.kind:<18} -> {rows}{reads}")
+        return "\n".join(lines)
+
+
+def _each(result: Tracked | tuple[Tracked, ...]) -> tuple[Tracked, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _describe(row: Activity) -> str:
+    axes = "".join("x" if full else "1" for full in row.full[1:])
+    if row.how is None:
+        return f"[{axes}] the mask"
+    sources = ", ".join("none" if i is None else str(i) for i in row.of)
+    return f"[{axes}] {row.how} of {sources}"
+
+
+def _frozen(value: Any) -> Any:
+    """Slices cannot be hashed before Python 3.12."""
+    if isinstance(value, slice):
+        return ("slice", value.start, value.stop, value.step)
+    if isinstance(value, tuple):
+        return tuple(_frozen(item) for item in value)
+    return value
+
+
+def plan(traced: Trace, policy: Policy, *, ignore_findings: bool = False) -> Plan:
+    """Decide for every node of a captured model.
+
+    With ``ignore_findings`` an operation without a known reach is treated as same-cell where shapes
+    allow it and as a global reduction elsewhere: nothing is proved then.
+    """
+    return _Walk(traced, policy, ignore_findings).run()
+
+
+class _Refusal(Exception):
+    """Raised where a step does not fit the activity at hand; becomes a finding."""
+
+    def __init__(self, why: str, hint: str):
+        super().__init__(why)
+        self.why, self.hint = why, hint
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What a step does to the activities at hand."""
+
+    result: Tracked | tuple[Tracked, ...]
+    fill: float | None = None  # what inactive cells of the operands read as; None: read as they are
+    gated_rows: tuple[int, ...] | None = None  # only operands with these rows are gated; None: all
+    refill: bool = False
+    renormalise: Derivation | None = None
+
+
+@dataclass(slots=True)
+class _Walk:
+    traced: Trace
+    policy: Policy
+    ignore_findings: bool
+    rows: list[Activity] = field(default_factory=list)
+    interned: dict[Any, int] = field(default_factory=dict)
+    tracked: dict[str, Tracked | tuple[Tracked, ...] | None] = field(default_factory=dict)
+    nodes: dict[str, NodePlan] = field(default_factory=dict)
+    size_bound: str = ""
+
+    def run(self) -> Plan:
+        outputs: list[str] = []
+        for node in self.traced.module.graph.nodes:
+            if node.op == "placeholder":
+                rank = len(facts(node).shape)
+                self.rows.append(Activity((False, False) + (True,) * (rank - 2), None, ()))
+                self.tracked[node.name] = Tracked(0, image_level=True)
+            elif node.op == "output":
+                outputs += [n.name for n in node.all_input_nodes if self._is_gated_output(n)]
+            elif any(source.name in self.tracked for source in node.all_input_nodes):
+                self._visit(node)
+        self._report_problems()
+        return Plan(self.nodes, tuple(self.rows), tuple(dict.fromkeys(outputs)), self.size_bound)
+
+    def _report_problems(self) -> None:
+        for problem in self.traced.problems:
+            before = self.nodes.get(problem.node)
+            shapes: tuple[Any, ...] = ()
+            self.nodes[problem.node] = NodePlan(
+                problem.path,
+                before.kind if before else "in_place",
+                before.step if before else None,
+                before.result if before else None,
+                before.reads if before else (),
+                finding=Finding(problem.path, "in place", shapes, None, problem.why, problem.hint),
+            )
+
+    def _is_gated_output(self, node: torch.fx.Node) -> bool:
+        tracked = self.tracked.get(node.name)
+        return isinstance(tracked, Tracked) and not self.rows[tracked.row].is_global
+
+    def _visit(self, node: torch.fx.Node) -> None:
+        if reads_no_values(node):
+            return
+        source = node.args[0] if node.args else None
+        if isinstance(source, torch.fx.Node) and source.name in self.tracked:
+            several = self.tracked[source.name]
+            pick = _pick(node)
+            if pick is not None and (isinstance(several, tuple) or not facts(source).is_tensor):
+                self._pick(node, several, pick)
+                return
+        op = view(node, self.traced.module, lambda n: n.name in self.tracked)
+        try:
+            step = step_of(op)
+            if isinstance(step, steps.Refused):
+                raise _Refusal(step.why, step.hint)
+            sources = self._sources(op, step)
+            if isinstance(step, steps.Constant):
+                return
+            if sources is None:  # a finding further up leaves it open
+                self._note(node, op, step, None)
+                return
+            outcome = self._outcome(step, op, sources)
+        except _Refusal as refusal:
+            self._refused(node, op, refusal.why, refusal.hint)
+            return
+        except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+            self._refused(
+                node,
+                op,
+                f"its parameters are not understood ({error})",
+                "call it with plain numbers, or report it with the model's code",
+            )
+            return
+        reads = tuple(
+            (name, outcome.fill)
+            for name, tracked in sources
+            if outcome.fill is not None
+            and (outcome.gated_rows is None or tracked.row in outcome.gated_rows)
+            and self._may_gate(tracked)
+        )
+        renormalise = outcome.renormalise if reads else None
+        self._note(
+            node,
+            op,
+            step,
+            outcome.result,
+            reads=tuple(dict.fromkeys(reads)),
+            refill=outcome.refill,
+            renormalise=renormalise,
+            renormalise_of=sources[0][1].row if renormalise else None,
+        )
+
+    def _note(
+        self,
+        node: torch.fx.Node,
+        op: OpView,
+        step: steps.Step | None,
+        result: Tracked | tuple[Tracked, ...] | None,
+        **decided: Any,
+    ) -> None:
+        self.tracked[node.name] = result
+        self.nodes[node.name] = NodePlan(op.path, op.kind, step, result, **decided)
+
+    def _pick(
+        self, node: torch.fx.Node, several: Tracked | tuple[Tracked, ...] | None, index: int
+    ) -> None:
+        result = several[index] if isinstance(several, tuple) else None
+        self.tracked[node.name] = result
+        self.nodes[node.name] = NodePlan(facts(node).path, "getitem", None, result)
+
+    def _may_gate(self, tracked: Tracked) -> bool:
+        if self.policy.input == "raw" and tracked.image_level:
+            return False
+        return not self.rows[tracked.row].is_global
+
+    def _refused(self, node: torch.fx.Node, op: OpView, why: str, hint: str) -> None:
+        shapes = tuple(item.shape for _, item in op.masked())
+        finding = Finding(op.path, op.spelling, shapes, op.output, why, hint)
+        result = self._guess(op) if self.ignore_findings and facts(node).has_tensors else None
+        self._note(node, op, None, result, finding=finding)
+
+    def _guess(self, op: OpView) -> Tracked | tuple[Tracked, ...] | None:
+        """What every hook-based tool assumes: same shape, same cells. Not proved."""
+        sources = [
+            (item, tracked)
+            for _, item in op.masked()
+            if isinstance(tracked := self._tracked_of(item), Tracked)
+        ]
+        if not sources:
+            return None
+        shapes = op.output if isinstance(op.output[0], tuple) else (op.output,)
+        results = []
+        for shape in shapes:
+            same = next((t for item, t in sources if item.shape == shape), None)
+            first = sources[0][1].row
+            axes = tuple(i for i, f in enumerate(self.rows[first].full) if f and i)
+            row = same.row if same else self._anywhere(first, axes) if axes else first
+            if same is None:
+                row = self._rearranged(row, (0, *(None for _ in shape[1:])))
+            results.append(Tracked(row))
+        return tuple(results) if isinstance(op.output[0], tuple) else results[0]
+
+    # ------------------------------------------------------------------------- operands
+
+    def _tracked_of(self, item: TensorView) -> Tracked | tuple[Tracked, ...] | None:
+        tracked = self.tracked[item.node]
+        if isinstance(tracked, tuple) and item.item is not None:
+            return tracked[item.item]
+        return tracked
+
+    def _sources(self, op: OpView, step: steps.Step) -> list[tuple[str, Tracked]] | None:
+        """Masked operands with their activities; None where one is left open by a finding."""
+        allowed = {"input", "other", "dim"} if isinstance(step, steps.Join) else {"input"}
+        found = []
+        for name, item in op.masked():
+            if name not in allowed and not isinstance(step, steps.Constant):
+                if op.kind == "reshape":  # view_as: only the shape is read
+                    continue
+                raise _Refusal(
+                    f"its parameter {name!r} is computed from the image",
+                    "ConvAD needs parameters that do not depend on the image",
+                )
+            tracked = self._tracked_of(item)
+            if tracked is None:
+                return None
+            if isinstance(tracked, tuple):
+                raise _Refusal("it takes a tuple of tensors", "index the tuple first")
+            found.append((item.node, tracked))
+        return found
+
+    # -------------------------------------------------------------------------- activities
+
+    def _intern(
+        self,
+        how: Derivation,
+        of: tuple[int | None, ...],
+        full: tuple[bool, ...],
+        *,
+        padded: bool = False,
+    ) -> int:
+        key = (how.key, of, full, padded)
+        if key not in self.interned:
+            self.interned[key] = len(self.rows)
+            self.rows.append(Activity(full, how, of, padded))
+        return self.interned[key]
+
+    def _outcome(
+        self, step: steps.Step, op: OpView, sources: list[tuple[str, Tracked]]
+    ) -> _Outcome:
+        source = sources[0][1]
+        match step:
+            case steps.SameCell():
+                return _Outcome(source)
+            case steps.Join():
+                return self._join(step, op, sources)
+            case steps.Window():
+                return self._window(step, op, source)
+            case steps.AdaptivePool():
+                return self._adaptive_pool(step, op, source)
+            case steps.Resize():
+                return self._resize(step, op, source)
+            case steps.Statistic():
+                return self._statistic(step, source)
+            case steps.Reduce():
+                return self._reduce(step, source)
+            case steps.Concat():
+                return self._concat(step, op)
+            case steps.Pieces():
+                return _Outcome(tuple(self._take(take, op, source) for take in step.takes))
+            case steps.Take():
+                return _Outcome(self._take(step, op, source))
+            case _:
+                return _Outcome(Tracked(self._relabelled(step, op, source.row), source.image_level))
+
+    def _relabelled(self, step: steps.Step, op: OpView, row: int) -> int:
+        full = self.rows[row].full
+        match step:
+            case steps.Reshape(blocks):
+                return self._reshaped(blocks, op, row)
+            case steps.Rearrange(axes):
+                return self._rearranged(row, axes)
+            case steps.Expand(repeated):
+                if any(full[axis] for axis in repeated):
+                    raise _Refusal(
+                        "it repeats a position along an axis, so a cell appears at several places",
+                        "use interpolate(mode='nearest')",
+                    )
+                return row
+            case steps.Flip(axes):
+                flipped = tuple(axis for axis in axes if full[axis])
+                self._keep_batch(0 not in axes)
+                how = Derivation("flip", (("dims", flipped),))
+                return self._moved(how, row, full) if flipped else row
+            case steps.Pad():
+                return self._padded(step, op, row)
+            case steps.PixelShuffle():
+                return self._pixel_shuffled(step, op, row)
+            case steps.ChannelShuffle(groups):
+                how = Derivation("channel_shuffle", (("groups", groups),))
+                return self._moved(how, row, full) if full[1] else row
+        raise TypeError(f"no step {type(step).__name__}")
+
+    def _moved(self, how: Derivation, row: int, full: tuple[bool, ...]) -> int:
+        """A relabelling: what did not exist still does not."""
+        return self._intern(how, (row,), full, padded=self.rows[row].padded)
+
+    @staticmethod
+    def _keep_batch(kept: bool) -> None:
+        if not kept:
+            raise _Refusal(
+                "it moves or cuts the batch axis, so images (and masks) would mix",
+                "keep axis 0 for the batch",
+            )
+
+    # -------------------------------------------------------------------------- relabelling
+
+    def _rearranged(self, row: int, axes: tuple[int | None, ...]) -> int:
+        """Composed with the rearrangement that made the row, so that there and back is no step."""
+        self._keep_batch(axes[0] == 0)
+        how = self.rows[row].how
+        if how is not None and how.function == "rearrange":
+            before, base = dict(how.options)["axes"], self.rows[row].of[0]
+            assert base is not None
+            return self._rearranged(base, tuple(None if a is None else before[a] for a in axes))
+        full = self.rows[row].full
+        # along an axis that is not full one cell is as good as a new axis
+        axes = (0, *(a if a is not None and full[a] else None for a in axes[1:]))
+        here = tuple(a if a == 0 or wide else None for a, wide in enumerate(full))
+        if axes == here:
+            return row
+        how = Derivation("rearrange", (("axes", axes),))
+        return self._moved(how, row, tuple(a is not None and full[a] for a in axes))
+
+    def _reshaped(self, blocks: tuple[Any, ...], op: OpView, row: int) -> int:
+        full, before, after = self.rows[row].full, op.input.shape, op.output
+        self._keep_batch(blocks[0].inputs == (0,) == blocks[0].outputs)
+        wide = [False] * len(after)
+        axes: list[int | None] = [0] + [None] * (len(after) - 1)
+        spread: list[int] = []
+        for block in blocks[1:]:
+            positions = [i for i in block.inputs if full[i]]
+            if not positions:
+                continue
+            many_in = [i for i in block.inputs if before[i] > 1 or full[i]]
+            many_out = [j for j in block.outputs if after[j] > 1]
+            if len(many_in) > 1 and len(many_out) > 1:
+                raise _Refusal(
+                    "it merges axes of positions with others and cuts them anew, so that no output"
+                    " axis is an axis of the image",
+                    "permute first, and reshape whole axes",
+                )
+            outs = block.outputs if len(block.inputs) == 1 else many_out or block.outputs[:1]
+            for j in outs:
+                wide[j] = True
+            if len(many_in) == 1 and len(outs) == 1:
+                axes[outs[0]] = positions[0]
+            else:
+                spread += block.inputs
+        if not spread:
+            return self._rearranged(row, tuple(axes))
+        how = Derivation(
+            "reshaped",
+            (("spread", tuple(spread)), ("full", tuple(wide))),
+            (op.input.node, op.node),
+            (before[1:], after[1:]),
+        )
+        return self._moved(how, row, tuple(wide))
+
+    def _take(self, step: steps.Take, op: OpView, source: Tracked) -> Tracked:
+        full = self.rows[source.row].full
+        axis, index, result = 0, [], []
+        self._keep_batch(step.index[0] == slice(None))
+        for item in step.index:
+            if item is None:
+                index.append(None)
+                result.append(False)
+                continue
+            if isinstance(item, int):
+                index.append(item if full[axis] else 0)
+            else:
+                index.append(item if full[axis] else slice(None))
+                result.append(full[axis])
+            if full[axis] and item != slice(None) and op.sized:
+                self._bind_to_size(op)
+            axis += 1
+        if all(item == slice(None) for item in index):
+            return source
+        how = Derivation("take", (("index", tuple(index)),))
+        return Tracked(self._moved(how, source.row, tuple(result)), source.image_level)
+
+    def _padded(self, step: steps.Pad, op: OpView, row: int) -> int:
+        full = self.rows[row].full
+        self._keep_batch(step.padding[0] == (0, 0))
+        padding = tuple(
+            pair if wide else (0, 0) for pair, wide in zip(step.padding, full, strict=True)
+        )
+        first = next((i for i, pair in enumerate(padding) if pair != (0, 0)), None)
+        if first is None:
+            return row
+        if op.sized:
+            self._bind_to_size(op)
+        adds = step.mode == "constant" and any(lo > 0 or hi > 0 for lo, hi in padding)
+        options = (("padding", padding[first:]), ("mode", step.mode))
+        return self._intern(
+            Derivation("pad_activity", options),
+            (row,),
+            full,
+            padded=adds or self.rows[row].padded,
+        )
+
+    def _pixel_shuffled(self, step: steps.PixelShuffle, op: OpView, row: int) -> int:
+        full = self.rows[row].full
+        if not any(full[1:]):
+            return row
+        name = "pixel_unshuffle" if step.down else "pixel_shuffle"
+        if not step.down and not full[1]:
+            how = Derivation("upsampled", (("factor", step.factor),))
+            return self._moved(how, row, (False, False, True, True))
+        spread = self._moved(
+            Derivation("spread_as", (), (op.input.node,), (op.input.shape[1:],)),
+            row,
+            (False, True, True, True),
+        )
+        how = Derivation(name, (("factor", step.factor),))
+        return self._moved(how, spread, (False, True, True, True))
+
+    def _concat(self, step: steps.Concat, op: OpView) -> _Outcome:
+        rows: list[int | None] = []
+        levels, names, sizes = [], [], []
+        for item in op.input:
+            tracked = self._tracked_of(item) if item.masked else None
+            names.append(None if step.new else item.node)
+            sizes.append(item.shape[1:])
+            if tracked is None:
+                rows.append(None)
+                continue
+            assert isinstance(tracked, Tracked)
+            row = tracked.row
+            if step.new:
+                axes: list[int | None] = list(range(item.rank))
+                axes.insert(step.axis, None)
+                row = self._rearranged(row, tuple(axes))
+            rows.append(row)
+            levels.append(tracked.image_level)
+        self._keep_batch(step.axis != 0)
+        given = [row for row in rows if row is not None]
+        level = all(levels) and len(given) == len(rows)
+        first = self.rows[given[0]]
+        if len(given) == len(rows) and len(set(given)) == 1 and not first.full[step.axis]:
+            return _Outcome(Tracked(given[0], level))
+        full = [any(column) for column in zip(*(self.rows[r].full for r in given), strict=True)]
+        full[step.axis] = True
+        how = Derivation("concatenated", (("axis", step.axis),), tuple(names), tuple(sizes))
+        padded = None in rows or any(self.rows[r].padded for r in given)
+        return _Outcome(Tracked(self._intern(how, tuple(rows), tuple(full), padded=padded), level))
+
+    # -------------------------------------------------------------------------------- joins
+
+    def _join(self, step: steps.Join, op: OpView, sources: list[tuple[str, Tracked]]) -> _Outcome:
+        ranks = {item.rank for _, item in op.masked()}
+        if len(ranks) > 1 or len(op.output) not in ranks:
+            raise _Refusal(
+                "its operands have different ranks, so their axes do not belong together",
+                "reshape the smaller one to (N, C, 1, 1)",
+            )
+        if len(sources) == 1:
+            (_, item), tracked = next(op.masked()), sources[0][1]
+            full = self.rows[tracked.row].full
+            if any(f and n != m for f, n, m in zip(full, item.shape, op.output, strict=True)):
+                raise _Refusal("it repeats a position along an axis", "use interpolate")
+            return _Outcome(tracked)
+        (_, a), (_, b) = sources
+        level = a.image_level and b.image_level
+        if a.row == b.row:
+            return _Outcome(Tracked(a.row, level))
+        if self.rows[a.row].is_global != self.rows[b.row].is_global:
+            grid = b if self.rows[a.row].is_global else a
+            return _Outcome(Tracked(grid.row, level))
+        both_global = self.rows[a.row].is_global
+        first, second = sorted((a.row, b.row))
+        full = tuple(
+            x or y for x, y in zip(self.rows[a.row].full, self.rows[b.row].full, strict=True)
+        )
+        padded = self.rows[a.row].padded and self.rows[b.row].padded
+        if step.kind == "product":
+            how = Derivation("both")
+        else:
+            how = Derivation("sum_activity", (("tau", 0.0 if both_global else self.policy.tau),))
+        row = self._intern(how, (first, second), full, padded=padded)
+        fill = {"product": None, "sum": 0.0, "max": -math.inf, "min": math.inf}[step.kind]
+        return _Outcome(Tracked(row, level), fill=None if both_global else fill)
+
+    # ------------------------------------------------------------------------------ windows
+
+    def _strict(self, source: Tracked) -> bool:
+        return self.policy.input == "strict" and source.image_level
+
+    def _window(self, step: steps.Window, op: OpView, source: Tracked) -> _Outcome:
+        row = self.rows[source.row]
+        dims = len(step.kernel)
+        grid, inputs = row.full[2:], op.input.shape[1]
+        sizes = op.input.shape[2:]
+        combines = row.full[1] and step.groups > 0 and not (step.groups == inputs == step.channels)
+        if not any(grid) and not combines:
+            return _Outcome(Tracked(source.row))
+        if self._covers_grid(step, sizes):
+            if "kernel_size" not in op.sized:
+                self._bind_to_size(op)
+            return self._reduce(
+                steps.Reduce(tuple(range(2, 2 + dims)), keepdim=True, reads=step.reads), source
+            )
+        if op.sized & {"kernel_size", "stride", "padding", "dilation"}:
+            self._bind_to_size(op)
+        fill: float | None = -math.inf if step.reads == "max" else 0.0
+        if step.one_cell and not combines:
+            fill = None
+            if set(step.stride) == {1}:
+                return _Outcome(Tracked(source.row))
+        strict, base = self._strict(source), source.row
+        if step.keeps_grid and self.policy.attribution == "positional" and not strict:
+            geometry = self._geometry(step, grid, cut=True)
+            if not combines:
+                return self._renormalised_window(step, grid, _Outcome(Tracked(base), fill))
+        else:
+            geometry = self._geometry(step, grid)
+            if not step.transposed:
+                geometry, base = self._fold_padding(geometry, base, step)
+        options: tuple[tuple[str, Any], ...] = (*geometry, ("tau", self.policy.tau))
+        if strict:
+            options += (("whole", True),)
+        if step.ceil_mode:
+            options += (("ceil_mode", True),)
+        if step.mode != "constant":
+            options += (("mode", step.mode),)
+        if combines:
+            options += (("groups", step.groups), ("channels", step.channels))
+        how = Derivation("transposed_activity" if step.transposed else "window_activity", options)
+        channel = row.full[1] if not combines else step.groups > 1
+        result = self._intern(how, (base,), (False, channel, *grid))
+        return self._renormalised_window(step, grid, _Outcome(Tracked(result), fill))
+
+    @staticmethod
+    def _covers_grid(step: steps.Window, sizes: tuple[int, ...]) -> bool:
+        """Pooling without padding over everything there is."""
+        return (
+            step.groups == 0
+            and not step.transposed
+            and step.kernel == sizes
+            and set(step.dilation) == {1}
+            and all(lo == hi == 0 for lo, hi in step.padding)
+        )
+
+    @staticmethod
+    def _geometry(
+        step: steps.Window, grid: tuple[bool, ...], *, cut: bool = False
+    ) -> tuple[tuple[str, Any], ...]:
+        """The window where activity varies; elsewhere (and with ``cut``) a single cell."""
+        keep = [full and not cut for full in grid]
+
+        def where(values: tuple[Any, ...], otherwise: Any) -> tuple[Any, ...]:
+            return tuple(v if k else otherwise for v, k in zip(values, keep, strict=True))
+
+        return (
+            ("kernel", where(step.kernel, 1)),
+            ("stride", where(step.stride, 1)),
+            ("padding", where(step.padding, (0, 0))),
+            ("dilation", where(step.dilation, 1)),
+        )
+
+    def _fold_padding(
+        self, geometry: tuple[tuple[str, Any], ...], row: int, step: steps.Window
+    ) -> tuple[tuple[tuple[str, Any], ...], int]:
+        """Explicit padding right before a window is padding: neither exists for Phi."""
+        how, of = self.rows[row].how, self.rows[row].of
+        if how is None or how.function != "pad_activity" or step.ceil_mode:
+            return geometry, row
+        explicit = dict(how.options)
+        source = of[0]
+        if (
+            source is None
+            or self.rows[source].padded
+            or explicit["mode"] != "constant"
+            or step.mode != "constant"
+            or len(explicit["padding"]) > len(step.kernel)
+        ):
+            return geometry, row
+        missing = len(step.kernel) - len(explicit["padding"])
+        pairs = ((0, 0),) * missing + explicit["padding"]
+        options = dict(geometry)
+        options["padding"] = tuple(
+            (a + c, b + d) for (a, b), (c, d) in zip(options["padding"], pairs, strict=True)
+        )
+        return tuple(options.items()), source
+
+    def _renormalised_window(
+        self, step: steps.Window, grid: tuple[bool, ...], outcome: _Outcome
+    ) -> _Outcome:
+        if step.reads == "mean" and self.policy.pool == "renormalize":
+            options = self._geometry(step, grid)
+            if step.ceil_mode:
+                options += (("ceil_mode", True),)
+            outcome.renormalise = Derivation("window_renormalise", options)
+        return outcome
+
+    def _adaptive_pool(self, step: steps.AdaptivePool, op: OpView, source: Tracked) -> _Outcome:
+        full = self.rows[source.row].full
+        sizes = dict(enumerate(step.output_size, start=op.input.rank - len(step.output_size)))
+        axes = tuple(axis for axis, n in sizes.items() if full[axis] and n is not None)
+        if not axes:
+            return _Outcome(Tracked(source.row))
+        reduced = tuple(axis for axis in axes if sizes[axis] == 1)
+        if reduced == axes:
+            return self._reduce(steps.Reduce(axes, keepdim=True, reads=step.reads), source)
+        how = Derivation(
+            "adaptive_activity",
+            (("axes", axes), ("tau", self.policy.tau))
+            + ((("whole", True),) if self._strict(source) else ()),
+            (op.node,),
+            (op.output[1:],),
+        )
+        left = tuple(f and axis not in reduced for axis, f in enumerate(full))
+        outcome = _Outcome(
+            Tracked(self._intern(how, (source.row,), left)),
+            fill=-math.inf if step.reads == "max" else 0.0,
+        )
+        if step.reads == "mean" and self.policy.pool == "renormalize":
+            outcome.renormalise = Derivation("adaptive_renormalise", (("axes", axes),))
+        return outcome
+
+    def _resize(self, step: steps.Resize, op: OpView, source: Tracked) -> _Outcome:
+        full = self.rows[source.row].full
+        axes = tuple(axis for axis in range(2, len(full)) if full[axis])
+        if not axes:
+            return _Outcome(Tracked(source.row))
+        options: tuple[tuple[str, Any], ...] = (
+            ("mode", step.mode),
+            ("axes", axes),
+            ("tau", self.policy.tau),
+            ("align_corners", step.align_corners),
+            ("scale_factor", step.scale_factor),
+        )
+        if step.antialias:
+            options += (("antialias", True),)
+        if self._strict(source):
+            options += (("whole", True),)
+        how = Derivation(
+            "resize_activity",
+            options,
+            (op.node, op.input.node),
+            (op.output[1:], op.input.shape[1:]),
+        )
+        return _Outcome(Tracked(self._intern(how, (source.row,), full)), fill=0.0)
+
+    # ------------------------------------------------------------------ statistics, reductions
+
+    def _statistic(self, step: steps.Statistic, source: Tracked) -> _Outcome:
+        self._keep_batch(0 not in step.axes)
+        full = self.rows[source.row].full
+        if not any(full[axis] for axis in step.axes):
+            return _Outcome(source)
+        if step.refuse_full:
+            raise _Refusal(step.refuse_full, "ConvAD is defined for convolutional networks")
+        return _Outcome(Tracked(source.row), fill=0.0)
+
+    def _anywhere(self, row: int, axes: tuple[int, ...]) -> int:
+        full = tuple(f and axis not in axes for axis, f in enumerate(self.rows[row].full))
+        return self._intern(Derivation("anywhere", (("axes", axes),)), (row,), full)
+
+    def _reduce(self, step: steps.Reduce, source: Tracked) -> _Outcome:
+        row = self.rows[source.row]
+        self._keep_batch(0 not in step.axes)
+        axes = tuple(axis for axis in step.axes if row.full[axis])
+        kept = tuple(a for a in range(len(row.full)) if step.keepdim or a not in step.axes)
+
+        def finished(index: int, image_level: bool) -> Tracked | tuple[Tracked, ...]:
+            tracked = Tracked(self._rearranged(index, kept), image_level)
+            return (tracked,) * step.results if step.results else tracked
+
+        if not axes:
+            return _Outcome(finished(source.row, source.image_level))
+        if step.refuse_full:
+            raise _Refusal(step.refuse_full, "reduce over channels, or use amax")
+        left = tuple(f and axis not in axes for axis, f in enumerate(row.full))
+        if any(left[1:]):
+            options = (("axes", axes), ("tau", self.policy.tau))
+            index = self._intern(Derivation("share_activity", options), (source.row,), left)
+        else:
+            index = self._anywhere(source.row, axes)
+        outcome = _Outcome(
+            finished(index, False),
+            fill={"max": -math.inf, "min": math.inf}.get(step.reads, 0.0),
+            refill=step.reads in ("max", "min") and not any(left[1:]),
+        )
+        if step.reads == "mean" and self.policy.pool == "renormalize":
+            options = (("axes", axes), ("kept", kept))
+            outcome.renormalise = Derivation("mean_renormalise", options)
+        return outcome
+
+    def _bind_to_size(self, op: OpView) -> None:
+        self.size_bound = self.size_bound or op.path
+
+
+def _pick(node: torch.fx.Node) -> int | None:
+    """Which tensor of a tuple this node takes: ``[0]``, ``.values``, ``.indices``."""
+    if node.target is operator.getitem and isinstance(node.args[1], int):
+        return node.args[1]
+    if node.target is getattr and node.args[1] in ("values", "indices"):
+        return ("values", "indices").index(str(node.args[1]))
+    return None
+
+
+def iter_tracked(result: Tracked | tuple[Tracked, ...] | None) -> Iterator[Tracked]:
+    """The activities of a node, one for each tensor."""
+    if result is not None:
+        yield from _each(result)
+
+
+__all__ = [
+    "Activity",
+    "Derivation",
+    "Finding",
+    "NodePlan",
+    "Plan",
+    "Tracked",
+    "iter_tracked",
+    "plan",
+]

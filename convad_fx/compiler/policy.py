@@ -1,0 +1,63 @@
+"""The choices the paper leaves open, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from convad_fx.errors import PolicyError
+
+ATTRIBUTIONS = ("positional", "receptive")
+INPUTS = ("gate", "raw", "strict")
+POOLS = ("dilute", "renormalize")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How activity travels through the network (docs/meaning.md, "Policy").
+
+    >>> Policy(tau=0.5)
+    Policy(tau=0.5, attribution='positional', input='gate', pool='dilute')
+    >>> Policy.paper().attribution
+    'receptive'
+
+    Args:
+        tau: an output cell is active iff more than this share of the cells it reads is; in [0, 1).
+        attribution: "positional": windows that keep the grid leave activity where it is;
+            "receptive": the share is taken over the window there too.
+        input: "gate": the image is gated first; "raw": the first layer sees the whole image;
+            "strict": gated, and the first window stays active only where it is kept whole.
+        pool: "dilute": means divide by the full count; "renormalize": by the active count.
+
+    Raises:
+        PolicyError: a field out of its range, naming the range.
+    """
+
+    tau: float = 0.0
+    attribution: str = "positional"
+    input: str = "gate"
+    pool: str = "dilute"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tau, bool) or not isinstance(self.tau, int | float):
+            raise PolicyError(f"tau must be a number, not {self.tau!r}")
+        if not 0 <= self.tau < 1:
+            raise PolicyError(
+                f"tau must lie in [0, 1), not {self.tau}",
+                hint="with tau = 1 not even a fully visible cell would be active",
+            )
+        for field, allowed in (
+            ("attribution", ATTRIBUTIONS),
+            ("input", INPUTS),
+            ("pool", POOLS),
+        ):
+            if (value := getattr(self, field)) not in allowed:
+                raise PolicyError(f"{field} must be one of {', '.join(allowed)}, not {value!r}")
+
+    @classmethod
+    def paper(cls) -> Policy:
+        """The literal reading of arXiv 2510.01038: mean-kernel attribution, raw input, tau 0."""
+        return cls(tau=0.0, attribution="receptive", input="raw", pool="dilute")
+
+    def to_dict(self) -> dict[str, float | str]:
+        """The fields by name, for JSON."""
+        return asdict(self)

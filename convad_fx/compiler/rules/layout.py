@@ -1,0 +1,231 @@
+"""Axes and cells under new names: nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from convad_fx.compiler.axes import merge_blocks, reshape_blocks, split_blocks
+from convad_fx.compiler.ops import OpView
+from convad_fx.compiler.rules.registry import rule
+from convad_fx.compiler.steps import (
+    ChannelShuffle,
+    Concat,
+    Expand,
+    Flip,
+    Pad,
+    Pieces,
+    PixelShuffle,
+    Rearrange,
+    Refused,
+    Reshape,
+    Step,
+    Take,
+)
+
+
+@rule("reshape")
+def reshape(op: OpView) -> Step:
+    if any(isinstance(size, str) or "dtype" in str(type(size)) for size in op.shape):
+        return Refused("view(dtype) reinterprets memory", "use .to(dtype)")
+    return Reshape(reshape_blocks(op.input.shape, op.output))
+
+
+@rule("flatten", "flatten_module")
+def flatten(op: OpView) -> Step:
+    rank = op.input.rank
+    first, last = op.start_dim % rank, op.end_dim % rank
+    return Reshape(merge_blocks(rank, first, last))
+
+
+@rule("unflatten")
+def unflatten(op: OpView) -> Step:
+    return Reshape(split_blocks(op.input.rank, op.dim % op.input.rank, len(op.sizes)))
+
+
+@rule("unflatten_module")
+def unflatten_module(op: OpView) -> Step:
+    return Reshape(split_blocks(op.input.rank, op.dim % op.input.rank, len(op.unflattened_size)))
+
+
+@rule("permute")
+def permute(op: OpView) -> Step:
+    return Rearrange(tuple(axis % op.input.rank for axis in op.dims))
+
+
+@rule("transpose")
+def transpose(op: OpView) -> Step:
+    axes: list[int | None] = list(range(op.input.rank))
+    a, b = op.dim0 % op.input.rank, op.dim1 % op.input.rank
+    axes[a], axes[b] = axes[b], axes[a]
+    return Rearrange(tuple(axes))
+
+
+@rule("movedim")
+def movedim(op: OpView) -> Step:
+    rank = op.input.rank
+    sources = [a % rank for a in _listed(op.source)]
+    targets = [a % rank for a in _listed(op.destination)]
+    rest = iter(a for a in range(rank) if a not in sources)
+    placed = dict(zip(targets, sources, strict=True))
+    return Rearrange(tuple(placed[i] if i in placed else next(rest) for i in range(rank)))
+
+
+@rule("squeeze")
+def squeeze(op: OpView) -> Step:
+    rank = op.input.rank
+    asked = range(rank) if op.dim is None else [a % rank for a in _listed(op.dim)]
+    dropped = {axis for axis in asked if op.input.shape[axis] == 1}
+    return Rearrange(tuple(axis for axis in range(rank) if axis not in dropped))
+
+
+@rule("unsqueeze")
+def unsqueeze(op: OpView) -> Step:
+    axes: list[int | None] = list(range(op.input.rank))
+    axes.insert(op.dim % (op.input.rank + 1), None)
+    return Rearrange(tuple(axes))
+
+
+@rule("expand")
+def expand(op: OpView) -> Step:
+    return _expanded(op)
+
+
+@rule("repeat")
+def repeat(op: OpView) -> Step:
+    if any(
+        n > 1 and m != n for n, m in zip(op.input.shape, op.output[-op.input.rank :], strict=True)
+    ):
+        return Refused(
+            "it repeats cells along an axis, so a cell appears at several places",
+            "use interpolate(mode='nearest') or circular padding",
+        )
+    return _expanded(op)
+
+
+def _expanded(op: OpView) -> Step:
+    if len(op.output) != op.input.rank:
+        return Refused("it adds axes in front of the batch", "unsqueeze first, behind the batch")
+    changed = zip(op.input.shape, op.output, strict=True)
+    return Expand(tuple(i for i, (n, m) in enumerate(changed) if n != m))
+
+
+@rule("getitem")
+def getitem(op: OpView) -> Step:
+    index = op.index if isinstance(op.index, tuple) else (op.index,)
+    if not all(i is None or i is Ellipsis or isinstance(i, int | slice) for i in index):
+        return Refused(
+            "it indexes with a tensor or a list, so cells are picked one by one",
+            "use slices, chunk or split",
+        )
+    named = sum(i is not None and i is not Ellipsis for i in index)
+    rest = (slice(None),) * (op.input.rank - named)
+    if Ellipsis in index:
+        at = index.index(Ellipsis)
+        index = (*index[:at], *rest, *index[at + 1 :])
+    else:
+        index = (*index, *rest)
+    return Take(index)
+
+
+@rule("slice")
+def aten_slice(op: OpView) -> Step:
+    return _take(op, op.dim, slice(op.start, op.end, op.step))
+
+
+@rule("narrow")
+def narrow(op: OpView) -> Step:
+    return _take(op, op.dim, slice(op.start, op.start + op.length))
+
+
+@rule("select")
+def select(op: OpView) -> Step:
+    return _take(op, op.dim, op.index)
+
+
+def _take(op: OpView, dim: int, item: Any) -> Take:
+    index: list[Any] = [slice(None)] * op.input.rank
+    index[dim % op.input.rank] = item
+    return Take(tuple(index))
+
+
+@rule("flip")
+def flip(op: OpView) -> Step:
+    return Flip(tuple(sorted(axis % op.input.rank for axis in op.dims)))
+
+
+@rule("chunk", "split")
+def split(op: OpView) -> Step:
+    axis, start, takes = op.dim % op.input.rank, 0, []
+    for shape in op.output:
+        takes.append(_take(op, axis, slice(start, start + shape[axis])))
+        start += shape[axis]
+    return Pieces(tuple(takes))
+
+
+@rule("unbind")
+def unbind(op: OpView) -> Step:
+    return Pieces(tuple(_take(op, op.dim, i) for i in range(len(op.output))))
+
+
+@rule("cat")
+def cat(op: OpView) -> Step:
+    return Concat(op.dim % len(op.output))
+
+
+@rule("stack")
+def stack(op: OpView) -> Step:
+    return Concat(op.dim % len(op.output), new=True)
+
+
+@rule("pad")
+def pad(op: OpView) -> Step:
+    return _padding(op, op.pad, op.mode)
+
+
+@rule("zero_pad", "constant_pad")
+def constant_pad(op: OpView) -> Step:
+    return _padding(op, op.padding, "constant")
+
+
+@rule("reflection_pad")
+def reflection_pad(op: OpView) -> Step:
+    return _padding(op, op.padding, "reflect")
+
+
+@rule("replication_pad")
+def replication_pad(op: OpView) -> Step:
+    return _padding(op, op.padding, "replicate")
+
+
+@rule("circular_pad")
+def circular_pad(op: OpView) -> Step:
+    return _padding(op, op.padding, "circular")
+
+
+def _padding(op: OpView, flat: Sequence[int] | int, mode: str) -> Step:
+    """F.pad lists the last axis first: (left, right, top, bottom, ...)."""
+    rank = op.input.rank
+    numbers = list(flat) if isinstance(flat, Sequence) else [flat] * (2 * (rank - 2))
+    pairs = [(int(a), int(b)) for a, b in zip(numbers[::2], numbers[1::2], strict=True)]
+    missing = rank - len(pairs)
+    return Pad(((0, 0),) * missing + tuple(reversed(pairs)), mode)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(op: OpView) -> Step:
+    return PixelShuffle(op.upscale_factor)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(op: OpView) -> Step:
+    return PixelShuffle(op.downscale_factor, down=True)
+
+
+@rule("channel_shuffle")
+def channel_shuffle(op: OpView) -> Step:
+    return ChannelShuffle(op.groups)
+
+
+def _listed(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, Sequence) else (value,)

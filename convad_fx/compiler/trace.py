@@ -1,0 +1,465 @@
+"""From a trained module to a graph in eval form: leaf modules, human paths, shapes, nothing in place.
+
+The model is never changed: the graph's modules are shallow copies that share its parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx._symbolic_trace import _assert_is_none
+from torch.fx.node import map_aggregate
+
+from convad_fx.errors import ImageError, ModelError, UntraceableModel
+
+#: The one key under which this package keeps what it knows of a node.
+META = "convad"
+
+#: Batch of the shape propagation: a prime that no layer's width is likely to be, so that an axis
+#: into which the batch was merged is seen.
+BATCH = 13
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFact:
+    """Shape and dtype of a tensor in the graph, for a batch of `BATCH`."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What tracing knows of a node.
+
+    Attributes:
+        path: where it stands in the model, as a person would type it: ``layer1.0.add``.
+        value: `TensorFact`, a tuple of them, or the plain value (a size, a number) for the example.
+    """
+
+    path: str
+    value: Any
+
+    @property
+    def is_tensor(self) -> bool:
+        return isinstance(self.value, TensorFact)
+
+    @property
+    def has_tensors(self) -> bool:
+        return any(isinstance(item, TensorFact) for item in _flat(self.value))
+
+    @property
+    def shape(self) -> Any:
+        """A shape, a tuple of shapes, or None."""
+        if isinstance(self.value, TensorFact):
+            return self.value.shape
+        if self.has_tensors:
+            return tuple(
+                item.shape if isinstance(item, TensorFact) else None for item in _flat(self.value)
+            )
+        return None
+
+
+def facts(node: torch.fx.Node) -> Facts:
+    """What tracing knows of this node."""
+    known: Facts = node.meta[META]
+    return known
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        for item in value:
+            yield from _flat(item)
+    elif isinstance(value, dict):
+        yield from _flat(list(value.values()))
+    else:
+        yield value
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something tracing saw that no single operation's rule can see."""
+
+    node: str
+    path: str
+    why: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A captured model.
+
+    Attributes:
+        module: graph and modules, in eval form; every node carries `Facts`.
+        front_end: what captured it.
+        channels, grid: of the example image.
+        problems: what the checker must report beside what the rules say.
+    """
+
+    module: torch.fx.GraphModule
+    front_end: str
+    channels: int
+    grid: tuple[int, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+class PathTracer(torch.fx.Tracer):
+    """Symbolic tracing that keeps torch.nn modules as leaves."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return super().is_leaf_module(module, qualified_name)
+
+
+def trace(model: nn.Module, example: Tensor) -> Trace:
+    """Capture a model in eval mode for an example image batch (N, C, *grid).
+
+    Raises:
+        ModelError: not a module, or in training mode.
+        ImageError: the example is no image batch, or the model does not take it.
+        UntraceableModel: its forward has control flow that depends on the image.
+    """
+    _require_eval(model)
+    _require_image(example)
+    tracer = PathTracer()
+    attributes = set(vars(model))
+    try:
+        graph = tracer.trace(model, concrete_args=_defaults(model))
+    except Exception as error:  # whatever the model's own code raises on a proxy
+        raise UntraceableModel(
+            f"torch.fx cannot trace {type(model).__name__}: {_first_line(error)}",
+            hint="its forward decides by values or shapes at run time; "
+            "move that out of forward, or make the module that does it a torch.nn leaf",
+            path=_innermost_path(tracer),
+        ) from error
+    finally:
+        constants = _take_back(model, attributes)
+    _drop_defaults(graph, model)
+    module = _own_tree(model, tracer)
+    for name, constant in constants.items():
+        module.register_buffer(name, constant, persistent=False)
+    traced = torch.fx.GraphModule(module, graph, class_name=type(model).__name__)
+    adopt(traced, module)
+    _name_paths(graph)
+    aliases = _propagate(traced, example, model)
+    problems = _out_of_place(traced, aliases, model)
+    graph.eliminate_dead_code()
+    graph.lint()
+    traced.recompile()
+    return Trace(
+        traced, "torch.fx symbolic tracing", example.shape[1], tuple(example.shape[2:]), problems
+    )
+
+
+# ------------------------------------------------------------------------ what we are given
+
+
+def _require_eval(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"expected a torch.nn.Module, not {type(model).__name__}",
+            hint="functions can be wrapped in a Module",
+        )
+    training = next((name for name, m in model.named_modules() if m.training), None)
+    if training is not None:
+        raise ModelError(
+            f"{type(model).__name__} is in training mode: dropout and batch statistics would change"
+            " its answers",
+            hint="call model.eval()",
+            path=training,
+        )
+
+
+def _require_image(example: Tensor) -> None:
+    if not isinstance(example, Tensor) or not 3 <= example.dim() <= 5:
+        came = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ImageError(
+            f"the example is {came}; expected an image batch (N, C, H, W), or with one or three"
+            " grid axes",
+            hint="for example torch.zeros(1, 3, 224, 224)",
+        )
+    if not example.is_floating_point():
+        raise ImageError(
+            f"the example has dtype {example.dtype}; expected a floating point image batch",
+            hint="normalise the image as the model expects",
+        )
+
+
+def _take_back(model: nn.Module, attributes: set[str]) -> dict[str, Tensor]:
+    """The tensor constants that torch.fx left on the model; the model is as it was afterwards."""
+    left = {name: value for name, value in vars(model).items() if name not in attributes}
+    for name in left:
+        delattr(model, name)
+    return {name: value for name, value in left.items() if isinstance(value, Tensor)}
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """Every parameter of forward but the first, at its default: the model is called with an image."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _drop_defaults(graph: torch.fx.Graph, model: nn.Module) -> None:
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in reversed(inputs[1:]):
+        for user in list(node.users):  # torch.fx asserts that the default is what came
+            if user.target in (torch._assert, _assert_is_none):
+                graph.erase_node(user)
+        if not node.users:
+            graph.erase_node(node)
+    left = [node.name for node in graph.nodes if node.op == "placeholder"]
+    if len(left) != 1:
+        raise ModelError(
+            f"{type(model).__name__}.forward takes {len(left)} inputs ({', '.join(left)});"
+            " expected one image batch",
+            hint="wrap it in a module that fixes the others",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _innermost_path(tracer: torch.fx.Tracer) -> str:
+    stack = getattr(tracer, "module_stack", None)
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
+# ------------------------------------------------------------------------------ the modules
+
+
+def _own_tree(model: nn.Module, tracer: torch.fx.Tracer) -> nn.Module:
+    """The model's modules, copied shallowly: same parameter objects, own registries.
+
+    So `masked.to(...)` and `masked.eval()` never touch the model, and in-place activations can be
+    made out of place for the graph alone.
+    """
+    memo: dict[int, nn.Module] = {}
+
+    def own(module: nn.Module, path: str) -> nn.Module:
+        if id(module) in memo:
+            return memo[id(module)]
+        if path and tracer.is_leaf_module(module, path):
+            twin = copy.copy(module)
+            if getattr(twin, "inplace", False) is True:
+                twin.inplace = False  # type: ignore[assignment]
+        else:
+            twin = nn.Module()
+            twin._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+        memo[id(module)] = twin
+        twin.training = False
+        twin._parameters = dict(module._parameters)
+        twin._buffers = dict(module._buffers)
+        twin._modules = {
+            name: None if child is None else own(child, f"{path}.{name}" if path else name)
+            for name, child in module._modules.items()
+        }
+        return twin
+
+    return own(model, "")
+
+
+def adopt(traced: nn.Module, tree: nn.Module) -> None:
+    """Give a graph module the whole tree, also what its graph does not call: the model's keys."""
+    traced._modules = tree._modules
+    traced._parameters = tree._parameters
+    traced._buffers = tree._buffers
+    traced._non_persistent_buffers_set = tree._non_persistent_buffers_set
+    traced.training = False
+
+
+# --------------------------------------------------------------------------- paths and shapes
+
+
+def _name_paths(graph: torch.fx.Graph) -> None:
+    """``layer1.0.add_1``: the module's path, then the operation, numbered within the module."""
+    seen: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            path = str(node.target)
+        elif node.op in ("placeholder", "output", "get_attr"):
+            path = str(node.target)
+        else:
+            stack = node.meta.get("nn_module_stack") or {}
+            module = next(reversed(stack.values()))[0] if stack else ""
+            name = node.target if isinstance(node.target, str) else _bare_name(node.target)
+            path = f"{module}.{name}" if module else str(name)
+        count = seen[path]
+        seen[path] += 1
+        node.meta[META] = Facts(f"{path}_{count}" if count else path, None)
+
+
+def _bare_name(target: Any) -> str:
+    return str(getattr(target, "__name__", target)).strip("_")
+
+
+def _propagate(
+    traced: torch.fx.GraphModule, example: Tensor, model: nn.Module
+) -> dict[torch.fx.Node, Any]:
+    """Run the graph on fake tensors; facts get their values. -> node -> storage, for aliases."""
+    storages: dict[torch.fx.Node, Any] = {}
+
+    class Recorder(torch.fx.Interpreter):
+        def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if isinstance(self.module.get_submodule(target), nn.modules.batchnorm._NormBase):
+                return torch.empty_like(args[0])  # decomposing it takes most of the time otherwise
+            return super().call_module(target, args, kwargs)
+
+        def run_node(self, node: torch.fx.Node) -> Any:
+            result = super().run_node(node)
+            value = map_aggregate(result, _fact)
+            node.meta[META] = Facts(facts(node).path, value)
+            if isinstance(result, FakeTensor):
+                storages[node] = result.untyped_storage()._cdata
+            return result
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+        image = torch.empty((BATCH, *example.shape[1:]), dtype=example.dtype, device=example.device)
+        try:
+            Recorder(traced).run(image)
+        except Exception as error:
+            raise _refusal_of_run(error, traced, example, model) from error
+    return storages
+
+
+def _refusal_of_run(
+    error: Exception, traced: torch.fx.GraphModule, example: Tensor, model: nn.Module
+) -> Exception:
+    """Why the shapes could not be followed: the image does not fit, or values decide."""
+    failed = next(
+        (n for n in traced.graph.nodes if n.op != "placeholder" and facts(n).value is None), None
+    )
+    path = facts(failed).path if failed is not None else ""
+    if "DataDependent" in type(error).__name__ or "DynamicOutputShape" in type(error).__name__:
+        return UntraceableModel(
+            "what it computes decides the shape of tensors or the course of the program",
+            hint="Assumption 1 needs sizes that do not depend on pixels",
+            path=path,
+        )
+    return ImageError(
+        f"{type(model).__name__} does not take a batch of shape"
+        f" {(BATCH, *example.shape[1:])} {str(example.dtype).removeprefix('torch.')}:"
+        f" {_first_line(error)}",
+        hint="pass an example of the size, dtype and device the model expects;"
+        " any batch size must work",
+        path=path,
+    )
+
+
+def _fact(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return TensorFact(tuple(value.shape), value.dtype)
+    return value
+
+
+# ---------------------------------------------------------------------------- out of place
+
+_OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ipow: operator.pow,
+}
+
+
+def _out_of_place(
+    traced: torch.fx.GraphModule, storages: dict[torch.fx.Node, Any], model: nn.Module
+) -> tuple[Problem, ...]:
+    """Rewrite in-place operations out of place: later readers of the operand read the result.
+
+    Where the operand is a view of something that is read again, that something would have changed
+    too: a problem, reported with the findings.
+    """
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    problems = []
+    for node in list(traced.graph.nodes):
+        operand = _changed_in_place(node, model)
+        if operand is None:
+            continue
+        for other, storage in storages.items():
+            shares = storage == storages.get(operand) and other is not operand
+            if not shares or order[other] >= order[node]:
+                continue
+            if not (_reaches(other, operand) or _reaches(operand, other)):
+                continue
+            if any(order[user] > order[node] for user in other.users):
+                problems.append(
+                    Problem(
+                        node.name,
+                        facts(node).path,
+                        f"changes {facts(operand).path} in place, and {facts(other).path},"
+                        " which shares its memory, is read afterwards",
+                        "use the operation that returns a new tensor",
+                    )
+                )
+        for user in list(operand.users):
+            if user is not node and order[user] > order[node]:
+                user.replace_input_with(operand, node)
+    return tuple(problems)
+
+
+def _changed_in_place(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node | None:
+    """The operand that this node changes, after the node itself was made out of place."""
+    operand = node.args[0] if node.args else node.kwargs.get("input")
+    if not isinstance(operand, torch.fx.Node) or not facts(operand).is_tensor:
+        return None
+    if node.op == "call_module":
+        # the flag is cleared in the graph's own modules; the model's still say what was meant
+        module = model.get_submodule(str(node.target))
+        return operand if getattr(module, "inplace", False) is True else None
+    if node.op == "call_function":
+        if node.target in _OUT_OF_PLACE:
+            node.target = _OUT_OF_PLACE[node.target]
+            return operand
+        name = getattr(node.target, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):
+            plain = getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
+            if plain is not None:
+                node.target = plain
+                return operand
+        return operand if _clear_inplace_argument(node) else None
+    if node.op == "call_method":
+        name = str(node.target)
+        if name.endswith("_") and not name.endswith("__") and hasattr(Tensor, name[:-1]):
+            node.target = name[:-1]
+            return operand
+    return None
+
+
+def _clear_inplace_argument(node: torch.fx.Node) -> bool:
+    try:
+        signature = inspect.signature(node.target)  # type: ignore[arg-type]
+        bound = signature.bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # builtins have no signature, and no inplace argument
+        return False
+    if bound.arguments.get("inplace") is not True:
+        return False
+    bound.arguments["inplace"] = False
+    node.args, node.kwargs = bound.args, bound.kwargs
+    return True
+
+
+def _reaches(source: torch.fx.Node, target: torch.fx.Node) -> bool:
+    """Is there a path of uses from source to target?"""
+    seen, queue = {source}, [source]
+    while queue:
+        node = queue.pop()
+        if node is target:
+            return True
+        fresh = [user for user in node.users if user not in seen]
+        seen.update(fresh)
+        queue += fresh
+    return False
