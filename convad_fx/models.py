@@ -134,7 +134,7 @@ def resolve(
 def _torchvision(name: str, weights: str, choices: _Choices) -> Classifier:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise ModelError(_no_such_model(name, names), hint=_spelling(name, names))
+        raise ModelError(_no_such_model(name), hint=_spelling(name, names))
     published = torchvision.models.get_model_weights(name)
     build = functools.partial(_build, name)
 
@@ -260,7 +260,7 @@ def _timm(name: str, weights: str, choices: _Choices) -> Classifier:
     short, _, tag = name.removeprefix("timm:").partition(".")
     if not timm.is_model(short):
         names = [f"timm:{n}" for n in timm.list_models()]
-        raise ModelError(_no_such_model(name, names), hint=_spelling(name, names))
+        raise ModelError(_no_such_model(name), hint=_spelling(name, names))
 
     def build(classes: int) -> nn.Module:
         model: nn.Module = timm.create_model(short, num_classes=classes)
@@ -528,7 +528,7 @@ def _not_fetched(what: str, url: str, error: Exception) -> ConvadError:
     )
 
 
-def _no_such_model(name: str, names: Sequence[str]) -> str:
+def _no_such_model(name: str) -> str:
     if name.startswith("timm:"):
         return f"timm has no model {name.removeprefix('timm:')!r}"
     if name in torchvision.models.list_models():
