@@ -1,0 +1,29 @@
+"""From a masked network to an explanation: which pixels suffice for its answer?
+
+>>> import torch
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).eval()
+>>> why = explain(occlusion(model), torch.rand(1, 8, 8))
+>>> why.sufficient
+True
+
+Everything here takes any callable `(x, mask) -> logits` (a `Masker`): a network that switches
+regions off, and one that is shown paint, are explained by the same code.
+"""
+
+from convad_fx.explain.evaluate import Evaluator, Scores
+from convad_fx.explain.explainer import explain
+from convad_fx.explain.explanation import DamagedExplanation, Explanation
+from convad_fx.explain.masker import Masker, Occlusion, occlusion
+from convad_fx.explain.responsibility import Search
+
+__all__ = [
+    "DamagedExplanation",
+    "Evaluator",
+    "Explanation",
+    "Masker",
+    "Occlusion",
+    "Scores",
+    "Search",
+    "explain",
+    "occlusion",
+]

@@ -1,0 +1,182 @@
+"""Many masks on one image, in bounded batches: all questions to the network go through here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convad_fx.errors import ImageError, ModelError
+from convad_fx.explain.options import check_count
+
+if TYPE_CHECKING:
+    from convad_fx.explain.masker import Masker
+
+Mask: TypeAlias = NDArray[np.bool_]  # (H, W), True = kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """What the network says of K masks.
+
+    Args:
+        top: the class it gives, (K,) integers.
+        confidence: softmax of one target class, (K,), in [0, 1].
+    """
+
+    top: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+    def passing(self, target: int, at_least: float) -> NDArray[np.bool_]:
+        """Whether `target` is the class given, with a confidence of `at_least`; (K,)."""
+        passing: NDArray[np.bool_] = (self.top == target) & (self.confidence >= at_least)
+        return passing
+
+
+class Evaluator:
+    """Asks a masker about one image, and counts.
+
+    >>> def brightness(x, mask):
+    ...     kept = torch.where(mask, x, 0).mean((1, 2, 3))
+    ...     return torch.stack([-kept, kept], 1)
+    >>> evaluator = Evaluator(brightness, torch.ones(3, 8, 8), batch_size=2)
+    >>> nothing, everything = np.zeros((8, 8), bool), np.ones((8, 8), bool)
+    >>> evaluator.scores([everything, nothing, everything], target=1).confidence.round(2).tolist()
+    [0.88, 0.5, 0.88]
+    >>> evaluator.evaluations                                  # identical masks are asked once
+    2
+
+    Masks are drawn from their iterable one batch at a time, so that there may be more of them than
+    fit in memory; what is kept of each is its logits.
+
+    Args:
+        masker: `(x, mask) -> logits`.
+        image: (C, H, W) or (1, C, H, W), floating point; masks are moved to its device.
+        batch_size: masks that go through the network at once.
+        bar: a tqdm-like object, told of every evaluation by `bar.update(n)`.
+
+    Raises:
+        ImageError: the image is not one floating-point image.
+        PolicyError: batch_size is not a positive whole number.
+    """
+
+    def __init__(
+        self, masker: Masker, image: Tensor, *, batch_size: int = 64, bar: Any = None
+    ) -> None:
+        check_count("batch_size", batch_size, least=1, hint="64 is usual; 1 needs least memory")
+        self.image = as_batch(image)
+        self.batch_size = batch_size
+        self.evaluations = 0
+        self._masker, self._bar = masker, bar
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the image, and of every mask."""
+        return int(self.image.shape[2]), int(self.image.shape[3])
+
+    def scores(self, masks: Iterable[Mask], target: int) -> Scores:
+        """What the network says of each mask (H, W), in order.
+
+        Raises:
+            ModelError: the masker's answer is not one row of two or more finite logits per mask.
+        """
+        logits = self.logits(masks)
+        if not len(logits):
+            return Scores(np.zeros(0, np.int64), np.zeros(0, np.float64))
+        confidence = torch.softmax(logits, 1)[:, target]
+        return Scores(logits.argmax(1).numpy(), confidence.numpy())
+
+    def logits(self, masks: Iterable[Mask]) -> Tensor:
+        """Logits (K, classes) of K masks (H, W), in order; float64, on the CPU."""
+        seen: dict[bytes, int] = {}
+        rows: list[int] = []
+        found: list[Tensor] = []
+        fresh = self._fresh(masks, seen, rows)
+        while batch := list(islice(fresh, self.batch_size)):
+            found.append(self._ask(np.stack(batch)))
+        if not found:
+            return torch.zeros(0, 0, dtype=torch.float64)
+        return torch.cat(found)[rows]
+
+    def _fresh(
+        self, masks: Iterable[Mask], seen: dict[bytes, int], rows: list[int]
+    ) -> Iterator[Mask]:
+        """The masks not met before; `rows` gets, for every mask, the number of its like."""
+        for mask in masks:
+            key = blake2b(np.packbits(mask).tobytes(), digest_size=16).digest()
+            new = key not in seen
+            rows.append(seen.setdefault(key, len(seen)))
+            if new:
+                yield mask
+
+    def _ask(self, masks: NDArray[np.bool_]) -> Tensor:
+        mask = torch.from_numpy(masks)[:, None].to(self.image.device)
+        with torch.inference_mode():
+            logits = self._masker(self.image, mask)
+        if not isinstance(logits, Tensor):
+            raise ModelError(
+                f"the masker returned {type(logits).__name__}, not a tensor of logits",
+                hint="wrap it so that it returns logits (N, classes) alone",
+            )
+        if logits.ndim != 2 or len(logits) != len(masks) or logits.shape[1] < 2:
+            raise ModelError(
+                f"the masker answered {len(masks)} masks with shape {tuple(logits.shape)}, "
+                "not (N, classes) with two classes or more",
+                hint="wrap it so that it returns one row of logits per mask "
+                "(for one yes-or-no logit z: the two columns 0 and z)",
+            )
+        # Softmax in double precision on the CPU: the same on every device.
+        logits = logits.double().cpu()
+        finite = logits.isfinite().all(1)
+        if not finite.all():
+            kept = masks[int(finite.logical_not().nonzero()[0])].mean()
+            raise ModelError(
+                f"the logits are not finite with {kept:.0%} of the image kept",
+                hint="look for NaN or infinity in the image and in the weights, or for overflow "
+                "in a low-precision dtype",
+            )
+        self.evaluations += len(masks)
+        if self._bar is not None:
+            self._bar.update(len(masks))
+        return logits
+
+
+def as_batch(image: Tensor) -> Tensor:
+    """One image as (1, C, H, W), from (C, H, W) or (1, C, H, W).
+
+    >>> as_batch(torch.zeros(3, 8, 8)).shape
+    torch.Size([1, 3, 8, 8])
+
+    Raises:
+        ImageError: anything else, saying what came.
+    """
+    if not isinstance(image, Tensor):
+        raise ImageError(
+            f"the image must be a tensor, not {type(image).__name__}",
+            hint="preprocess it as for the network: float, (C, H, W) or (1, C, H, W)",
+        )
+    if image.ndim == 4 and len(image) != 1:
+        raise ImageError(
+            f"one image is explained at a time, not a batch of {len(image)}",
+            hint="pass x[i] for each i",
+        )
+    if image.ndim not in (3, 4):
+        raise ImageError(
+            f"the image must have shape (C, H, W) or (1, C, H, W), not {tuple(image.shape)}",
+            hint="preprocess it as for the network",
+        )
+    if not image.is_floating_point():
+        raise ImageError(
+            f"the image must be floating point, not {image.dtype}",
+            hint="preprocess it as for the network: scale and normalise",
+        )
+    if not image.numel():
+        raise ImageError(f"the image is empty: {tuple(image.shape)}", hint="pass H, W >= 1")
+    return image.detach().reshape(1, *image.shape[-3:])

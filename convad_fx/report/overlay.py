@@ -1,0 +1,197 @@
+"""One picture that shows an explanation: image, responsibility of its pixels, what suffices."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from convad_fx.errors import ImageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from convad_fx.explain import Explanation
+
+COLOURS = "inferno"
+"""The responsibility's colour map: even to the eye, and readable in grey."""
+
+_OUTLINE = "#ff2d7e"  # seldom in photos, and seen on light and dark alike
+_DIMMED = 0.25
+
+
+def draw(
+    explanation: Explanation, image: NDArray[Any], axes: Sequence[Axes] | None = None
+) -> Figure:
+    """Image, responsibility map and explanation, side by side.
+
+    >>> import torch
+    >>> from convad_fx.explain import explain, occlusion
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).eval()
+    >>> x = torch.rand(1, 8, 8)
+    >>> figure = draw(explain(occlusion(model), x), x[0].numpy())
+    >>> len(figure.axes)
+    3
+
+    Kept pixels stand in colour and outlined, the others are grey and dark.
+
+    Args:
+        explanation: what to show.
+        image: what a person sees, before normalisation: (H, W, 3) or (H, W), uint8 in 0..255 or
+            floating point in [0, 1].
+        axes: three matplotlib axes to draw into, for a figure of one's own; None makes a figure.
+
+    Returns:
+        The figure; no display is needed, and matplotlib's global state is not touched.
+
+    Raises:
+        ImageError: the image does not fit the explanation, or is not one.
+    """
+    shown = _displayable(image, explanation.mask.shape)
+    if axes is None:
+        height, width = explanation.mask.shape
+        # Three panels of 3 inches; the height follows the image's, within reason.
+        figure = Figure(figsize=(9.6, 0.75 + min(6.0, max(1.5, 3.0 * height / width))))
+        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
+        FigureCanvasAgg(figure)
+        axes = list(figure.subplots(1, 3))
+    left, middle, right = axes
+    _draw_image(left, explanation, shown)
+    _draw_map(middle, explanation, shown)
+    _draw_kept(right, explanation, shown)
+    for panel in axes:
+        panel.set_axis_off()
+    root = left.get_figure(root=True)
+    assert root is not None, "axes that were removed from their figure"
+    return root
+
+
+def save(
+    explanation: Explanation, image: NDArray[Any], directory: Path | str, stem: str
+) -> tuple[Path, Path]:
+    """Write `directory/stem.json` and `directory/stem.png`; returns both paths.
+
+    The JSON is the whole explanation (`Explanation.from_json` reads it), the PNG is what `draw`
+    draws. The directory is made if it does not exist; files of these names are replaced.
+
+    Args:
+        explanation: what to save.
+        image: as in `draw`.
+        directory: where to.
+        stem: the files' name, without folder and ending.
+
+    Raises:
+        ImageError: the image does not fit the explanation, or the stem is not a plain name.
+        OSError: the files cannot be written.
+    """
+    if not stem or stem in (".", "..") or set(stem) & set("/\\\0"):
+        raise ImageError(
+            f"{stem!r} cannot name a file", hint="pass a name without folder and ending, as stem"
+        )
+    figure = draw(explanation, image)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not with_suffix: a stem may have dots of its own.
+    text, picture = folder / f"{stem}.json", folder / f"{stem}.png"
+    text.write_text(explanation.to_json() + "\n", encoding="utf-8")
+    with warnings.catch_warnings():
+        # A class name in a script that the font lacks shows boxes; that is no reason to fail.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        # Without the version, the same explanation gives the same file.
+        figure.savefig(picture, dpi=150, metadata={"Software": None})
+    return text, picture
+
+
+def _displayable(image: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    image = np.asarray(image)
+    hint = "pass the picture before normalisation: (H, W, 3), uint8, or float in [0, 1]"
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ImageError(f"an array of shape {image.shape} is no picture", hint=hint)
+    if image.shape[:2] != shape:
+        raise ImageError(
+            f"a picture of {image.shape[0]}x{image.shape[1]} pixels does not fit an explanation of "
+            f"{shape[0]}x{shape[1]}",
+            hint="pass what the network saw: after resizing and cropping",
+        )
+    if image.dtype == np.uint8:
+        image = image / 255.0
+    elif not np.issubdtype(image.dtype, np.floating):
+        raise ImageError(f"a picture of dtype {image.dtype} has no known range", hint=hint)
+    # The margin is for rounding in a normalisation undone.
+    if not (image.min() >= -1e-3 and image.max() <= 1 + 1e-3):  # NaN fails, too
+        raise ImageError(
+            f"the picture's values lie in [{image.min():.3g}, {image.max():.3g}], not in [0, 1]",
+            hint=hint,
+        )
+    return np.clip(np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64), 0.0, 1.0)
+
+
+def _draw_image(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
+    axes.imshow(shown)
+    _title(
+        axes,
+        explanation.title,
+        f"confidence {explanation.confidence_whole:.3f}",
+    )
+
+
+def _draw_map(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
+    values = explanation.responsibility
+    axes.imshow(_grey(shown), cmap="gray", vmin=0, vmax=1)
+    peak = float(values.max())
+    axes.imshow(values, cmap=COLOURS, vmin=0, vmax=peak or 1.0, alpha=0.75 if peak else 0.0)
+    below = f"{explanation.evaluations:,} evaluations"
+    _title(axes, "responsibility" if peak else "no responsibility found", below)
+
+
+def _draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
+    mask = explanation.mask
+    hidden = np.repeat((_grey(shown) * _DIMMED)[:, :, None], 3, axis=2)
+    axes.imshow(np.where(mask[:, :, None], shown, hidden))
+    if mask.any():
+        # A margin of hidden pixels closes the outline where the set touches the border.
+        rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
+        outline = np.pad(mask, 1).astype(float)
+        axes.contour(columns, rows, outline, levels=[0.5], colors=_OUTLINE, linewidths=1.2)
+        axes.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
+    verdict = "sufficient" if explanation.sufficient else "NOT sufficient"
+    _title(
+        axes,
+        f"{verdict}: {explanation.size:.1%} of the pixels",
+        f"confidence {explanation.confidence_recheck:.3f}, "
+        f"needed {explanation.gamma * explanation.confidence_whole:.3f}",
+    )
+
+
+def _grey(shown: NDArray[np.float64]) -> NDArray[np.float64]:
+    luminance: NDArray[np.float64] = shown @ np.array([0.299, 0.587, 0.114])
+    return luminance
+
+
+def _title(axes: Axes, above: str, below: str) -> None:
+    # A dollar sign in a class name is a dollar sign, not mathematics.
+    axes.set_title(f"{_short(above)}\n", fontsize=11, fontweight="bold", parse_math=False)
+    axes.annotate(
+        below,
+        xy=(0.5, 1.0),
+        xytext=(0, 6),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=9,
+        color="0.35",
+        parse_math=False,
+    )
+
+
+def _short(name: str, most: int = 34) -> str:
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
