@@ -24,7 +24,7 @@ class ConvadError(Exception):
         where = f"{path}: " if path else ""
         super().__init__(where + what + (f"; {hint}" if hint else ""))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.hint, self.path)
 
 

@@ -129,7 +129,8 @@ def window_activity(
     """
     geometry = (kernel, stride, padding, dilation, ceil_mode, mode)
     if groups:
-        activity, exists = _in_groups(activity, groups), _in_groups(exists, groups)
+        activity = _in_groups(activity, groups)
+        exists = None if exists is None else _in_groups(exists, groups)
     active, existing = _counts(
         activity, exists, geometry, tau=tau, whole=whole, combine=bool(groups)
     )
@@ -196,12 +197,11 @@ def transposed_activity(
     return result
 
 
-def _in_groups(activity: Tensor | None, groups: int) -> Tensor | None:
+def _in_groups(activity: Tensor, groups: int) -> Tensor:
     """(N, C, *grid) -> (N, G, C/G, *grid), or (N, 1, 1, *grid) where C is stored as 1."""
-    if activity is None:
-        return None
-    groups = groups if activity.shape[1] > 1 else 1
-    return activity.unflatten(1, (groups, -1))
+    n, c, *grid = activity.shape
+    groups = groups if c > 1 else 1
+    return activity.reshape(n, groups, c // groups, *grid)
 
 
 def _decide(active: Tensor, existing: Tensor | int | None, tau: float, whole: bool) -> Tensor:
@@ -216,7 +216,8 @@ def _decide(active: Tensor, existing: Tensor | int | None, tau: float, whole: bo
     return share if isinstance(existing, int) else share | (existing == 0)
 
 
-def _ratio(active: Tensor, existing: Tensor | int, z: Tensor) -> Tensor:
+def _ratio(active: Tensor, existing: Tensor | int | None, z: Tensor) -> Tensor:
+    assert existing is not None  # None answers "any", which no ratio asks
     full = existing if isinstance(existing, Tensor) else torch.full_like(active, existing)
     ratio = full.to(torch.float32) / active.clamp(min=1).to(torch.float32)
     return torch.where(active > 0, ratio, 1.0).to(z.dtype)
@@ -565,7 +566,7 @@ def concatenated(
     """
     given = [a for a in activities if isinstance(a, Tensor)]
     shape = list(
-        torch.broadcast_shapes(
+        torch.broadcast_shapes(  # type: ignore[no-untyped-call]
             *([n if i != axis else 1 for i, n in enumerate(a.shape)] for a in given)
         )
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Block:
-    """Input axes that become output axes. One to one: kept. Many to one: merged. One to many: split."""
+    """Input axes that become output axes: one to one kept, many to one merged, one to many cut."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -26,11 +26,6 @@ class Block:
     def __repr__(self) -> str:
         show = ",".join
         return f"Block({show(map(str, self.inputs))} -> {show(map(str, self.outputs))})"
-
-    @property
-    def interleaves(self) -> bool:
-        """Several axes are merged and cut anew elsewhere: no output axis stems from one input axis."""
-        return len(self.inputs) > 1 and len(self.outputs) > 1
 
 
 def reshape_blocks(before: Sequence[int], after: Sequence[int]) -> tuple[Block, ...]:

@@ -29,7 +29,7 @@ class Report:
         operations: how many operations of each kind the image reaches.
         activities: how many different activities there are, the mask among them.
         gated: operations that read gated input.
-        size_bound: path of the operation that binds the conversion to the example's image size, or "".
+        size_bound: path of the operation that holds for the example's image size only, or "".
         findings: every place where the assumption is not shown to hold.
     """
 

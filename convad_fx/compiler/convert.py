@@ -11,7 +11,7 @@ from convad_fx.compiler.policy import Policy
 from convad_fx.compiler.rewrite import rewrite
 from convad_fx.compiler.simplify import simplify as simplify_graph
 from convad_fx.compiler.trace import trace
-from convad_fx.errors import ImageError, ModelError, PolicyError, UnsupportedModel, UntraceableModel
+from convad_fx.errors import PolicyError, UnsupportedModel, UntraceableModel
 
 ON_FINDING = ("raise", "ignore")
 
@@ -27,8 +27,8 @@ def convert(
     """Compile a trained network to ``masked(x, mask)``.
 
     >>> masked = convert(model, torch.zeros(1, 3, 224, 224))
-    >>> logits = masked(x, mask)          # x (N, 3, 224, 224), mask bool (N, 1, 224, 224), True = kept
-    >>> masked.compile()                  # torch.compile, nothing of our own
+    >>> logits = masked(x, mask)     # x (N, 3, 224, 224), mask bool (N, 1, 224, 224), True = kept
+    >>> masked.compile()             # torch.compile, nothing of our own
 
     Args:
         model: in eval mode. It is not changed; its parameters are shared.
@@ -80,6 +80,3 @@ def check(model: nn.Module, example: Tensor, policy: Policy | None = None) -> Re
     except UntraceableModel as error:
         return untraceable(type(model).__name__, error.path, error.what, error.hint)
     return report_of(traced, plan(traced, policy or Policy()), type(model).__name__)
-
-
-__all__ = ["ImageError", "ModelError", "check", "convert"]

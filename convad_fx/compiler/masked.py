@@ -51,8 +51,8 @@ class MaskedModule(torch.fx.GraphModule):
     >>> torch.equal(masked(x), model(x))             # no mask: all kept, bit for bit the model
     True
 
-    x is (N, C, H, W), the mask bool (N, 1, H, W); either batch may be 1. With one or three grid axes
-    instead of two, likewise. Parameters are the model's own; `.to(...)` makes them this module's.
+    x is (N, C, H, W), the mask bool (N, 1, H, W); either batch may be 1. One or three grid axes
+    instead of two work likewise. Parameters are the model's own until `.to(...)` copies them.
 
     Attributes:
         policy: what the conversion was asked for.
@@ -84,7 +84,7 @@ class MaskedModule(torch.fx.GraphModule):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedModule:
-        """`.to()`, `.double()`, `.cuda()`: on parameters of our own, so that the model keeps its."""
+        """`.to()`, `.double()`, `.cuda()`: on parameters of our own; the model keeps its."""
         fresh: dict[int, nn.Parameter] = {}  # tied parameters stay tied
         for module in self.modules():
             for name, parameter in module._parameters.items():
@@ -94,7 +94,7 @@ class MaskedModule(torch.fx.GraphModule):
                         nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad),
                     )
                     module._parameters[name] = own
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskedModule:

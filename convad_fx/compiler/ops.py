@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,8 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 import torchvision.ops
-from torchvision.models import swin_transformer
 from torch import nn
+from torchvision.models import swin_transformer
 
 from convad_fx.compiler.trace import facts
 
@@ -38,6 +38,7 @@ class TensorView:
 
     @property
     def rank(self) -> int:
+        """Number of axes."""
         return len(self.shape)
 
 
@@ -91,6 +92,7 @@ class Signature:
 
     @classmethod
     def parse(cls, text: str) -> Signature:
+        """Words ``name`` or ``name=default``; a last ``*name`` takes all that follow."""
         names, defaults = [], {}
         for word in text.split():
             name, _, default = word.partition("=")
@@ -120,56 +122,62 @@ def _is_list(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """How one kind of operation is written."""
+    """How one kind of operation is written.
+
+    Attributes:
+        kind: its name, and that of its rule.
+        signature: parameter names in order, see `Signature`.
+        modules: classes in torch.nn. ``#d`` stands for 1d, 2d and 3d, here and in functions.
+        functions: names in torch.nn.functional, torch and aten, wherever they exist.
+        methods: of tensors.
+        others: functions from elsewhere.
+    """
 
     kind: str
     signature: str
-    modules: tuple[type[nn.Module], ...] = ()
-    functions: tuple[Any, ...] = ()
-    methods: tuple[str, ...] = ()
+    modules: str = ""
+    functions: str = ""
+    methods: str = ""
+    others: tuple[Any, ...] = ()
+
+    def all_modules(self) -> list[type[nn.Module]]:
+        """Classes, as far as this torch has them."""
+        return [getattr(nn, name) for name in _names(self.modules) if hasattr(nn, name)]
+
+    def all_functions(self) -> list[Any]:
+        """Functions and aten overloads, as far as this torch has them."""
+        found = list(self.others)
+        for name in _names(self.functions):
+            found += [getattr(home, name) for home in _HOMES if hasattr(home, name)]
+            found += aten(name)
+        return found
 
 
-def _every(name: str, *dims: int) -> tuple[type[nn.Module], ...]:
-    return tuple(getattr(nn, f"{name}{d}d") for d in dims or (1, 2, 3))
+_HOMES = (F, torch, torch.special, torch._C._nn)
 
 
-def _aten(*names: str) -> tuple[Any, ...]:
-    """Every overload of these aten operations that this torch has."""
-    found = []
-    for name in names:
-        packet = getattr(torch.ops.aten, name, None)
-        if packet is not None:
-            found += [getattr(packet, overload) for overload in packet.overloads()]
-    return tuple(found)
+def _names(text: str) -> list[str]:
+    return [
+        name.replace("#d", f"{d}d")
+        for name in text.split()
+        for d in ("123" if "#" in name else "1")
+    ]
 
 
-def _plain(*names: str) -> tuple[Any, ...]:
-    """Functions of these names in torch, torch.nn.functional and torch._C._nn, as far as they exist."""
-    homes = (torch, F, getattr(torch._C, "_nn", None), torch.special)
-    return tuple(
-        dict.fromkeys(
-            getattr(home, name) for home in homes for name in names if hasattr(home, name)
-        )
-    )
+def aten(name: str) -> list[Any]:
+    """Every overload of an aten operation; none where this torch does not have it."""
+    packet = getattr(torch.ops.aten, name, None)
+    return [getattr(packet, overload) for overload in packet.overloads()] if packet else []
 
 
-_ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Softsign,
-    nn.LogSigmoid, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, nn.Threshold, nn.RReLU, nn.PReLU,
-    nn.Identity,
-)  # fmt: skip
-_ELEMENTWISE = (
-    "relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardsigmoid hardswish hardtanh "
-    "softplus softsign logsigmoid softshrink hardshrink tanhshrink threshold prelu exp expm1 log log1p "
-    "log2 log10 sqrt rsqrt square abs neg negative reciprocal sign sin cos tan asin acos atan sinh cosh "
-    "erf erfc clamp clip clamp_min clamp_max round floor ceil trunc frac nan_to_num logit sigmoid_ "
-    "isnan isinf isfinite logical_not bitwise_not positive absolute expit hardtanh_ detach clone"
-).split()
-_UNARY_METHODS = (
-    "contiguous to type float half bfloat16 double detach clone cpu cuda type_as requires_grad_ "
-    "int long bool"
-).split()
+_SAME_CELL = """
+    relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardsigmoid hardswish hardtanh
+    softplus softsign logsigmoid softshrink hardshrink tanhshrink threshold prelu rrelu exp expm1
+    log log1p log2 log10 sqrt rsqrt square abs absolute neg negative positive reciprocal sign sin
+    cos tan asin acos atan sinh cosh erf erfc expit logit clamp clip clamp_min clamp_max round
+    floor ceil trunc frac nan_to_num isnan isinf isfinite logical_not bitwise_not detach clone
+"""
+_CASTS = "contiguous to type float half bfloat16 double cpu cuda type_as int long bool"
 
 #: One row per kind of operation. The order does not matter: no two rows share a spelling.
 SPELLINGS: tuple[Spelling, ...] = (
@@ -177,332 +185,269 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         "conv",
         "input weight bias=None stride=1 padding=0 dilation=1 groups=1",
-        _every("Conv"),
-        (*_plain("conv1d", "conv2d", "conv3d"), *_aten("conv1d", "conv2d", "conv3d")),
+        "Conv#d",
+        "conv#d",
     ),
     Spelling(
         "conv_transpose",
         "input weight bias=None stride=1 padding=0 output_padding=0 groups=1 dilation=1",
-        _every("ConvTranspose"),
-        (
-            *_plain("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-            *_aten("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-        ),
+        "ConvTranspose#d",
+        "conv_transpose#d",
     ),
     Spelling(
         "max_pool",
         "input kernel_size stride=None padding=0 dilation=1 ceil_mode=False return_indices=False",
-        _every("MaxPool"),
-        (
-            *_plain("max_pool1d", "max_pool2d", "max_pool3d"),
-            *_aten("max_pool1d", "max_pool2d", "max_pool3d"),
-        ),
+        "MaxPool#d",
+        "max_pool#d",
     ),
     Spelling(
         "avg_pool",
         "input kernel_size stride=None padding=0 ceil_mode=False count_include_pad=True"
         " divisor_override=None",
-        _every("AvgPool"),
-        (
-            *_plain("avg_pool1d", "avg_pool2d", "avg_pool3d"),
-            *_aten("avg_pool1d", "avg_pool2d", "avg_pool3d"),
-        ),
+        "AvgPool#d",
+        "avg_pool#d",
     ),
     Spelling(
         "lp_pool",
         "input norm_type kernel_size stride=None ceil_mode=False",
-        _every("LPPool"),
-        _plain("lp_pool1d", "lp_pool2d", "lp_pool3d"),
+        "LPPool#d",
+        "lp_pool#d",
     ),
-    Spelling(
-        "adaptive_avg_pool",
-        "input output_size",
-        _every("AdaptiveAvgPool"),
-        (
-            *_plain("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-            *_aten("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-        ),
-    ),
+    Spelling("adaptive_avg_pool", "input output_size", "AdaptiveAvgPool#d", "adaptive_avg_pool#d"),
     Spelling(
         "adaptive_max_pool",
         "input output_size return_indices=False",
-        _every("AdaptiveMaxPool"),
-        (
-            *_plain("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-            *_aten("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-        ),
+        "AdaptiveMaxPool#d",
+        "adaptive_max_pool#d",
     ),
     Spelling(
         "interpolate",
         "input size=None scale_factor=None mode='nearest' align_corners=None"
         " recompute_scale_factor=None antialias=False",
-        (nn.Upsample,),
-        (F.interpolate, F.upsample),
+        "Upsample UpsamplingNearest2d UpsamplingBilinear2d",
+        "interpolate upsample",
     ),
     # ---- same cell
     Spelling(
         "elementwise",
         "input *more",
-        _ACTIVATIONS,
-        (*_plain(*_ELEMENTWISE), *_aten(*_ELEMENTWISE), operator.neg, operator.pos, operator.abs,
-         operator.invert, abs, round),
-        (*_ELEMENTWISE, *_UNARY_METHODS),
+        "ReLU ReLU6 LeakyReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardsigmoid Hardswish"
+        " Hardtanh Softplus Softsign LogSigmoid Softshrink Hardshrink Tanhshrink Threshold RReLU"
+        " PReLU Identity",
+        _SAME_CELL,
+        _SAME_CELL + _CASTS,
+        (operator.neg, operator.pos, operator.abs, operator.invert, abs, round),
     ),
     Spelling(
         "dropout",
         "input p=0.5 training=True inplace=False",
-        (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-        (
-            *_plain("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
-                    "feature_alpha_dropout", "feature_dropout"),
-            *_aten("dropout"),
-        ),
+        "Dropout Dropout#d AlphaDropout FeatureAlphaDropout",
+        "dropout dropout#d alpha_dropout feature_alpha_dropout feature_dropout",
     ),
     Spelling(
         "stochastic_depth",
         "input p mode training=True",
-        (),
-        (torchvision.ops.stochastic_depth,),
+        others=(torchvision.ops.stochastic_depth,),
     ),
     Spelling(
         "constant_like",
         "input *size",
-        (),
-        (*_plain("zeros_like", "ones_like", "full_like", "empty_like"),
-         *_aten("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")),
-        ("new_zeros", "new_ones", "new_full", "new_tensor"),
+        functions="zeros_like ones_like full_like empty_like",
+        methods="new_zeros new_ones new_full new_tensor",
     ),
     # ---- statistics
     Spelling(
         "batch_norm",
-        "input running_mean running_var weight=None bias=None training=False momentum=0.1 eps=1e-05",
-        (*_every("BatchNorm"), nn.SyncBatchNorm),
-        (*_plain("batch_norm"), *_aten("batch_norm")),
+        "input running_mean running_var weight=None bias=None training=False momentum=0.1 eps=1e-5",
+        "BatchNorm#d SyncBatchNorm",
+        others=(F.batch_norm,),
+    ),
+    Spelling(  # the same operation further down takes its parameters in another order
+        "native_batch_norm",
+        "input weight bias running_mean running_var training=False momentum=0.1 eps=1e-5",
+        others=(torch.batch_norm, *aten("batch_norm")),
     ),
     Spelling(
         "instance_norm",
-        "input running_mean=None running_var=None weight=None bias=None use_input_stats=True"
-        " momentum=0.1 eps=1e-05",
-        _every("InstanceNorm"),
-        (*_plain("instance_norm"), *_aten("instance_norm")),
+        "input running_mean=None running_var=None weight=None bias=None use_input_stats=None"
+        " momentum=0.1 eps=1e-5",
+        "InstanceNorm#d",
+        others=(F.instance_norm,),
     ),
     Spelling(
-        "group_norm",
-        "input num_groups weight=None bias=None eps=1e-05",
-        (nn.GroupNorm,),
-        (*_plain("group_norm"), *_aten("group_norm")),
+        "native_instance_norm",
+        "input weight bias running_mean running_var use_input_stats momentum=0.1 eps=1e-5",
+        others=(torch.instance_norm, *aten("instance_norm")),
+    ),
+    Spelling(
+        "group_norm", "input num_groups weight=None bias=None eps=1e-5", "GroupNorm", "group_norm"
     ),
     Spelling(
         "layer_norm",
-        "input normalized_shape weight=None bias=None eps=1e-05",
-        (nn.LayerNorm, nn.RMSNorm),
-        (*_plain("layer_norm", "rms_norm"), *_aten("layer_norm", "rms_norm")),
+        "input normalized_shape weight=None bias=None eps=1e-5",
+        "LayerNorm RMSNorm",
+        "layer_norm rms_norm",
     ),
     Spelling(
         "local_response_norm",
         "input size alpha=0.0001 beta=0.75 k=1.0",
-        (nn.LocalResponseNorm,),
-        _plain("local_response_norm"),
+        "LocalResponseNorm",
+        "local_response_norm",
     ),
-    Spelling("normalize", "input p=2.0 dim=1 eps=1e-12", (), (F.normalize,)),
+    Spelling("normalize", "input p=2.0 dim=1 eps=1e-12", "", "normalize"),
     Spelling(
         "softmax",
         "input dim=None",
-        (nn.Softmax, nn.LogSoftmax, nn.Softmin),
-        (*_plain("softmax", "log_softmax", "softmin"), *_aten("softmax", "log_softmax")),
-        ("softmax", "log_softmax"),
+        "Softmax LogSoftmax Softmin",
+        "softmax log_softmax softmin",
+        "softmax log_softmax",
     ),
-    Spelling("softmax2d", "input", (nn.Softmax2d,)),
-    Spelling("glu", "input dim=-1", (nn.GLU,), (*_plain("glu"), *_aten("glu"))),
+    Spelling("softmax2d", "input", "Softmax2d"),
+    Spelling("glu", "input dim=-1", "GLU", "glu"),
     # ---- joins
     Spelling(
         "add",
         "input other alpha=1",
-        (),
-        (operator.add, *_plain("add", "sub", "subtract", "rsub"), operator.sub,
-         *_aten("add", "sub", "rsub")),
-        ("add", "sub", "subtract", "__add__", "__radd__", "__sub__", "__rsub__"),
+        "",
+        "add sub subtract rsub",
+        "add sub subtract __add__ __radd__ __sub__ __rsub__",
+        (operator.add, operator.sub),
     ),
     Spelling(
         "mul",
         "input other rounding_mode=None",
-        (),
-        (operator.mul, operator.truediv, operator.floordiv, operator.mod,
-         *_plain("mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder"),
-         *_aten("mul", "div")),
-        ("mul", "multiply", "div", "divide", "true_divide", "__mul__", "__rmul__", "__truediv__",
-         "__rtruediv__"),
+        "",
+        "mul multiply div divide true_divide floor_divide remainder fmod",
+        "mul multiply div divide true_divide __mul__ __rmul__ __truediv__ __rtruediv__",
+        (operator.mul, operator.truediv, operator.floordiv, operator.mod),
     ),
-    Spelling(
-        "pow", "input other", (), (operator.pow, *_plain("pow"), *_aten("pow")), ("pow", "__pow__")
-    ),
+    Spelling("pow", "input other", "", "pow", "pow __pow__ __rpow__", (operator.pow,)),
     Spelling(
         "compare",
         "input other",
-        (),
-        (operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne,
-         *_plain("gt", "ge", "lt", "le", "eq", "ne"), *_aten("gt", "ge", "lt", "le", "eq", "ne")),
-        ("gt", "ge", "lt", "le", "eq", "ne"),
+        "",
+        "gt ge lt le eq ne",
+        "gt ge lt le eq ne",
+        (operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne),
     ),
-    Spelling("maximum", "input other", (), (*_plain("maximum", "fmax"), *_aten("maximum", "fmax")), ("maximum", "fmax")),
-    Spelling("minimum", "input other", (), (*_plain("minimum", "fmin"), *_aten("minimum", "fmin")), ("minimum", "fmin")),
+    Spelling("maximum", "input other", "", "maximum fmax", "maximum fmax"),
+    Spelling("minimum", "input other", "", "minimum fmin", "minimum fmin"),
     # ---- reductions
-    Spelling(
-        "linear", "input weight bias=None", (nn.Linear,), (*_plain("linear"), *_aten("linear"))
-    ),
-    Spelling(
-        "mean",
-        "input dim=None keepdim=False dtype=None",
-        (),
-        (*_plain("mean"), *_aten("mean")),
-        ("mean",),
-    ),
-    Spelling(
-        "sum",
-        "input dim=None keepdim=False dtype=None",
-        (),
-        (*_plain("sum"), *_aten("sum")),
-        ("sum",),
-    ),
-    Spelling(
-        "spread",
-        "input dim=None unbiased=True keepdim=False",
-        (),
-        (*_plain("std", "var", "logsumexp"), *_aten("std", "var", "logsumexp")),
-        ("std", "var", "logsumexp"),
-    ),
-    Spelling(
-        "norm",
-        "input p='fro' dim=None keepdim=False",
-        (),
-        (*_plain("norm"),),
-        ("norm",),
-    ),
+    Spelling("linear", "input weight bias=None", "Linear", "linear"),
+    Spelling("mean", "input dim=None keepdim=False dtype=None", "", "mean", "mean"),
+    Spelling("sum", "input dim=None keepdim=False dtype=None", "", "sum", "sum"),
+    Spelling("spread", "input dim=None unbiased=True keepdim=False", "", "std var", "std var"),
+    Spelling("logsumexp", "input dim keepdim=False", "", "logsumexp", "logsumexp"),
+    Spelling("norm", "input p='fro' dim=None keepdim=False", "", "norm", "norm"),
     Spelling(
         "vector_norm",
         "input ord=2 dim=None keepdim=False",
-        (),
-        (torch.linalg.vector_norm, torch.linalg.norm),
+        others=(torch.linalg.vector_norm, torch.linalg.norm),
     ),
-    Spelling("amax", "input dim=() keepdim=False", (), (*_plain("amax"), *_aten("amax")), ("amax",)),
-    Spelling("amin", "input dim=() keepdim=False", (), (*_plain("amin"), *_aten("amin")), ("amin",)),
-    Spelling("max", "input other=None keepdim=False", (), (*_plain("max"), *_aten("max")), ("max",)),
-    Spelling("min", "input other=None keepdim=False", (), (*_plain("min"), *_aten("min")), ("min",)),
+    Spelling("amax", "input dim=() keepdim=False", "", "amax", "amax"),
+    Spelling("amin", "input dim=() keepdim=False", "", "amin", "amin"),
+    Spelling("max", "input other=None keepdim=False", "", "max", "max"),
+    Spelling("min", "input other=None keepdim=False", "", "min", "min"),
     # ---- layout
     Spelling(
         "reshape",
         "input *shape",
-        (),
-        (*_plain("reshape"), *_aten("reshape", "view", "_unsafe_view")),
-        ("view", "reshape", "view_as", "reshape_as"),
+        "",
+        "reshape view _unsafe_view",
+        "view reshape view_as reshape_as",
     ),
-    Spelling(
-        "flatten",
-        "input start_dim=0 end_dim=-1",
-        (),
-        (*_plain("flatten"), *_aten("flatten")),
-        ("flatten",),
-    ),
-    Spelling("flatten_module", "input start_dim=1 end_dim=-1", (nn.Flatten,)),
-    Spelling(
-        "unflatten",
-        "input dim sizes",
-        (),
-        (*_plain("unflatten"), *_aten("unflatten")),
-        ("unflatten",),
-    ),
-    Spelling("unflatten_module", "input dim unflattened_size", (nn.Unflatten,)),
-    Spelling("permute", "input *dims", (), (*_plain("permute"), *_aten("permute")), ("permute",)),
+    Spelling("flatten", "input start_dim=0 end_dim=-1", "", "flatten", "flatten"),
+    Spelling("flatten_module", "input start_dim=1 end_dim=-1", "Flatten"),
+    Spelling("unflatten", "input dim sizes", "", "unflatten", "unflatten"),
+    Spelling("unflatten_module", "input dim unflattened_size", "Unflatten"),
+    Spelling("permute", "input *dims", "", "permute", "permute"),
     Spelling(
         "transpose",
         "input dim0 dim1",
-        (),
-        (*_plain("transpose", "swapaxes", "swapdims"), *_aten("transpose")),
-        ("transpose", "swapaxes", "swapdims"),
+        "",
+        "transpose swapaxes swapdims",
+        "transpose swapaxes swapdims",
     ),
-    Spelling("movedim", "input source destination", (), (*_plain("movedim", "moveaxis"),), ("movedim", "moveaxis")),
-    Spelling("squeeze", "input dim=None", (), (*_plain("squeeze"), *_aten("squeeze")), ("squeeze",)),
-    Spelling("unsqueeze", "input dim", (), (*_plain("unsqueeze"), *_aten("unsqueeze")), ("unsqueeze",)),
-    Spelling("expand", "input *size", (), (*_aten("expand"),), ("expand", "expand_as")),
-    Spelling("repeat", "input *repeats", (), (*_plain("tile"), *_aten("repeat")), ("repeat", "tile")),
-    Spelling("getitem", "input index", (), (operator.getitem,)),
-    Spelling("slice", "input dim=0 start=None end=None step=1", (), _aten("slice")),
-    Spelling("narrow", "input dim start length", (), (*_plain("narrow"),), ("narrow",)),
-    Spelling("select", "input dim index", (), (*_plain("select"), *_aten("select")), ("select",)),
-    Spelling("flip", "input *dims", (), (*_plain("flip"), *_aten("flip")), ("flip",)),
+    Spelling("movedim", "input source destination", "", "movedim moveaxis", "movedim moveaxis"),
+    Spelling("squeeze", "input dim=None", "", "squeeze", "squeeze"),
+    Spelling("unsqueeze", "input dim", "", "unsqueeze", "unsqueeze"),
+    Spelling("expand", "input *size", "", "expand", "expand expand_as"),
+    Spelling("repeat", "input *repeats", "", "tile repeat", "repeat tile"),
+    Spelling("getitem", "input index", others=(operator.getitem,)),
+    Spelling("slice", "input dim=0 start=None end=None step=1", others=tuple(aten("slice"))),
+    Spelling("narrow", "input dim start length", "", "narrow", "narrow"),
+    Spelling("select", "input dim index", "", "select", "select"),
+    Spelling("flip", "input *dims", "", "flip", "flip"),
+    Spelling("chunk", "input chunks dim=0", "", "chunk tensor_split", "chunk tensor_split"),
     Spelling(
-        "chunk",
-        "input chunks dim=0",
-        (),
-        (*_plain("chunk", "tensor_split"), *_aten("chunk", "tensor_split")),
-        ("chunk", "tensor_split"),
+        "split", "input split_size dim=0", "", "split split_with_sizes", "split split_with_sizes"
     ),
+    Spelling("unbind", "input dim=0", "", "unbind", "unbind"),
+    Spelling("cat", "input dim=0", "", "cat concat concatenate"),
+    Spelling("stack", "input dim=0", "", "stack"),
+    Spelling("pad", "input pad mode='constant' value=None", "", "pad"),
+    Spelling("constant_pad", "input padding value=0.0", "ConstantPad#d"),
+    Spelling("zero_pad", "input padding", "ZeroPad#d"),
+    Spelling("reflection_pad", "input padding", "ReflectionPad#d"),
+    Spelling("replication_pad", "input padding", "ReplicationPad#d"),
+    Spelling("circular_pad", "input padding", "CircularPad#d"),
+    Spelling("pixel_shuffle", "input upscale_factor", "PixelShuffle", "pixel_shuffle"),
+    Spelling("pixel_unshuffle", "input downscale_factor", "PixelUnshuffle", "pixel_unshuffle"),
     Spelling(
-        "split",
-        "input split_size dim=0",
-        (),
-        (*_plain("split", "split_with_sizes"), *_aten("split", "split_with_sizes")),
-        ("split", "split_with_sizes"),
+        "channel_shuffle",
+        "input groups",
+        "ChannelShuffle",
+        "channel_shuffle native_channel_shuffle",
     ),
-    Spelling("unbind", "input dim=0", (), (*_plain("unbind"), *_aten("unbind")), ("unbind",)),
-    Spelling(
-        "cat", "input dim=0", (), (*_plain("cat", "concat", "concatenate"), *_aten("cat", "concat"))
-    ),
-    Spelling("stack", "input dim=0", (), (*_plain("stack"), *_aten("stack"))),
-    Spelling(
-        "pad",
-        "input pad mode='constant' value=None",
-        (),
-        (F.pad, *_aten("pad")),
-    ),
-    Spelling("constant_pad", "input padding value=0.0", _every("ConstantPad")),
-    Spelling("zero_pad", "input padding", tuple(getattr(nn, f"ZeroPad{d}d") for d in (1, 2, 3) if hasattr(nn, f"ZeroPad{d}d"))),
-    Spelling("reflection_pad", "input padding", _every("ReflectionPad")),
-    Spelling("replication_pad", "input padding", _every("ReplicationPad")),
-    Spelling("circular_pad", "input padding", tuple(getattr(nn, f"CircularPad{d}d") for d in (1, 2, 3) if hasattr(nn, f"CircularPad{d}d"))),
-    Spelling("pixel_shuffle", "input upscale_factor", (nn.PixelShuffle,), (*_plain("pixel_shuffle"), *_aten("pixel_shuffle"))),
-    Spelling("pixel_unshuffle", "input downscale_factor", (nn.PixelUnshuffle,), (*_plain("pixel_unshuffle"), *_aten("pixel_unshuffle"))),
-    Spelling("channel_shuffle", "input groups", (nn.ChannelShuffle,), (*_plain("channel_shuffle", "native_channel_shuffle"), *_aten("channel_shuffle"))),
     # ---- refused, each for a reason of its own
     Spelling(
         "attention",
         "input *more",
-        (nn.MultiheadAttention,),
-        (*_plain("scaled_dot_product_attention"), F.multi_head_attention_forward,
-         swin_transformer.shifted_window_attention,
-         *_aten("scaled_dot_product_attention")),
+        "MultiheadAttention",
+        "scaled_dot_product_attention multi_head_attention_forward",
+        others=(swin_transformer.shifted_window_attention,),
     ),
     Spelling(
         "matmul",
         "input other",
-        (),
-        (operator.matmul, *_plain("matmul", "bmm", "mm", "einsum", "baddbmm", "addmm"),
-         *_aten("matmul", "bmm", "mm", "einsum", "baddbmm", "addmm")),
-        ("matmul", "bmm", "mm", "__matmul__"),
+        "",
+        "matmul bmm mm einsum baddbmm addmm",
+        "matmul bmm mm __matmul__",
+        (operator.matmul,),
     ),
     Spelling(
         "data_dependent",
         "input *more",
-        (),
-        (*_plain("gather", "take", "take_along_dim", "sort", "argsort", "topk", "msort", "kthvalue",
-                 "masked_select", "nonzero", "unique", "scatter", "scatter_add", "where", "median", "mode",
-                 "masked_fill", "bincount", "searchsorted", "index_select", "argmax", "argmin",
-                 "multinomial", "bernoulli"),
-         *_aten("gather", "sort", "topk", "masked_select", "nonzero", "index", "scatter", "where",
-                "argmax", "argmin", "index_select", "masked_fill")),
-        ("gather", "sort", "argsort", "topk", "masked_select", "nonzero", "item", "tolist", "scatter",
-         "masked_fill", "index_select", "where", "argmax", "argmin", "median", "mode", "kthvalue", "take"),
+        "",
+        "gather take take_along_dim sort argsort topk msort kthvalue masked_select nonzero unique"
+        " scatter scatter_add where median mode masked_fill bincount searchsorted index"
+        " index_select argmax argmin multinomial bernoulli",
+        "gather take sort argsort topk kthvalue masked_select nonzero item tolist scatter"
+        " masked_fill index_select where argmax argmin median mode",
     ),
-    Spelling("grid_sample", "input grid", (), (F.grid_sample, *_aten("grid_sampler"))),
-    Spelling("deform_conv", "input offset", (), (torchvision.ops.deform_conv2d,)),
-    Spelling("roll", "input shifts dims=None", (), (*_plain("roll"), *_aten("roll")), ("roll",)),
-    Spelling("cumulative", "input dim", (),
-             (*_plain("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "diff"), *_aten("cumsum", "cumprod")),
-             ("cumsum", "cumprod", "cummax", "cummin", "diff")),
-    Spelling("unfold", "input *more", (nn.Unfold, nn.Fold), (F.unfold, F.fold, *_aten("im2col", "col2im", "unfold")), ("unfold",)),
-    Spelling("fft", "input *more", (), tuple(getattr(torch.fft, n) for n in
-             ("fft", "ifft", "rfft", "irfft", "fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn", "irfftn"))),
-)  # fmt: skip
+    Spelling("grid_sample", "input grid", "", "grid_sample grid_sampler"),
+    Spelling("deform_conv", "input offset", others=(torchvision.ops.deform_conv2d,)),
+    Spelling("roll", "input shifts dims=None", "", "roll", "roll"),
+    Spelling(
+        "cumulative",
+        "input dim",
+        "",
+        "cumsum cumprod cummax cummin logcumsumexp diff",
+        "cumsum cumprod cummax cummin diff",
+    ),
+    Spelling("unfold", "input *more", "Unfold Fold", "unfold fold im2col col2im", "unfold"),
+    Spelling(
+        "fft",
+        "input *more",
+        others=tuple(
+            getattr(torch.fft, one + way + dims)
+            for one in ("", "r")
+            for way in ("fft", "ifft")
+            for dims in ("", "2", "n")
+            if hasattr(torch.fft, one + way + dims)
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,16 +460,16 @@ class _Tables:
 def _build_tables(rows: tuple[Spelling, ...]) -> _Tables:
     tables = _Tables({}, {}, {})
     for row in rows:
-        for table, keys in (
-            (tables.modules, row.modules),
-            (tables.functions, dict.fromkeys(row.functions)),
-            (tables.methods, row.methods),
-        ):
-            for key in keys:
-                if key in table and table[key] is not row:
-                    raise ValueError(f"{key} is spelled in {table[key].kind} and in {row.kind}")
-                table[key] = row  # type: ignore[index]
+        _enter(tables.modules, row.all_modules(), row)
+        _enter(tables.functions, row.all_functions(), row)
+        _enter(tables.methods, row.methods.split(), row)
     return tables
+
+
+def _enter(table: dict[Any, Spelling], keys: Iterable[Any], row: Spelling) -> None:
+    for key in keys:
+        if table.setdefault(key, row) is not row:
+            raise ValueError(f"{key} is spelled in {table[key].kind} and in {row.kind}")
 
 
 _TABLES = _build_tables(SPELLINGS)
@@ -539,17 +484,24 @@ def _spelling_of_module(module: nn.Module) -> Spelling | None:
 
 
 #: What may be asked of a tensor without reading its values.
-_PLAIN_ATTRIBUTES = frozenset(
-    "shape device dtype ndim is_cuda is_mps layout requires_grad is_sparse is_quantized names".split()
+_PLAIN_ATTRIBUTES = """
+    shape device dtype ndim is_cuda is_mps layout requires_grad is_sparse is_quantized names
+""".split()  # noqa: SIM905  (a list of words reads better)
+_PLAIN_METHODS = """
+    size dim ndimension numel nelement get_device is_floating_point is_complex stride is_contiguous
+    element_size storage_offset
+""".split()  # noqa: SIM905
+_PLAIN_FUNCTIONS = (
+    len,
+    isinstance,
+    torch._assert,
+    torch.numel,
+    torch.is_tensor,
+    torch.is_floating_point,
+    *aten("sym_size"),
+    *aten("sym_numel"),
+    *aten("sym_stride"),
 )
-_PLAIN_METHODS = frozenset(
-    "size dim ndimension numel nelement get_device is_floating_point is_complex stride is_contiguous"
-    " element_size storage_offset".split()
-)
-_PLAIN_FUNCTIONS = frozenset(
-    {len, isinstance, torch._assert, torch.numel, torch.is_tensor, torch.is_floating_point,
-     *_aten("sym_size", "sym_numel", "sym_stride")}
-)  # fmt: skip
 
 
 def reads_no_values(node: torch.fx.Node) -> bool:

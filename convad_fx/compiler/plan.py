@@ -1,9 +1,9 @@
 """One walk over the graph decides what happens to the activity at every node.
 
 The walk knows no operations and edits nothing: rules turn a node into a step, the step and the
-activities of its operands give the activity of its result. Activities are interned: two that are the
-same function of the mask by construction are one row, and "the same activity" is ``==`` on integers.
-A plan can be printed, compared and diffed.
+activities of its operands give the activity of its result. Activities are interned: two that are
+the same function of the mask by construction are one row, and "the same activity" is ``==`` on
+integers. A plan can be printed, compared and diffed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Derivation:
 
     @property
     def key(self) -> tuple[Any, ...]:
+        """What makes two derivations the same."""
         return (self.function, _frozen(self.options), self.sizes)
 
     def __str__(self) -> str:
@@ -70,7 +71,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """The activity of a tensor: a row, and whether anything but same-cell steps has read the image."""
+    """The activity of a tensor: a row, and whether it is still at image level (docs/meaning.md)."""
 
     row: int
     image_level: bool = False
@@ -81,8 +82,8 @@ class NodePlan:
     """What is decided for one node.
 
     Attributes:
-        result: its activity, or one for each tensor of a tuple; None where a finding leaves it open.
-        reads: operand -> what its inactive cells read as (0.0, or an infinity for an extremum).
+        result: its activity, one each for a tuple; None where a finding leaves it open.
+        reads: operand -> what its inactive cells read as: 0.0, for an extremum an infinity.
         refill: an extremum over everything: where nothing is active it gives 0.
         renormalise: multiply the result by this (``pool="renormalize"``), over ``renormalise_of``.
         finding: why Assumption 1 is not shown to hold here.
@@ -142,6 +143,7 @@ class Plan:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
+        """All of them, in graph order."""
         return tuple(plan.finding for plan in self.nodes.values() if plan.finding is not None)
 
     def __str__(self) -> str:
@@ -516,7 +518,7 @@ class _Walk:
 
     def _take(self, step: steps.Take, op: OpView, source: Tracked) -> Tracked:
         full = self.rows[source.row].full
-        axis, index, result = 0, [], []
+        axis, index, result = 0, list[Any](), list[bool]()
         self._keep_batch(step.index[0] == slice(None))
         for item in step.index:
             if item is None:
@@ -830,8 +832,8 @@ class _Walk:
             raise _Refusal(step.refuse_full, "reduce over channels, or use amax")
         left = tuple(f and axis not in axes for axis, f in enumerate(row.full))
         if any(left[1:]):
-            options = (("axes", axes), ("tau", self.policy.tau))
-            index = self._intern(Derivation("share_activity", options), (source.row,), left)
+            how = Derivation("share_activity", (("axes", axes), ("tau", self.policy.tau)))
+            index = self._intern(how, (source.row,), left)
         else:
             index = self._anywhere(source.row, axes)
         outcome = _Outcome(
@@ -840,8 +842,7 @@ class _Walk:
             refill=step.reads in ("max", "min") and not any(left[1:]),
         )
         if step.reads == "mean" and self.policy.pool == "renormalize":
-            options = (("axes", axes), ("kept", kept))
-            outcome.renormalise = Derivation("mean_renormalise", options)
+            outcome.renormalise = Derivation("mean_renormalise", (("axes", axes), ("kept", kept)))
         return outcome
 
     def _bind_to_size(self, op: OpView) -> None:

@@ -27,9 +27,13 @@ _TORCH_OWN = {
     "channel_shuffle": torch.channel_shuffle,
     "take": operator.getitem,
 }
-_CONSUMERS = frozenset(
-    "window_activity transposed_activity adaptive_activity resize_activity anywhere"
-    " share_activity".split()
+_CONSUMERS = (
+    "window_activity",
+    "transposed_activity",
+    "adaptive_activity",
+    "resize_activity",
+    "anywhere",
+    "share_activity",
 )
 
 
@@ -140,7 +144,8 @@ class _Writer:
         )
 
     def _renormalised(self, value: torch.fx.Node, plan: NodePlan) -> torch.fx.Node:
-        assert plan.renormalise is not None and plan.renormalise_of is not None
+        assert plan.renormalise is not None
+        assert plan.renormalise_of is not None
         row = plan.renormalise_of
         kwargs = dict(plan.renormalise.options)
         if (exists := self._exists(row)) is not None:

@@ -1,4 +1,4 @@
-"""From a trained module to a graph in eval form: leaf modules, human paths, shapes, nothing in place.
+"""From a trained module to a graph in eval form: human paths, shapes, nothing in place.
 
 The model is never changed: the graph's modules are shallow copies that share its parameters.
 """
@@ -52,10 +52,12 @@ class Facts:
 
     @property
     def is_tensor(self) -> bool:
+        """One tensor."""
         return isinstance(self.value, TensorFact)
 
     @property
     def has_tensors(self) -> bool:
+        """A tensor, or something that holds one."""
         return any(isinstance(item, TensorFact) for item in _flat(self.value))
 
     @property
@@ -114,11 +116,28 @@ class Trace:
     problems: tuple[Problem, ...] = ()
 
 
-class PathTracer(torch.fx.Tracer):
-    """Symbolic tracing that keeps torch.nn modules as leaves."""
+class InPlaceProxy(torch.fx.Proxy):
+    """Records ``y += 1`` as what it is; torch.fx takes it for ``y = y + 1``, a new tensor."""
 
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return super().is_leaf_module(module, qualified_name)
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
+class ModelTracer(torch.fx.Tracer):
+    """Symbolic tracing that keeps torch.nn modules as leaves and sees in-place operators."""
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        """Proxies that record in-place operators."""
+        return InPlaceProxy(node, self)
 
 
 def trace(model: nn.Module, example: Tensor) -> Trace:
@@ -131,7 +150,7 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
     """
     _require_eval(model)
     _require_image(example)
-    tracer = PathTracer()
+    tracer = ModelTracer()
     attributes = set(vars(model))
     try:
         graph = tracer.trace(model, concrete_args=_defaults(model))
@@ -164,7 +183,7 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
 # ------------------------------------------------------------------------ what we are given
 
 
-def _require_eval(model: nn.Module) -> None:
+def _require_eval(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"expected a torch.nn.Module, not {type(model).__name__}",
@@ -180,7 +199,7 @@ def _require_eval(model: nn.Module) -> None:
         )
 
 
-def _require_image(example: Tensor) -> None:
+def _require_image(example: object) -> None:
     if not isinstance(example, Tensor) or not 3 <= example.dim() <= 5:
         came = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise ImageError(
@@ -204,7 +223,7 @@ def _take_back(model: nn.Module, attributes: set[str]) -> dict[str, Tensor]:
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
-    """Every parameter of forward but the first, at its default: the model is called with an image."""
+    """Every parameter of forward but the first, at its default: we call it with an image only."""
     parameters = list(inspect.signature(model.forward).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
@@ -286,9 +305,7 @@ def _name_paths(graph: torch.fx.Graph) -> None:
     """``layer1.0.add_1``: the module's path, then the operation, numbered within the module."""
     seen: Counter[str] = Counter()
     for node in graph.nodes:
-        if node.op == "call_module":
-            path = str(node.target)
-        elif node.op in ("placeholder", "output", "get_attr"):
+        if node.op in ("call_module", "placeholder", "output", "get_attr"):
             path = str(node.target)
         else:
             stack = node.meta.get("nn_module_stack") or {}
@@ -371,7 +388,6 @@ _OUT_OF_PLACE = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
-    operator.ipow: operator.pow,
 }
 
 

@@ -31,7 +31,7 @@ def stochastic_depth(op: OpView) -> Step:
     return SameCell()
 
 
-@rule("batch_norm")
+@rule("batch_norm", "native_batch_norm")
 def batch_norm(op: OpView) -> Step:
     # without running statistics it uses those of the batch, in eval mode too
     if op.training or op.running_mean is None:

@@ -35,7 +35,7 @@ def total(op: OpView) -> Step:
     return Reduce(axes_of(op.dim, op.input.rank), bool(op.keepdim))
 
 
-@rule("spread", "norm", "vector_norm")
+@rule("spread", "logsumexp", "norm", "vector_norm")
 def spread(op: OpView) -> Step:
     return Reduce(axes_of(op.dim, op.input.rank), bool(op.keepdim))
 

@@ -22,7 +22,7 @@ def group_norm(op: OpView) -> Step:
     return Statistic(tuple(range(1, op.input.rank)))
 
 
-@rule("instance_norm")
+@rule("instance_norm", "native_instance_norm")
 def instance_norm(op: OpView) -> Step:
     # the module says it with track_running_stats, the function with use_input_stats
     by_sample = op.get("use_input_stats", op.get("running_mean") is None)

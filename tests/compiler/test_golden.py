@@ -1,0 +1,71 @@
+"""Plans and emitted code of the toys, as text that a reader of a change can diff.
+
+``pytest --refresh`` writes them anew.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from convad_fx.compiler import Policy, convert
+from convad_fx.compiler.activity import gate
+from convad_fx.compiler.plan import plan
+from convad_fx.compiler.rewrite import rewrite
+from convad_fx.compiler.simplify import simplify
+from convad_fx.compiler.trace import trace
+from tests.compiler.toys import SHAPE, TOYS, build
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_plan_and_code(name: str, request: pytest.FixtureRequest) -> None:
+    model, example = build(name), torch.zeros(SHAPE)
+    # each torch spells these imports and annotations a little differently
+    code = re.sub(r";  \w+( = \w+)* = None", "", convert(model, example).code).strip()
+    text = f"{plan(trace(model, example), Policy())}\n\n{code}\n"
+    file = GOLDEN / f"{name}.txt"
+    if request.config.getoption("--refresh"):
+        file.write_text(text)
+    assert text == file.read_text(), f"run `pytest {__file__} --refresh` and read the diff"
+
+
+def gates_of(graph: torch.fx.Graph) -> int:
+    """Gates before readers; not those that put zeros where a maximum had nothing to choose from."""
+    return sum(node.target is gate and node.meta["convad"].role == "gate" for node in graph.nodes)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_simplify_only_takes_away_and_is_idempotent(name: str) -> None:
+    traced = trace(build(name), torch.zeros(SHAPE))
+    decided = plan(traced, Policy())
+    graph = rewrite(traced, decided, Policy())
+    before = len(graph.nodes)
+    naive_gates = gates_of(graph)
+    changed = simplify(graph, decided)
+    assert len(graph.nodes) <= before - changed["drop_idle_gates"] - changed["drop_unread"]
+    gates = gates_of(graph)
+    reads = sum(len(node.reads) for node in decided.nodes.values())
+    assert gates <= min(reads, naive_gates)
+    assert not any(simplify(graph, decided).values())
+
+
+def test_hoisting_computes_the_first_layer_once_per_image() -> None:
+    policy = Policy(input="raw")
+    masked = convert(build("Residual"), torch.zeros(SHAPE), policy)
+    rows = []
+    masked.get_submodule("stem").register_forward_hook(lambda m, i, o: rows.append(o.shape[0]))
+    assert masked(torch.rand(1, 3, 8, 8), torch.rand(5, 1, 8, 8) > 0.5).shape[0] == 5
+    assert rows == [1]
+
+
+def test_a_size_read_before_the_first_gate_is_the_mask_batch() -> None:
+    for policy in (Policy(), Policy(input="raw")):
+        masked = convert(build("FlattenHead"), torch.zeros(SHAPE), policy)
+        x, masks = torch.rand(1, 3, 8, 8), torch.rand(5, 1, 8, 8) > 0.5
+        one_by_one = torch.cat([masked(x, m[None]) for m in masks])
+        torch.testing.assert_close(masked(x, masks), one_by_one)
