@@ -87,6 +87,7 @@ def explain(
         height, width = evaluator.shape
         logits = evaluator.logits([np.ones((height, width), bool)])
         target = _target(logits, target, labels)
+        name = _name(target, labels, logits.shape[1])
         confidence_whole = float(torch.softmax(logits, 1)[0, target])
         at_least = gamma * confidence_whole
         ranking = np.zeros((height, width), np.float32)
@@ -99,7 +100,7 @@ def explain(
         mask=found.mask,
         responsibility=ranking,
         target=target,
-        target_name=_name(target, labels, logits.shape[1]),
+        target_name=name,
         gamma=float(gamma),
         confidence_whole=confidence_whole,
         confidence_kept=found.confidence,

@@ -57,7 +57,7 @@ def draw(
     if axes is None:
         height, width = explanation.mask.shape
         # Three panels of 3 inches; the height follows the image's, within reason.
-        figure = Figure(figsize=(9.6, 0.75 + min(6.0, max(1.5, 3.0 * height / width))))
+        figure = Figure(figsize=(9.6, 0.5 + min(6.0, max(1.5, 3.0 * height / width))))
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(1, 3))
