@@ -1,0 +1,497 @@
+"""The command line `convad-fx`: `check`, `explain`, `demo`. Results on stdout, the rest on stderr.
+
+Exit codes: 0 all well; 1 the answer is bad news (findings, a picture that cannot be read); 2
+nothing could be answered, and a line on stderr says why.
+"""
+
+import difflib
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+from typer.core import TyperGroup
+
+import convad_fx
+from convad_fx import device as devices
+from convad_fx import images, models, report
+from convad_fx.compiler import Policy
+from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
+from convad_fx.explain import Explanation, Search
+from convad_fx.explain import explain as search_for
+from convad_fx.explain.explainer import versions
+
+FOUND, FAILED = 1, 2
+
+
+class OneLineErrors(TyperGroup):
+    """Commands whose own errors are one line on stderr; only a bug shows a trace."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; our errors and a full memory end in a line and exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except ConvadError as error:
+            message = str(error)
+        except torch.OutOfMemoryError as error:
+            first = str(error).splitlines()[0]
+            message = f"{first}; pass a smaller `--batch-size`, or `--device cpu`"
+        typer.echo(f"convad-fx: {message}", err=True)
+        raise typer.Exit(FAILED)
+
+
+app = typer.Typer(
+    name="convad-fx",
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain text: the same in a terminal, a pipe and a log.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+MODEL_HELP = (
+    "torchvision name, timm:NAME, package.module:function, or demo. The function is called without "
+    "arguments and returns the network."
+)
+
+# Options that say what the model is; `check` and `explain` share them.
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="WHICH",
+        help="DEFAULT or another published name (downloaded once), a local .pt, .pth or "
+        ".safetensors file, or none for random ones.",
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Class names: one per line, or a JSON list or dict."),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(min=1, help="Height and width of the network's input.  [default: the model's]"),
+]
+Resize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Short side before the centre crop.  [default: the model's margin]"),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Subtracted, for pixels in 0..1.  [default: the model's]"),
+]
+Std = Annotated[
+    str | None, typer.Option(metavar="R,G,B", help="Divided by.  [default: the model's]")
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; auto is CUDA where it works.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+Progress = Annotated[
+    bool | None,
+    typer.Option("--progress/--no-progress", help="Progress bar.  [default: in a terminal]"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed finds the same explanation.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one picture."""
+
+    source: str
+    explanation: Explanation
+    files: tuple[Path, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "image": self.source,
+            **self.explanation.to_dict(),
+            "seconds": round(self.seconds, 3),
+            "files": [str(file) for file in self.files],
+        }
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(", ".join(f"{name} {version}" for name, version in versions().items()))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print versions."),
+    ] = False,
+) -> None:
+    """Explain image classifiers by switching regions off inside them, not by painting over them."""
+
+
+CHECK_EXAMPLES = """Examples:
+
+\b
+  convad-fx check resnet50
+  convad-fx check vit_b_16                     (findings: exit code 1)
+  convad-fx check mine:build --size 96         (the function build in ./mine.py)
+  convad-fx check timm:convnext_atto --json
+"""
+
+
+@app.command(epilog=CHECK_EXAMPLES, short_help="Can regions be switched off inside a network?")
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    weights: Weights = "none",
+    size: Size = None,
+    as_json: Json = False,
+) -> None:
+    """Can regions be switched off inside MODEL? Where not: the operation, why, and what to do.
+
+    The answer depends on the network's graph, not on its weights, so none are loaded by default.
+    Exit code 0 if it can, 1 if there are findings, 2 if there is no such model.
+    """
+    classifier = models.resolve(model, weights, size=size)
+    answer = convad_fx.check(classifier.model, classifier.example())
+    if as_json:
+        _print_json({"name": classifier.name, "size": classifier.size, **answer.to_dict()})
+    else:
+        typer.echo(str(answer))
+    if not answer.ok:
+        raise typer.Exit(FOUND)
+
+
+EXPLAIN_EXAMPLES = """Examples:
+
+\b
+  convad-fx explain cat.jpg --model resnet50 --out why
+  convad-fx explain *.jpg --model timm:convnext_atto --out why --json > why.json
+  convad-fx explain cat.jpg --model resnet18 --weights mine.pt --labels mine.txt --out why
+  convad-fx explain cat.jpg --model mine:build --size 96 --mean 0.5 --std 0.5 --out why
+  convad-fx explain cat.jpg --model resnet50 --target "tabby" --gamma 0.8 --out why
+"""
+
+
+@app.command(epilog=EXPLAIN_EXAMPLES, short_help="Which part of a picture suffices?")
+def explain(
+    pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where PNG and JSON files go.")],
+    weights: Weights = "DEFAULT",
+    labels: Labels = None,
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="Number or name.  [default: what the network says]"),
+    ] = None,
+    gamma: Annotated[
+        float, typer.Option(help="Share of the confidence on the whole picture to keep, in (0, 1].")
+    ] = 0.9,
+    seed: Seed = 0,
+    tau: Annotated[
+        float, typer.Option(help="A cell is active if more than this share of its input is.")
+    ] = 0.0,
+    attribution: Annotated[
+        str, typer.Option(help="positional, or receptive as in the paper.")
+    ] = "positional",
+    input_: Annotated[
+        str, typer.Option("--input", help="gate, strict, or raw as in the paper.")
+    ] = "gate",
+    pool: Annotated[str, typer.Option(help="dilute, or renormalize.")] = "dilute",
+    partitions: Annotated[
+        int, typer.Option(min=1, help="Random partitions; more make smoother maps and take longer.")
+    ] = Search().partitions,
+    min_box: Annotated[
+        int, typer.Option(min=1, help="Boxes of this many pixels are not split further.")
+    ] = Search().min_box,
+    batch_size: Annotated[int, typer.Option(min=1, help="Masks at a time.")] = 64,
+    device: Device = "auto",
+    as_json: Json = False,
+    progress: Progress = None,
+) -> None:
+    """Find a small part of each IMAGE that suffices for the network's answer.
+
+    Leaves a PNG (picture, responsibility, explanation) and a JSON file per image in DIR. Images
+    that cannot be read are listed at the end, and the exit code is then 1.
+    """
+    policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool)
+    search = Search(partitions=partitions, min_box=min_box)
+    classifier = models.resolve(
+        model,
+        weights,
+        labels=labels,
+        size=size,
+        resize=resize,
+        mean=_three("--mean", mean),
+        std=_three("--std", std),
+    )
+    if weights == "none":
+        typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
+    index = _class(target, classifier.labels)
+    folder = _folder(out)
+    asker = _Asker(classifier, devices.choose(device), policy, search, batch_size, seed)
+
+    table = None if as_json else _Table([str(path) for path in pictures])
+    done: list[Result] = []
+    failed: list[tuple[Path, ConvadError]] = []
+    for path, stem in zip(pictures, _stems(pictures), strict=True):
+        try:
+            result = asker.ask(
+                images.open_image(path),
+                str(path),
+                folder=folder,
+                stem=stem,
+                progress=_wanted(progress),
+                target=index,
+                gamma=gamma,
+            )
+        # A picture that cannot be read, or whose answer is not the target: the next may do.
+        except (ImageError, PolicyError) as error:
+            failed.append((path, error))
+            continue
+        done.append(result)
+        if table:
+            table.add(result)
+
+    if as_json:
+        _print_json(
+            {
+                "model": classifier.name,
+                "weights": classifier.weights,
+                "device": str(asker.device),
+                "explained": [result.to_dict() for result in done],
+                "failed": [{"image": str(path), "error": str(why)} for path, why in failed],
+            }
+        )
+    elif done:
+        typer.echo(f"Pictures and JSON are in {folder}.")
+    for _, why in failed:
+        typer.echo(f"convad-fx: not explained: {why}", err=True)
+    if failed:
+        raise typer.Exit(FOUND if done else FAILED)
+
+
+DEMO_EXAMPLES = """Examples:
+
+\b
+  convad-fx demo
+  convad-fx demo --out /tmp/demo --no-progress
+"""
+
+
+@app.command(epilog=DEMO_EXAMPLES, short_help="Try it, without any download.")
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where PNG and JSON files go.")] = Path(
+        "convad_fx_demo"
+    ),
+    seed: Seed = 0,
+    device: Device = "auto",
+    progress: Progress = None,
+) -> None:
+    """Check, convert and explain a small network that comes with the package; needs no download.
+
+    Its pictures were not among those it was trained on. They are drawn, so it is known which of
+    their pixels show the object: the table says how much of each explanation does, and how much of
+    the picture.
+    """
+    from convad_fx.demo import scenes
+
+    folder = _folder(out)
+    classifier = models.resolve("demo")
+    # Half the usual search, for half a minute at most on two cores.
+    search = Search(partitions=10)
+    asker = _Asker(classifier, devices.choose(device), search=search, seed=seed)
+    typer.echo(str(asker.masked.report))
+
+    held_out = scenes.held_out(3)
+    pictures = [Image.fromarray(scene.image) for scene in held_out]
+    x = torch.cat([images.to_input(p, classifier.preprocess) for p in pictures]).to(asker.device)
+    with torch.inference_mode():
+        same = torch.equal(asker.masked(x), classifier.model(x))
+    verdict = "the same as before, bit for bit" if same else "NOT the same as before"
+    typer.echo(f"Converted. With everything kept, its answers are {verdict}.\n")
+
+    names = [f"{n}-{scenes.CLASSES[scene.label]}" for n, scene in enumerate(held_out, 1)]
+    table = _Table(names, extra="on the object")
+    for scene, picture, name in zip(held_out, pictures, names, strict=True):
+        result = asker.ask(picture, name, folder=folder, stem=name, progress=_wanted(progress))
+        kept = result.explanation.mask
+        inside = (kept & scene.mask).sum() / max(1, kept.sum())
+        table.add(result, f"{inside:.0%} (fills {scene.mask.mean():.0%})")
+    typer.echo(f"\nPictures and JSON are in {folder}.")
+
+
+# -------------------------------------------------------------------------------------------- work
+class _Asker:
+    """A classifier, converted once, that explains one picture after the other."""
+
+    def __init__(
+        self,
+        classifier: models.Classifier,
+        device: torch.device,
+        policy: Policy = Policy(),  # noqa: B008 (frozen)
+        search: Search = Search(),  # noqa: B008 (frozen)
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        self.classifier, self.device, self.search = classifier, device, search
+        self.batch_size, self.seed = batch_size, seed
+        model = classifier.model.to(device)
+        self.masked = convad_fx.convert(model, classifier.example(device), policy)
+
+    def ask(
+        self,
+        picture: Image.Image,
+        source: str,
+        *,
+        folder: Path,
+        stem: str,
+        progress: bool,
+        target: int | None = None,
+        gamma: float = 0.9,
+    ) -> Result:
+        began = time.perf_counter()
+        x = images.to_input(picture, self.classifier.preprocess)
+        explanation = search_for(
+            self.masked,
+            x.to(self.device),
+            target,
+            gamma,
+            progress=progress,
+            seed=self.seed,
+            search=self.search,
+            batch_size=self.batch_size,
+            labels=self.classifier.labels or None,
+        )
+        seconds = time.perf_counter() - began
+        shown = images.displayable(x, self.classifier.preprocess)
+        try:
+            files = report.save(explanation, shown, folder, stem)
+        except OSError as error:
+            raise _not_writable(folder, error) from error
+        return Result(source, explanation, files, seconds)
+
+
+class _Table:
+    """Rows for people, each printed when it is known: their width is settled beforehand."""
+
+    def __init__(self, sources: Sequence[str], extra: str = "") -> None:
+        self._width = max(map(len, ("image", *sources)))
+        self._extra = max(len(extra), 18) if extra else 0
+        self._print("image", "kept", "confidence", "of", "masks", "seconds", extra, "answer")
+
+    def add(self, result: Result, extra: str = "") -> None:
+        why = result.explanation
+        remark = ""
+        if not why.sufficient:
+            remark = " (NOT sufficient when asked again)"
+        elif not why.mask.any():
+            remark = " (said with everything hidden, too)"
+        elif why.mask.all():
+            remark = " (nothing smaller was found)"
+        self._print(
+            result.source,
+            f"{why.size:.1%}",
+            f"{why.confidence_recheck:.3f}",
+            f"{why.confidence_whole:.3f}",
+            f"{why.evaluations}",
+            f"{result.seconds:.1f}",
+            extra,
+            why.title + remark,
+        )
+
+    def _print(self, source: str, *cells: str) -> None:
+        *numbers, extra, answer = cells
+        row = f"{source:<{self._width}}"
+        for cell, width in zip(numbers, (6, 10, 5, 6, 7), strict=True):
+            row += f"  {cell:>{width}}"
+        if self._extra:
+            row += f"  {extra:>{self._extra}}"
+        typer.echo(f"{row}  {answer}")
+
+
+def _wanted(progress: bool | None) -> bool:
+    return sys.stderr.isatty() if progress is None else progress
+
+
+def _print_json(content: object) -> None:
+    typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _three(option: str, text: str | None) -> tuple[float, ...] | None:
+    """`0.485,0.456,0.406`, or one number for all channels."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3:
+        raise PolicyError(
+            f"{option} {text} is not three numbers", hint=f"write {option} 0.485,0.456,0.406"
+        )
+    return numbers
+
+
+def _class(wanted: str | None, labels: Sequence[str]) -> int | None:
+    """A class by its number or its name, whatever the case of its letters."""
+    if wanted is None:
+        return None
+    if wanted.isdecimal():
+        return int(wanted)
+    if not labels:
+        raise PolicyError(
+            f"the classes have no names, so none is called {wanted!r}",
+            hint="pass a number as `--target`, or names with `--labels`",
+        )
+    plain = [label.lower() for label in labels]
+    found = [index for index, label in enumerate(plain) if label == wanted.lower()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise PolicyError(
+            f"{len(found)} classes are called {wanted!r}",
+            hint=f"pass one of the numbers {', '.join(map(str, found))} as `--target`",
+        )
+    close = difflib.get_close_matches(wanted.lower(), plain, n=3)
+    raise PolicyError(
+        f"no class is called {wanted!r}",
+        hint=f"did you mean {' or '.join(close)}?" if close else "pass its number",
+    )
+
+
+def _stems(paths: Sequence[Path]) -> list[str]:
+    """A name for the files of each picture, even where `a/1.png` meets `b/1.png` and `b/1.jpg`."""
+    stems: list[str] = []
+    for path in paths:
+        plain = re.sub(r"[\\/\0]", "_", path.stem) or "picture"
+        names = (plain if n == 1 else f"{plain}-{n}" for n in itertools.count(1))
+        stems.append(next(name for name in names if name not in stems))
+    return stems
+
+
+def _folder(path: Path) -> Path:
+    """`path`, made if need be: before the work, not after it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+    return path
+
+
+def _not_writable(path: Path, error: OSError) -> Unavailable:
+    return Unavailable(f"cannot write to {path} ({error.strerror})", hint="pass another `--out`")

@@ -1,0 +1,288 @@
+"""The command line as its users meet it: output, files, exit codes, and what they get wrong."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from typer.testing import CliRunner
+
+from convad_fx import cli
+from convad_fx.demo import scenes
+from convad_fx.explain import Explanation
+
+QUICK = ("--partitions", "1", "--no-progress", "--device", "cpu")
+
+
+def run(*args):
+    result = CliRunner().invoke(cli.app, [str(a) for a in args])
+    # A bug would arrive as its own exception; everything else as an exit code.
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert "\x1b" not in result.output
+    return result
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two drawn pictures, as files that differ in every way files can."""
+    ladybird, fish = scenes.held_out(2)
+    Image.fromarray(ladybird.image).save(tmp_path / "ladybird.png")
+    Image.fromarray(fish.image).resize((200, 160)).convert("CMYK").save(
+        tmp_path / "fish.jpg", quality=95
+    )
+    return tmp_path / "ladybird.png", tmp_path / "fish.jpg"
+
+
+# ------------------------------------------------------------------------------------------- check
+def test_check_says_yes():
+    result = run("check", "squeezenet1_1")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("SqueezeNet: ")
+    assert "Assumption 1 holds" in result.stdout
+    assert result.stderr == ""
+
+
+def test_check_lists_findings_and_exits_with_one():
+    result = run("check", "vit_b_16")
+    assert result.exit_code == 1
+    assert "Assumption 1 is not shown to hold: 12 findings" in result.stdout
+    assert "encoder.layers.encoder_layer_11.self_attention" in result.stdout
+
+
+@pytest.mark.parametrize(("name", "code"), [("squeezenet1_1", 0), ("vit_b_16", 1)])
+def test_check_for_machines(name, code):
+    result = run("check", name, "--json", "--size", 224)
+    answer = json.loads(result.stdout)
+    assert result.exit_code == code
+    assert (answer["name"], answer["ok"], answer["size"]) == (name, code == 0, [224, 224])
+    assert bool(answer["findings"]) == (code == 1)
+
+
+# ----------------------------------------------------------------------------------------- explain
+def test_explain_leaves_a_table_pictures_and_json(tmp_path, photos):
+    out = tmp_path / "new" / "why"
+    result = run("explain", *photos, "--model", "demo", "--out", out, *QUICK)
+    assert (result.exit_code, result.stderr) == (0, "")
+    head, ladybird, fish, last = result.stdout.splitlines()
+    assert head.split() == ["image", "kept", "confidence", "of", "masks", "seconds", "answer"]
+    assert ladybird.startswith(str(photos[0]))
+    assert ladybird.endswith("  ladybird")
+    assert fish.endswith("  fish")
+    assert last == f"Pictures and JSON are in {out}."
+    for stem in ("ladybird", "fish"):
+        why = Explanation.from_json((out / f"{stem}.json").read_text(encoding="utf-8"))
+        assert (why.target_name, why.sufficient, why.mask.shape) == (stem, True, (96, 96))
+        with Image.open(out / f"{stem}.png") as overlay:
+            assert overlay.width > 2 * overlay.height
+
+
+def test_explain_for_machines(tmp_path, photos):
+    options = ("--json", "--gamma", 0.5, "--seed", 3, "--tau", 0.25, "--attribution", "receptive")
+    options += ("--input", "raw", "--pool", "renormalize", "--min-box", 64, "--batch-size", 7)
+    result = run("explain", photos[0], "--model", "demo", "--out", tmp_path, *options, *QUICK)
+    assert (result.exit_code, result.stderr) == (0, "")
+    answer = json.loads(result.stdout)
+    assert (answer["model"], answer["device"], answer["failed"]) == ("demo", "cpu", [])
+    (why,) = answer["explained"]
+    assert why["image"] == str(photos[0])
+    assert (why["gamma"], why["seed"], why["target_name"]) == (0.5, 3, "ladybird")
+    assert why["policy"] == {
+        "tau": 0.25,
+        "attribution": "receptive",
+        "input": "raw",
+        "pool": "renormalize",
+    }
+    assert (why["search"]["partitions"], why["search"]["min_box"]) == (1, 64)
+    assert why["confidence_recheck"] >= 0.5 * why["confidence_whole"]
+    assert why["files"] == [str(tmp_path / f"ladybird.{suffix}") for suffix in ("json", "png")]
+
+
+def test_an_unreadable_picture_does_not_stop_the_others(tmp_path, photos):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(photos[0].read_bytes()[:500])
+    gone = tmp_path / "gone.png"
+    args = ("explain", cut, photos[0], gone, "--model", "demo", "--out", tmp_path / "o", *QUICK)
+    result = run(*args)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[1].endswith("ladybird")
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"convad-fx: not explained: {cut} is damaged")
+    assert second == f"convad-fx: not explained: {gone}: no such file; check the path"
+
+    answer = json.loads(run(*args, "--json").stdout)
+    assert len(answer["explained"]) == 1
+    assert [failed["image"] for failed in answer["failed"]] == [str(cut), str(gone)]
+
+    result = run("explain", gone, "--model", "demo", "--out", tmp_path / "o", *QUICK)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_picture_is_explained_alike_in_any_company(tmp_path, photos):
+    run("explain", photos[1], "--model", "demo", "--out", tmp_path / "alone", *QUICK)
+    run("explain", *photos, "--model", "demo", "--out", tmp_path / "second", *QUICK)
+    alone, second = (tmp_path / folder / "fish.json" for folder in ("alone", "second"))
+    assert alone.read_text() == second.read_text()
+    png = [(tmp_path / folder / "fish.png").read_bytes() for folder in ("alone", "second")]
+    assert png[0] == png[1]
+
+
+def test_files_of_the_same_name_do_not_overwrite_each_other(tmp_path, photos):
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / "ladybird.bmp"
+    Image.open(photos[0]).save(twin)
+    run("explain", photos[0], twin, "--model", "demo", "--out", tmp_path / "o", *QUICK)
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
+        "ladybird-2.json",
+        "ladybird-2.png",
+        "ladybird.json",
+        "ladybird.png",
+    ]
+
+
+def test_ones_own_network_weights_and_labels(tmp_path, photos, monkeypatch):
+    (tmp_path / "convad_cli_own.py").write_text(
+        "import torchvision\n"
+        "def build():\n"
+        "    print('some chatter')\n"
+        "    return torchvision.models.squeezenet1_1(num_classes=2)\n"
+    )
+    torch.manual_seed(0)
+    state = torchvision.models.squeezenet1_1(num_classes=2).state_dict()
+    torch.save({"model": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "own.pt")
+    (tmp_path / "own.txt").write_text("cat\ndog\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    args = ["explain", photos[0], "--model", "convad_cli_own:build", "--weights", "own.pt"]
+    args += ["--labels", "own.txt", "--size", 64, "--resize", 64, "--mean", "0.5", "--std", "1,1,1"]
+    result = run(*args, "--out", "o", "--json", "--min-box", 2000, *QUICK)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["explained"][0]["target_name"] in ("cat", "dog")
+    assert "some chatter" in result.stderr
+    sys.modules.pop("convad_cli_own", None)
+
+
+@pytest.mark.parametrize("target", ["0", "ladybird", "LadyBird"])
+def test_a_target_by_number_or_name(tmp_path, photos, target):
+    args = ("explain", photos[0], "--model", "demo", "--out", tmp_path, "--target", target, *QUICK)
+    assert run(*args).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--target", "lady bird"), "no class is called 'lady bird'; did you mean ladybird?"),
+        (("--target", "99"), "target 99 is no class of this network"),
+        (("--target", "fish"), "does not answer fish"),
+        (("--gamma", "1.5"), "gamma must lie in (0, 1]"),
+        (("--tau", "1"), "tau must lie in [0, 1)"),
+        (("--pool", "max"), "pool must be one of dilute, renormalize"),
+        (("--mean", "0.5,0.5"), "--mean 0.5,0.5 is not three numbers; write --mean 0.485,"),
+        (("--std", "red"), "--std red is not three numbers"),
+        (("--size", "96", "--resize", "90"), "resized to 90 pixels cannot be cropped to 96"),
+        (("--weights", "gone.pt"), "there is no weights file gone.pt"),
+        (("--labels", "gone.txt"), "the labels in gone.txt cannot be read"),
+        (("--device", "gpu"), "there is no device called 'gpu'"),
+        (("--model", "demonet"), "no classifier called 'demonet'"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_code_two(tmp_path, photos, options, message):
+    args = ("explain", photos[0], "--model", "demo", "--out", tmp_path / "o", *QUICK, *options)
+    result = run(*args)
+    assert (result.exit_code, result.stdout.count("\n")) in ((2, 0), (2, 1))
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("convad-fx: ")
+    assert message in result.stderr
+
+
+def test_names_that_several_classes_share_or_nobody_gave():
+    with pytest.raises(cli.PolicyError, match="2 classes are called 'crane'; .* numbers 1, 2"):
+        cli._class("crane", ["a", "crane", "Crane"])
+    with pytest.raises(cli.PolicyError, match="the classes have no names"):
+        cli._class("crane", ())
+
+
+def test_a_network_that_cannot_be_converted_is_explained_to_the_user(tmp_path, photos):
+    args = ("--model", "vit_b_32", "--weights", "none", "--out", tmp_path / "o")
+    result = run("explain", photos[0], *args)
+    assert result.exit_code == 2
+    assert "the weights are random" in result.stderr
+    assert "Assumption 1 is not shown to hold" in result.stderr
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, photos):
+    (tmp_path / "file").write_text("in the way")
+    result = run("explain", photos[0], "--model", "demo", "--out", tmp_path / "file", *QUICK)
+    assert result.exit_code == 2
+    assert re.search(r"cannot write to .*file \(File exists\); pass another `--out`", result.stderr)
+
+
+def test_usage_errors_are_plain_too():
+    assert run("explain").exit_code == 2
+    assert run("check").exit_code == 2
+    assert run("nothing").exit_code == 2
+
+
+# ------------------------------------------------------------------------------------- help, demo
+@pytest.mark.parametrize("command", ["check", "explain", "demo"])
+def test_the_examples_in_the_help_are_valid(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    examples = re.findall(r"^ *convad-fx (\w+ .*?|\w+)(?: {2,}.*| >.*)?$", result.stdout, re.M)
+    assert len(examples) >= 2
+    for example in examples:
+        args = example.replace('"', "").split()
+        assert args[0] == command
+        assert run(*args, "--help").exit_code == 0, example  # parsed, not run
+
+
+def test_version():
+    assert re.fullmatch(r"convad_fx \S+, torch \S+\n", run("--version").stdout)
+
+
+def test_demo(tmp_path):
+    result = run("demo", "--out", tmp_path, "--no-progress", "--device", "cpu")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "the same as before, bit for bit" in result.stdout
+    for number, scene in enumerate(scenes.held_out(3), 1):
+        stem = f"{number}-{scenes.CLASSES[scene.label]}"
+        (row,) = [line for line in result.stdout.splitlines() if line.startswith(stem)]
+        assert row.endswith(scenes.CLASSES[scene.label])
+        why = Explanation.from_json((tmp_path / f"{stem}.json").read_text(encoding="utf-8"))
+        assert why.sufficient
+        inside = np.logical_and(why.mask, scene.mask).sum() / why.mask.sum()
+        assert f"{inside:.0%} (fills {scene.mask.mean():.0%})" in row
+        # Chance would put as much of it on the object as of the picture: a tenth to a third.
+        assert inside > 0.5
+        assert (tmp_path / f"{stem}.png").is_file()
+
+
+def test_the_whole_way_in_a_process_of_its_own(tmp_path, photos):
+    def shell(*args):
+        return subprocess.run(
+            [sys.executable, "-m", "convad_fx", *map(str, args)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "FORCE_COLOR": "1"},
+            timeout=300,
+            check=False,
+        )
+
+    done = shell("explain", photos[0].name, "--model", "demo", "--out", "o", "--partitions", "1")
+    assert (done.returncode, done.stderr) == (0, "")  # no bar where nobody watches
+    assert "ladybird" in done.stdout
+    assert "\x1b" not in done.stdout
+    done = shell("check", "resnet5O")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "convad-fx: torchvision has no classifier called 'resnet5O'; "
+        "did you mean resnet50 or resnet18 or resnet34?\n"
+    )
