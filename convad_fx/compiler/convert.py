@@ -10,7 +10,7 @@ from convad_fx.compiler.plan import plan
 from convad_fx.compiler.policy import Policy
 from convad_fx.compiler.rewrite import rewrite
 from convad_fx.compiler.simplify import simplify as simplify_graph
-from convad_fx.compiler.trace import trace
+from convad_fx.compiler.trace import FRONT_ENDS, trace
 from convad_fx.errors import PolicyError, UnsupportedModel, UntraceableModel
 
 ON_FINDING = ("raise", "ignore")
@@ -22,13 +22,17 @@ def convert(
     policy: Policy | None = None,
     on_finding: str = "raise",
     *,
+    front_end: str = "auto",
     simplify: bool = True,
 ) -> MaskedModule:
     """Compile a trained network to ``masked(x, mask)``.
 
-    >>> masked = convert(model, torch.zeros(1, 3, 224, 224))
-    >>> logits = masked(x, mask)     # x (N, 3, 224, 224), mask bool (N, 1, 224, 224), True = kept
-    >>> masked.compile()             # torch.compile, nothing of our own
+    >>> import torch, torchvision
+    >>> model = torchvision.models.squeezenet1_1().eval()
+    >>> masked = convert(model, torch.zeros(1, 3, 64, 64))
+    >>> x, mask = torch.rand(2, 3, 64, 64), torch.rand(2, 1, 64, 64) > 0.5    # True = kept
+    >>> logits = masked(x, mask)
+    >>> masked.compile()                  # torch.compile, nothing of our own
 
     Args:
         model: in eval mode. It is not changed; its parameters are shared.
@@ -38,6 +42,9 @@ def convert(
         on_finding: "raise": refuse a model for which Assumption 1 is not shown to hold. "ignore":
             convert all the same, treating the operation as if it kept cells in place. No law is
             proved then: hidden pixels may leak through such an operation.
+        front_end: what captures the model: "symbolic" (torch.fx), "export" (torch.export, for
+            control flow on shapes; then for the example's image size only), or "auto": the first,
+            and where it fails the second.
         simplify: False leaves a gate after every operation: slower, the same results.
 
     Raises:
@@ -49,9 +56,9 @@ def convert(
     policy = Policy() if policy is None else policy
     if not isinstance(policy, Policy):
         raise PolicyError(f"expected a Policy, not {type(policy).__name__}")
-    if on_finding not in ON_FINDING:
-        raise PolicyError(f"on_finding must be one of {', '.join(ON_FINDING)}, not {on_finding!r}")
-    traced = trace(model, example)
+    _choice("on_finding", on_finding, ON_FINDING)
+    _choice("front_end", front_end, ("auto", *FRONT_ENDS))
+    traced = trace(model, example, front_end)
     decided = plan(traced, policy, ignore_findings=on_finding == "ignore")
     report = report_of(traced, decided, type(model).__name__)
     if decided.findings and on_finding == "raise":
@@ -64,19 +71,27 @@ def convert(
     return MaskedModule(traced.module, graph, policy, report)
 
 
-def check(model: nn.Module, example: Tensor, policy: Policy | None = None) -> Report:
+def check(
+    model: nn.Module, example: Tensor, policy: Policy | None = None, *, front_end: str = "auto"
+) -> Report:
     """Is Assumption 1 shown to hold for this model? Never raises for a finding.
 
-    >>> report = check(model, torch.zeros(1, 3, 224, 224))
-    >>> report.ok, len(report.findings)
-    (True, 0)
-    >>> print(report)
+    >>> import torch, torchvision
+    >>> report = check(torchvision.models.vit_b_16().eval(), torch.zeros(1, 3, 224, 224))
+    >>> report.ok, len(report.findings), report.findings[0].path
+    (False, 12, 'encoder.layers.encoder_layer_0.self_attention')
 
     A model that cannot be captured at all is a finding too. What is wrong with the call itself (a
     model in training mode, an example of the wrong shape) raises as in `convert`.
     """
+    _choice("front_end", front_end, ("auto", *FRONT_ENDS))
     try:
-        traced = trace(model, example)
+        traced = trace(model, example, front_end)
     except UntraceableModel as error:
         return untraceable(type(model).__name__, error.path, error.what, error.hint)
     return report_of(traced, plan(traced, policy or Policy()), type(model).__name__)
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise PolicyError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
