@@ -20,6 +20,7 @@ import http.client
 import importlib
 import json
 import re
+import shutil
 import socket
 import sys
 import tempfile
@@ -240,7 +241,11 @@ def _hub_with(path: Path) -> Iterator[None]:
     before = torch.hub.get_dir()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "checkpoints").mkdir()
-        Path(folder, "checkpoints", path.name).symlink_to(path.resolve())
+        place = Path(folder, "checkpoints", path.name)
+        try:
+            place.symlink_to(path.resolve())
+        except OSError:  # Windows lets few users make links
+            shutil.copyfile(path, place)
         torch.hub.set_dir(folder)
         try:
             yield
@@ -270,8 +275,8 @@ def _timm(name: str, weights: str, choices: _Choices) -> Classifier:
     path = _file(weights)
     if path is not None:
         state = read(path)
-        default = int(timm.get_pretrained_cfg(short).num_classes)
-        model = build(class_count(build, state, default))
+        config = timm.get_pretrained_cfg(short)
+        model = build(class_count(build, state, config.num_classes if config else 1000))
         fill(model, state, path)
         source = str(path)
     elif weights == "none":
