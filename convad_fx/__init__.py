@@ -5,8 +5,25 @@
 >>> masked = convad_fx.convert(model, torch.zeros(1, 3, 64, 64))
 >>> masked(torch.rand(1, 3, 64, 64), torch.rand(8, 1, 64, 64) > 0.5).shape
 torch.Size([8, 1000])
+>>> exp = convad_fx.explain(masked, torch.rand(1, 3, 64, 64), seed=0)
+>>> exp.mask.shape, exp.sufficient
+((64, 64), True)
 """
 
 from convad_fx.compiler import Finding, MaskedModule, Policy, Report, check, convert
 
-__all__ = ["Finding", "MaskedModule", "Policy", "Report", "check", "convert"]
+# `convad_fx.explain` is the function; the package of that name stays importable from
+from convad_fx.explain import Explanation, Search, explain, occlusion
+
+__all__ = [
+    "Explanation",
+    "Finding",
+    "MaskedModule",
+    "Policy",
+    "Report",
+    "Search",
+    "check",
+    "convert",
+    "explain",
+    "occlusion",
+]

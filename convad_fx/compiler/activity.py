@@ -272,10 +272,8 @@ def _counts(
         return active, math.prod(kernel) * share_channels
     if exists is None:
         exists = torch.ones_like(activity[:1, :1])
-        scale = share_channels
-    else:
-        # existing cells along a channel axis stored as 1 stand for all the channels counted above
-        scale = share_channels // exists.shape[2] if combine else 1
+    # existing cells along a channel axis stored as 1 stand for all the channels counted above
+    scale = share_channels // exists.shape[2] if combine else 1
     present = exists.to(torch.int32)
     existing = window(present.sum(2, dtype=torch.int32) if combine else present, operator.add)
     return active, existing * scale

@@ -178,6 +178,7 @@ _SAME_CELL = """
     floor ceil trunc frac nan_to_num isnan isinf isfinite logical_not bitwise_not detach clone
 """
 _CASTS = "contiguous to type float half bfloat16 double cpu cuda type_as int long bool"
+_ATEN_SAME_CELL = "_to_copy to contiguous type_as alias lift_fresh_copy hardtanh"
 
 #: One row per kind of operation. The order does not matter: no two rows share a spelling.
 SPELLINGS: tuple[Spelling, ...] = (
@@ -227,6 +228,25 @@ SPELLINGS: tuple[Spelling, ...] = (
         "Upsample UpsamplingNearest2d UpsamplingBilinear2d",
         "interpolate upsample",
     ),
+    Spelling(
+        "upsample_nearest",
+        "input size scale_factor=None",
+        others=tuple(f for d in "123" for f in aten(f"upsample_nearest{d}d")),
+    ),
+    Spelling(
+        "upsample_linear",
+        "input size align_corners scale_factor=None",
+        others=(
+            *aten("upsample_linear1d"),
+            *aten("upsample_bilinear2d"),
+            *aten("upsample_trilinear3d"),
+        ),
+    ),
+    Spelling(
+        "upsample_bicubic",
+        "input size align_corners scale_factor=None",
+        others=tuple(aten("upsample_bicubic2d")),
+    ),
     # ---- same cell
     Spelling(
         "elementwise",
@@ -234,7 +254,7 @@ SPELLINGS: tuple[Spelling, ...] = (
         "ReLU ReLU6 LeakyReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardsigmoid Hardswish"
         " Hardtanh Softplus Softsign LogSigmoid Softshrink Hardshrink Tanhshrink Threshold RReLU"
         " PReLU Identity",
-        _SAME_CELL,
+        _SAME_CELL + _ATEN_SAME_CELL,
         _SAME_CELL + _CASTS,
         (operator.neg, operator.pos, operator.abs, operator.invert, abs, round),
     ),

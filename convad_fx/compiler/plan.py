@@ -219,6 +219,8 @@ class _Walk:
 
     def run(self) -> Plan:
         outputs: list[str] = []
+        if not self.traced.any_size:
+            self.size_bound = self.traced.front_end
         for node in self.traced.module.graph.nodes:
             if node.op == "placeholder":
                 rank = len(facts(node).shape)

@@ -6,10 +6,12 @@ The model is never changed: the graph's modules are shallow copies that share it
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import operator
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,10 @@ META = "convad"
 #: Batch of the shape propagation: a prime that no layer's width is likely to be, so that an axis
 #: into which the batch was merged is seen.
 BATCH = 13
+
+
+#: What can capture a model, as an option and as reports say it.
+FRONT_ENDS = {"symbolic": "torch.fx symbolic tracing", "export": "torch.export"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,11 @@ class Trace:
     grid: tuple[int, ...]
     problems: tuple[Problem, ...] = ()
 
+    @property
+    def any_size(self) -> bool:
+        """The graph takes other image sizes than the example's, as far as the model does."""
+        return self.front_end == FRONT_ENDS["symbolic"]
+
 
 class InPlaceProxy(torch.fx.Proxy):
     """Records ``y += 1`` as what it is; torch.fx takes it for ``y = y + 1``, a new tensor."""
@@ -140,8 +151,13 @@ class ModelTracer(torch.fx.Tracer):
         return InPlaceProxy(node, self)
 
 
-def trace(model: nn.Module, example: Tensor) -> Trace:
+def trace(model: nn.Module, example: Tensor, front_end: str = "auto") -> Trace:
     """Capture a model in eval mode for an example image batch (N, C, *grid).
+
+    Args:
+        front_end: "symbolic": torch.fx symbolic tracing, which keeps modules and takes any image
+            size the model takes. "export": torch.export, which follows control flow on shapes and
+            holds for the example's image size. "auto": the first, and where it fails the second.
 
     Raises:
         ModelError: not a module, or in training mode.
@@ -150,6 +166,38 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
     """
     _require_eval(model)
     _require_image(example)
+    if front_end == "export":
+        return _finish(model, example, *_exported(model, example), "export")
+    try:
+        return _finish(model, example, *_symbolic(model), "symbolic")
+    except UntraceableModel as error:
+        if front_end == "symbolic":
+            raise
+        try:
+            return _finish(model, example, *_exported(model, example), "export")
+        except UntraceableModel as second:
+            raise UntraceableModel(
+                f"{error.what}; {second.what}", hint=error.hint, path=error.path
+            ) from second
+
+
+def _finish(
+    model: nn.Module, example: Tensor, graph: torch.fx.Graph, tree: nn.Module, front_end: str
+) -> Trace:
+    """What both front ends leave to do: paths, shapes, nothing in place."""
+    traced = torch.fx.GraphModule(tree, graph, class_name=type(model).__name__)
+    adopt(traced, tree)
+    _name_paths(graph)
+    storages = _propagate(traced, example, model)
+    problems = _out_of_place(traced, storages, model)
+    graph.eliminate_dead_code()
+    graph.lint()
+    traced.recompile()
+    grid = tuple(example.shape[2:])
+    return Trace(traced, FRONT_ENDS[front_end], example.shape[1], grid, problems)
+
+
+def _symbolic(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
     tracer = ModelTracer()
     attributes = set(vars(model))
     try:
@@ -164,20 +212,51 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
     finally:
         constants = _take_back(model, attributes)
     _drop_defaults(graph, model)
-    module = _own_tree(model, tracer)
+    tree = _own_tree(model, tracer.is_leaf_module)
     for name, constant in constants.items():
-        module.register_buffer(name, constant, persistent=False)
-    traced = torch.fx.GraphModule(module, graph, class_name=type(model).__name__)
-    adopt(traced, module)
-    _name_paths(graph)
-    aliases = _propagate(traced, example, model)
-    problems = _out_of_place(traced, aliases, model)
-    graph.eliminate_dead_code()
-    graph.lint()
-    traced.recompile()
-    return Trace(
-        traced, "torch.fx symbolic tracing", example.shape[1], tuple(example.shape[2:]), problems
-    )
+        tree.register_buffer(name, constant, persistent=False)
+    return graph, tree
+
+
+def _exported(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph, nn.Module]:
+    """The graph of aten operations that torch.export captures, for any batch."""
+    pair = example.detach().expand(2, *example.shape[1:]) if example.shape[0] == 1 else example
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # about torch's own deprecations
+            program = torch.export.export(
+                model, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+            )
+            captured = program.module(check_guards=False)
+    except Exception as error:  # torch.export raises what it meets
+        raise UntraceableModel(
+            f"torch.export cannot capture {type(model).__name__} for any batch size:"
+            f" {_first_line(error)}",
+            hint="its forward decides by values at run time",
+        ) from error
+    graph = captured.graph
+    tree = _own_tree(model, lambda *_: False)
+    for node in graph.nodes:
+        if node.op == "get_attr" and not _has(tree, str(node.target)):
+            name = str(node.target).replace(".", "_")
+            tree.register_buffer(name, _get(captured, str(node.target)), persistent=False)
+            node.target = name
+        elif node.op == "output" and len(node.args[0]) == 1:
+            node.args = (node.args[0][0],)  # torch.export lists its outputs
+    graph.set_codegen(torch.fx.graph.CodeGen())
+    return graph, tree
+
+
+def _get(module: nn.Module, target: str) -> Any:
+    return functools.reduce(getattr, target.split("."), module)
+
+
+def _has(module: nn.Module, target: str) -> bool:
+    try:
+        _get(module, target)
+    except AttributeError:
+        return False
+    return True
 
 
 # ------------------------------------------------------------------------ what we are given
@@ -229,13 +308,16 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 
 
 def _drop_defaults(graph: torch.fx.Graph, model: nn.Module) -> None:
+    """Take out the other parameters, with what torch.fx put in to assert their defaults."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in reversed(inputs[1:]):
-        for user in list(node.users):  # torch.fx asserts that the default is what came
-            if user.target in (torch._assert, _assert_is_none):
+    for node in inputs[1:]:
+        behind = [node]
+        for known in behind:
+            behind += [user for user in known.users if user not in behind]
+        ends = [user for user in behind if not user.users]
+        if all(user is node or user.target in (torch._assert, _assert_is_none) for user in ends):
+            for user in sorted(behind, reverse=True):
                 graph.erase_node(user)
-        if not node.users:
-            graph.erase_node(node)
     left = [node.name for node in graph.nodes if node.op == "placeholder"]
     if len(left) != 1:
         raise ModelError(
@@ -258,7 +340,7 @@ def _innermost_path(tracer: torch.fx.Tracer) -> str:
 # ------------------------------------------------------------------------------ the modules
 
 
-def _own_tree(model: nn.Module, tracer: torch.fx.Tracer) -> nn.Module:
+def _own_tree(model: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> nn.Module:
     """The model's modules, copied shallowly: same parameter objects, own registries.
 
     So `masked.to(...)` and `masked.eval()` never touch the model, and in-place activations can be
@@ -269,7 +351,7 @@ def _own_tree(model: nn.Module, tracer: torch.fx.Tracer) -> nn.Module:
     def own(module: nn.Module, path: str) -> nn.Module:
         if id(module) in memo:
             return memo[id(module)]
-        if path and tracer.is_leaf_module(module, path):
+        if path and is_leaf(module, path):
             twin = copy.copy(module)
             if getattr(twin, "inplace", False) is True:
                 twin.inplace = False  # type: ignore[assignment]
@@ -436,6 +518,12 @@ def _changed_in_place(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node | 
         # the flag is cleared in the graph's own modules; the model's still say what was meant
         module = model.get_submodule(str(node.target))
         return operand if getattr(module, "inplace", False) is True else None
+    if isinstance(node.target, torch._ops.OpOverload):
+        packet, overload = node.target.overloadpacket.__name__, node.target._overloadname
+        if not packet.endswith("_"):
+            return None
+        node.target = getattr(getattr(torch.ops.aten, packet[:-1]), overload)
+        return operand
     if node.op == "call_function":
         if node.target in _OUT_OF_PLACE:
             node.target = _OUT_OF_PLACE[node.target]

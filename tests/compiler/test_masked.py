@@ -248,3 +248,42 @@ def test_unknown_choice_is_refused() -> None:
     for wrong in ({"tau": 1.0}, {"tau": "a"}, {"input": "x"}, {"pool": ""}, {"attribution": "r"}):
         with pytest.raises(errors.PolicyError, match="must"):
             convad_fx.Policy(**wrong)  # type: ignore[arg-type]
+
+
+def test_torch_export_captures_the_same_network(model: nn.Module) -> None:
+    x, masks = images_and_masks()
+    policy = convad_fx.Policy(tau=0.25, attribution="receptive")
+    symbolic = convad_fx.convert(model, x, policy, front_end="symbolic")
+    exported = convad_fx.convert(model, x, policy, front_end="export")
+    assert torch.equal(exported(x), model(x))
+    torch.testing.assert_close(exported(x, masks), symbolic(x, masks))
+    assert exported(x[:1], masks[:3]).shape[0] == 3
+    assert list(exported.state_dict()) == list(model.state_dict())
+    assert all(a is b for a, b in zip(exported.parameters(), model.parameters(), strict=True))
+    assert "torch.export" in str(exported.report)
+
+
+class ByShape(nn.Module):
+    """Python control flow on the image's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        while x.shape[-1] > 4:
+            x = self.conv(x)[:, :3]
+        return x.mean((2, 3))
+
+
+def test_control_flow_on_shapes_is_exported() -> None:
+    model = ByShape().eval()
+    x, masks = images_and_masks(3, 16)
+    masked = convad_fx.convert(model, x)
+    assert masked.report.front_end == "torch.export"
+    assert torch.equal(masked(x), model(x))
+    assert torch.equal(masked(torch.where(masks, x, torch.nan), masks), masked(x, masks))
+    with pytest.raises(errors.ImageError, match="convert again"):
+        masked(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(errors.UntraceableModel, match="cannot trace ByShape"):
+        convad_fx.convert(model, x, front_end="symbolic")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,7 +126,7 @@ def getitem(op: OpView) -> Step:
         index = (*index[:at], *rest, *index[at + 1 :])
     else:
         index = (*index, *rest)
-    return Take(index)
+    return Take(tuple(_plain(item) for item in index))
 
 
 @rule("slice")
@@ -145,8 +146,17 @@ def select(op: OpView) -> Step:
 
 def _take(op: OpView, dim: int, item: Any) -> Take:
     index: list[Any] = [slice(None)] * op.input.rank
-    index[dim % op.input.rank] = item
+    index[dim % op.input.rank] = _plain(item)
     return Take(tuple(index))
+
+
+def _plain(item: Any) -> Any:
+    """``slice(0, sys.maxsize, 1)`` is how aten says ``slice(None)``."""
+    if not isinstance(item, slice):
+        return item
+    start = None if item.start == 0 else item.start
+    stop = None if item.stop is not None and item.stop >= sys.maxsize else item.stop
+    return slice(start, stop, None if item.step == 1 else item.step)
 
 
 @rule("flip")

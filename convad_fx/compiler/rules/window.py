@@ -140,6 +140,15 @@ def _adaptive(op: OpView, reads: str) -> Step:
     return AdaptivePool(tuple(None if n is None else int(n) for n in sizes), reads)
 
 
+@rule("upsample_nearest", "upsample_linear", "upsample_bicubic")
+def upsample(op: OpView) -> Step:
+    name = op.kind.removeprefix("upsample_")
+    by_rank = {3: "linear", 4: "bilinear", 5: "trilinear"}
+    mode = by_rank[op.input.rank] if name == "linear" else name
+    factors = op.get("scale_factor")
+    return Resize(mode, op.get("align_corners"), None if factors is None else tuple(factors))
+
+
 @rule("interpolate")
 def interpolate(op: OpView) -> Step:
     dims = op.input.rank - 2
