@@ -57,7 +57,7 @@ def draw(
     if axes is None:
         height, width = explanation.mask.shape
         # Three panels of 3 inches; the height follows the image's, within reason.
-        figure = Figure(figsize=(9.6, 0.5 + min(6.0, max(1.5, 3.0 * height / width))))
+        figure = Figure(figsize=(9.6, 0.62 + min(6.0, max(1.5, 3.0 * height / width))))
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(1, 3))
@@ -104,7 +104,9 @@ def save(
         # A class name in a script that the font lacks shows boxes; that is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         # Without the version, the same explanation gives the same file.
-        figure.savefig(picture, dpi=150, metadata={"Software": None})
+        figure.savefig(
+            picture, dpi=150, bbox_inches="tight", pad_inches=0.1, metadata={"Software": None}
+        )
     return text, picture
 
 
