@@ -19,6 +19,7 @@ from torch import Tensor
 from convad_fx.errors import ImageError, MaskError
 
 Pairs = tuple[tuple[int, int], ...]
+SamePairs = tuple[tuple[int, int] | None, ...]
 
 
 def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
@@ -102,7 +103,7 @@ def window_activity(
     activity: Tensor,
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
-    padding: Pairs,
+    padding: SamePairs,
     dilation: tuple[int, ...],
     tau: float = 0.0,
     *,
@@ -117,7 +118,8 @@ def window_activity(
 
     Args:
         activity: (N, 1 or C, *grid).
-        padding: (before, after) for each grid axis; padded cells do not exist for Phi.
+        padding: (before, after) for each grid axis, None for TensorFlow's "SAME"; padded cells do
+            not exist for Phi.
         whole: active only where every cell read that exists is active (``input="strict"``).
         mode: "constant", or the padding mode that copies cells (reflect, replicate, circular).
         groups: channel groups combined by the operation; 0 where it combines none.
@@ -145,7 +147,7 @@ def window_renormalise(
     activity: Tensor,
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
-    padding: Pairs,
+    padding: SamePairs,
     dilation: tuple[int, ...],
     *,
     ceil_mode: bool = False,
@@ -238,6 +240,10 @@ def _counts(
     """
     kernel, stride, padding, dilation, ceil_mode, mode = geometry
     grid = activity.shape[-len(kernel) :]
+    padding = tuple(
+        _same_padding(n, k, s, d) if pair is None else pair
+        for pair, n, k, s, d in zip(padding, grid, kernel, stride, dilation, strict=True)
+    )
     if ceil_mode:
         padding = tuple(
             (lo, hi + _ceil_extra(n, k, s, lo, hi, d))
@@ -303,6 +309,12 @@ def _over_window(
 
 def _sliced(t: Tensor, axis: int, start: int, stop: int, step: int) -> Tensor:
     return t[(slice(None),) * axis + (slice(start, stop, step),)]
+
+
+def _same_padding(n: int, k: int, s: int, d: int) -> tuple[int, int]:
+    """TensorFlow's "SAME": ceil(n / s) cells come out, the odd cell of padding is at the end."""
+    total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+    return total // 2, total - total // 2
 
 
 def _ceil_extra(n: int, k: int, s: int, lo: int, hi: int, d: int) -> int:

@@ -131,6 +131,7 @@ class Spelling:
         functions: names in torch.nn.functional, torch and aten, wherever they exist.
         methods: of tensors.
         others: functions from elsewhere.
+        foreign: qualified names of module classes in other packages, which need not be installed.
     """
 
     kind: str
@@ -139,6 +140,7 @@ class Spelling:
     functions: str = ""
     methods: str = ""
     others: tuple[Any, ...] = ()
+    foreign: str = ""
 
     def all_modules(self) -> list[type[nn.Module]]:
         """Classes, as far as this torch has them."""
@@ -188,6 +190,22 @@ SPELLINGS: tuple[Spelling, ...] = (
         "input weight bias=None stride=1 padding=0 dilation=1 groups=1",
         "Conv#d",
         "conv#d",
+    ),
+    Spelling(
+        "conv_same",
+        "input weight bias=None stride=1 padding=0 dilation=1 groups=1",
+        foreign="timm.layers.conv2d_same.Conv2dSame timm.layers.std_conv.StdConv2dSame"
+        " timm.layers.std_conv.ScaledStdConv2dSame",
+    ),
+    Spelling(
+        "max_pool_same",
+        "input kernel_size stride=None padding=0 dilation=1 ceil_mode=False",
+        foreign="timm.layers.pool2d_same.MaxPool2dSame",
+    ),
+    Spelling(
+        "avg_pool_same",
+        "input kernel_size stride=None padding=0 ceil_mode=False count_include_pad=True",
+        foreign="timm.layers.pool2d_same.AvgPool2dSame",
     ),
     Spelling(
         "conv_transpose",
@@ -281,6 +299,8 @@ SPELLINGS: tuple[Spelling, ...] = (
         "input running_mean running_var weight=None bias=None training=False momentum=0.1 eps=1e-5",
         "BatchNorm#d SyncBatchNorm",
         others=(F.batch_norm,),
+        foreign="timm.layers.norm_act.BatchNormAct2d timm.layers.norm_act.SyncBatchNormAct"
+        " timm.layers.norm_act.FrozenBatchNormAct2d",
     ),
     Spelling(  # the same operation further down takes its parameters in another order
         "native_batch_norm",
@@ -473,14 +493,16 @@ SPELLINGS: tuple[Spelling, ...] = (
 @dataclass(frozen=True, slots=True)
 class _Tables:
     modules: dict[type[nn.Module], Spelling]
+    foreign: dict[str, Spelling]
     functions: dict[Any, Spelling]
     methods: dict[str, Spelling]
 
 
 def _build_tables(rows: tuple[Spelling, ...]) -> _Tables:
-    tables = _Tables({}, {}, {})
+    tables = _Tables({}, {}, {}, {})
     for row in rows:
         _enter(tables.modules, row.all_modules(), row)
+        _enter(tables.foreign, row.foreign.split(), row)
         _enter(tables.functions, row.all_functions(), row)
         _enter(tables.methods, row.methods.split(), row)
     return tables
@@ -498,6 +520,8 @@ _TABLES = _build_tables(SPELLINGS)
 def _spelling_of_module(module: nn.Module) -> Spelling | None:
     """By class or base class: a subclass that changes ``forward`` was traced into, not kept."""
     for base in type(module).__mro__:
+        if (name := f"{base.__module__}.{base.__qualname__}") in _TABLES.foreign:
+            return _TABLES.foreign[name]
         if base in _TABLES.modules:
             return _TABLES.modules[base]
     return None

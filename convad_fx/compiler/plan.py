@@ -699,7 +699,7 @@ class _Walk:
             and not step.transposed
             and step.kernel == sizes
             and set(step.dilation) == {1}
-            and all(lo == hi == 0 for lo, hi in step.padding)
+            and all(pair == (0, 0) for pair in step.padding)
         )
 
     @staticmethod
@@ -733,6 +733,7 @@ class _Walk:
             or self.rows[source].padded
             or explicit["mode"] != "constant"
             or step.mode != "constant"
+            or steps.SAME in step.padding
             or len(explicit["padding"]) > len(step.kernel)
         ):
             return geometry, row

@@ -12,7 +12,10 @@ from typing import Any
 
 from convad_fx.compiler.axes import Block
 
-Pairs = tuple[tuple[int, int], ...]
+#: (before, after) for each axis. None is TensorFlow's "SAME": as much as gives ceil(size / stride)
+#: cells, the odd one at the end, computed from the size at hand.
+Pairs = tuple[tuple[int, int] | None, ...]
+SAME = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,8 @@ class Window:
     def keeps_grid(self) -> bool:
         """Stride 1 and as much padding as the kernel takes away, on every axis."""
         return not self.transposed and all(
-            s == 1 and lo + hi == d * (k - 1)
-            for k, s, (lo, hi), d in zip(
+            s == 1 and (pair is SAME or sum(pair) == d * (k - 1))
+            for k, s, pair, d in zip(
                 self.kernel, self.stride, self.padding, self.dilation, strict=True
             )
         )
@@ -73,7 +76,7 @@ class Window:
         return (
             not self.transposed
             and math.prod(self.kernel) == 1
-            and all(lo == hi == 0 for lo, hi in self.padding)
+            and all(pair in (SAME, (0, 0)) for pair in self.padding)
         )
 
 
@@ -170,7 +173,7 @@ class Flip:
 class Pad:
     """Cells added (or, negative, removed) at the ends of axes: (before, after) for every axis."""
 
-    padding: Pairs
+    padding: tuple[tuple[int, int], ...]
     mode: str = "constant"
 
 

@@ -32,6 +32,23 @@ META = "convad"
 BATCH = 13
 
 
+#: Modules of other packages that stay whole, because their forward computes its padding from the
+#: image's size, or mixes a norm with an activation and keeps keys that tracing into it would not
+#: call. They are entries of timm's own no-trace list; each has a row in `ops.SPELLINGS`.
+WHOLE_MODULES = frozenset(
+    f"timm.layers.{name}"
+    for name in (
+        "norm_act.BatchNormAct2d",
+        "norm_act.SyncBatchNormAct",
+        "norm_act.FrozenBatchNormAct2d",
+        "conv2d_same.Conv2dSame",
+        "std_conv.StdConv2dSame",
+        "std_conv.ScaledStdConv2dSame",
+        "pool2d_same.MaxPool2dSame",
+        "pool2d_same.AvgPool2dSame",
+    )
+)
+
 #: What can capture a model, as an option and as reports say it.
 FRONT_ENDS = {"symbolic": "torch.fx symbolic tracing", "export": "torch.export"}
 
@@ -145,6 +162,13 @@ class InPlaceProxy(torch.fx.Proxy):
 
 class ModelTracer(torch.fx.Tracer):
     """Symbolic tracing that keeps torch.nn modules as leaves and sees in-place operators."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """torch.nn, and what is kept whole."""
+        kind = type(m)
+        if f"{kind.__module__}.{kind.__qualname__}" in WHOLE_MODULES:
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         """Proxies that record in-place operators."""

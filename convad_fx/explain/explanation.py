@@ -37,9 +37,9 @@ class Explanation:
     True
 
     Args:
-        mask: (H, W) bool, True = kept; read-only.
+        mask: (H, W) bool, True = kept; a copy of its own.
         responsibility: (H, W) float32, >= 0, larger = more responsible; all zero where the search
-            learnt nothing, or was not needed because nothing is; read-only.
+            learnt nothing, or was not needed because nothing is; a copy of its own.
         target: the class explained.
         target_name: its name, where names are known.
         gamma: the share of the whole image's confidence that had to be kept.
@@ -74,10 +74,9 @@ class Explanation:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Copies, read-only: a frozen value whose pixels can be changed would not be one.
+        # Copies, and writable: torch.from_numpy warns of arrays that are not.
         for name, kind in (("mask", np.bool_), ("responsibility", np.float32)):
             array = np.array(getattr(self, name), dtype=kind)
-            array.setflags(write=False)
             object.__setattr__(self, name, array)
 
     @property

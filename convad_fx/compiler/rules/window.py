@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from convad_fx.compiler.ops import OpView
 from convad_fx.compiler.rules.registry import rule
-from convad_fx.compiler.steps import AdaptivePool, Pairs, Refused, Resize, Step, Window
+from convad_fx.compiler.steps import SAME, AdaptivePool, Pairs, Refused, Resize, Step, Window
 
 # The names differ, the geometry does not: see F.pad.
 _COPYING = {
@@ -64,6 +65,17 @@ def conv(op: OpView) -> Step:
     )
 
 
+@rule("conv_same")
+def conv_same(op: OpView) -> Step:
+    return _same(conv(op))
+
+
+def _same(step: Step) -> Step:
+    if not isinstance(step, Window):
+        return step
+    return replace(step, padding=(SAME,) * len(step.kernel))
+
+
 @rule("conv_transpose")
 def conv_transpose(op: OpView) -> Step:
     _, per_group, *kernel = op.weight.shape
@@ -94,6 +106,17 @@ def max_pool(op: OpView) -> Step:
 @rule("avg_pool")
 def avg_pool(op: OpView) -> Step:
     return _pool(op, "mean", (1,) * (op.input.rank - 2), op.padding)
+
+
+@rule("max_pool_same")
+def max_pool_same(op: OpView) -> Step:
+    # what is padded is minus infinity, and never wins: as implicit padding
+    return _same(_pool(op, "max", per_axis(op.dilation, op.input.rank - 2), 0))
+
+
+@rule("avg_pool_same")
+def avg_pool_same(op: OpView) -> Step:
+    return _same(_pool(op, "mean", (1,) * (op.input.rank - 2), 0))
 
 
 @rule("lp_pool")
