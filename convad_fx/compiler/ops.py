@@ -370,6 +370,7 @@ SPELLINGS: tuple[Spelling, ...] = (
         "gt ge lt le eq ne",
         (operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne),
     ),
+    Spelling("addcmul", "input other third value=1", "", "addcmul addcdiv", "addcmul addcdiv"),
     Spelling("maximum", "input other", "", "maximum fmax", "maximum fmax"),
     Spelling("minimum", "input other", "", "minimum fmin", "minimum fmin"),
     # ---- reductions

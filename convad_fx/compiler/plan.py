@@ -362,7 +362,7 @@ class _Walk:
 
     def _sources(self, op: OpView, step: steps.Step) -> list[tuple[str, Tracked]] | None:
         """Masked operands with their activities; None where one is left open by a finding."""
-        allowed = {"input", "other", "dim"} if isinstance(step, steps.Join) else {"input"}
+        allowed = {"input", "other", "third", "dim"} if isinstance(step, steps.Join) else {"input"}
         found = []
         for name, item in op.masked():
             if name not in allowed and not isinstance(step, steps.Constant):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from convad_fx.compiler.ops import OpView, TensorView
 from convad_fx.compiler.rules.registry import rule
-from convad_fx.compiler.steps import Join, Step
+from convad_fx.compiler.steps import Join, Refused, Step
 
 
 @rule("add")
@@ -22,6 +22,17 @@ def mul(op: OpView) -> Step:
 def pairwise(op: OpView) -> Step:
     # of two masked operands both must be visible for the result to mean anything
     return Join("product")
+
+
+@rule("addcmul")
+def addcmul(op: OpView) -> Step:
+    # input + value * other * third; of constants and one masked tensor in any place it is same-cell
+    if sum(1 for _ in op.masked()) > 1:
+        return Refused(
+            "it adds and multiplies several tensors that depend on the image at once",
+            "write it as a sum and a product",
+        )
+    return Join("sum")
 
 
 @rule("maximum")
