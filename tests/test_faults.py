@@ -1,0 +1,201 @@
+"""Planted faults: each deliberate mistake in the compiler is caught by a test that names it.
+
+Each fault is a replacement of text in a copy of the package; the catching test is then run on that
+copy and must fail. Marked heavy: `pytest -m heavy tests/test_faults.py`. The list stands in
+docs/faults.md (`--refresh` writes it anew).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "faults.md"
+
+LAWS = "tests/test_properties.py::"
+EQUAL = f"{LAWS}test_optimised_equals_naive_equals_reference"
+POLICIES = f"{LAWS}test_the_usual_network_meets_every_policy"
+HIDDEN = f"{LAWS}test_hidden_values_never_matter"
+TOYS = "tests/compiler/test_masked.py::"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mistake somebody could make: what, where, and which test must notice."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    caught_by: str
+
+
+FAULTS = (
+    Fault(
+        "the convolution's rule forgets dilation",
+        "rules/window.py",
+        "    dilation = per_axis(op.dilation, dims)\n",
+        "    dilation = (1,) * dims\n",
+        "tests/compiler/test_rules.py::test_step",
+    ),
+    Fault(
+        "padding counts as visible",
+        "activity.py",
+        "    if exists is None and all(lo == hi == 0 for lo, hi in padding):\n",
+        "    if exists is None:\n",
+        "tests/compiler/test_activity.py::test_where_all_is_kept_all_is_active",
+    ),
+    Fault(
+        "explicit padding counts as visible",
+        "rewrite.py",
+        '                    kwargs["value"] = False\n',
+        '                    kwargs["value"] = True\n',
+        EQUAL,
+    ),
+    Fault(
+        "every gate that is not the last is dropped",
+        "simplify.py",
+        "        if any(_needs(user, _inserted(node).source, plan) for user in node.users):\n"
+        "            continue\n",
+        "",
+        HIDDEN,
+    ),
+    Fault(
+        "a gate multiplies instead of choosing",
+        "activity.py",
+        "    return torch.where(activity, z, fill)\n",
+        "    return z * activity if fill == 0.0 else torch.where(activity, z, fill)\n",
+        HIDDEN,
+    ),
+    Fault(
+        "union for intersection in a product",
+        "activity.py",
+        '    """Activity of a product: the intersection."""\n    return a & b\n',
+        '    """Activity of a product: the intersection."""\n    return a | b\n',
+        EQUAL,
+    ),
+    Fault(
+        "intersection for union in a sum",
+        "activity.py",
+        "        return a | b if tau < 0.5 else a & b\n",
+        "        return a & b\n",
+        POLICIES,
+    ),
+    Fault(
+        "hidden cells read as zero in a maximum",
+        "plan.py",
+        '        fill: float | None = -math.inf if step.reads == "max" else 0.0\n',
+        "        fill: float | None = 0.0\n",
+        "tests/compiler/test_golden.py::test_plan_and_code",
+    ),
+    Fault(
+        "tau is applied to global reductions",
+        "plan.py",
+        "            index = self._anywhere(source.row, axes)\n",
+        '            how = Derivation("share_activity", (("axes", axes), ("tau", self.policy.tau)))\n'  # noqa: E501
+        "            index = self._intern(how, (source.row,), left)\n",
+        EQUAL,
+    ),
+    Fault(
+        "concatenation takes the first operand's activity for all",
+        "plan.py",
+        "        if len(given) == len(rows) and len(set(given)) == 1 and not"
+        " first.full[step.axis]:\n",
+        "        if not first.full[step.axis]:\n",
+        EQUAL,
+    ),
+    Fault(
+        "strict forgets that the whole window must be kept",
+        "plan.py",
+        '        if strict:\n            options += (("whole", True),)\n        if step.ceil_mode:\n',  # noqa: E501
+        "        if step.ceil_mode:\n",
+        POLICIES,
+    ),
+    Fault(
+        "readers of a tensor changed in place read the old one",
+        "trace.py",
+        "                user.replace_input_with(operand, node)\n",
+        "                pass\n",
+        f"{TOYS}test_theorem_1_bit_for_bit",
+    ),
+    Fault(
+        "the model's own modules are used, in-place flags and all",
+        "trace.py",
+        "            twin = copy.copy(module)\n",
+        "            twin = module\n",
+        f"{TOYS}test_the_model_is_untouched",
+    ),
+    Fault(
+        "pixels are hoisted past a size that is read",
+        "simplify.py",
+        "            if not _broadcasts(user, plan):\n                return 0\n",
+        "",
+        "tests/compiler/test_golden.py::test_a_size_read_before_the_first_gate_is_the_mask_batch",
+    ),
+    Fault(
+        "a mean under `renormalize` divides by the full count",
+        "activity.py",
+        "    ratio = full.to(torch.float32) / active.clamp(min=1).to(torch.float32)\n",
+        "    ratio = full.to(torch.float32) / full.to(torch.float32)\n",
+        POLICIES,
+    ),
+)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what.replace(" ", "-"))
+def test_a_planted_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
+    for part in ("convad_fx", "tests"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    file = tmp_path / "convad_fx" / "compiler" / fault.file
+    text = file.read_text()
+    assert text.count(fault.old) == 1, "the fault no longer fits the code: write it anew"
+    file.write_text(text.replace(fault.old, fault.new))
+    environment = {**os.environ, "HYPOTHESIS_PROFILE": "ci", "PYTHONPATH": str(tmp_path)}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        fault.caught_by,
+    ]
+    run = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1, f"not caught by {fault.caught_by}:\n{run.stdout[-2000:]}"
+    assert "AssertionError" in run.stdout or "Error" in run.stdout
+
+
+def page() -> str:
+    rows = [f"| {fault.what} | `{fault.file}` | `{fault.caught_by}` |" for fault in FAULTS]
+    return "\n".join(
+        [
+            "# Planted faults",
+            "",
+            "Deliberate mistakes in the compiler, and the test that must fail for each. Tried by",
+            "`pytest -m heavy tests/test_faults.py`, each in a copy of the package.",
+            "",
+            "| mistake | in `convad_fx/compiler/` | caught by |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def test_the_page_lists_the_faults(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--refresh"):
+        PAGE.write_text(page())
+    assert len(FAULTS) >= 10
+    assert PAGE.read_text() == page(), "run with --refresh"
