@@ -125,7 +125,15 @@ def test_a_network_bound_to_one_size_says_so() -> None:
         masked(torch.zeros(1, 3, 9, 9))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "mobilenet_v3_small",
+        pytest.param("densenet121", marks=pytest.mark.heavy),
+        pytest.param("convnext_tiny", marks=pytest.mark.heavy),
+    ],
+)
 def test_compile_without_graph_breaks(name: str) -> None:
     model = torchvision.models.get_model(name, weights=None).eval()
     x, masks = images_and_masks(2, 64)
