@@ -146,6 +146,7 @@ CHECK_EXAMPLES = """Examples:
   convad-fx check vit_b_16                     (findings: exit code 1)
   convad-fx check mine:build --size 96         (the function build in ./mine.py)
   convad-fx check timm:convnext_atto --json
+  convad-fx check resnet18 --draw plan.svg
 """
 
 
@@ -154,6 +155,12 @@ def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     weights: Weights = "none",
     size: Size = None,
+    draw: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Leave a picture of the plan: .svg, .png or .pdf, by the ending."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Can regions be switched off inside MODEL? Where not: the operation, why, and what to do.
@@ -161,8 +168,13 @@ def check(
     The answer depends on the network's graph, not on its weights, so none are loaded by default.
     Exit code 0 if it can, 1 if there are findings, 2 if there is no such model.
     """
+    if draw is not None:
+        report.writable_picture(draw)
     classifier = models.resolve(model, weights, size=size)
-    answer = convad_fx.check(classifier.model, classifier.example())
+    if draw is None:
+        answer = convad_fx.check(classifier.model, classifier.example())
+    else:
+        answer = report.save_plan(classifier.model, classifier.example(), draw)
     if as_json:
         _print_json({"name": classifier.name, "size": classifier.size, **answer.to_dict()})
     else:
