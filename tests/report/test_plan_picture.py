@@ -14,7 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from PIL import Image
 from torch import nn
 
 import convad_fx
@@ -242,15 +241,14 @@ def test_the_ending_says_what_is_written(tmp_path: Path, suffix: str) -> None:
     answer = save_plan(model, example, file)
     assert answer == convad_fx.check(model, example)
     assert file.read_bytes().startswith(SIGNATURES[suffix.lower()])
-    again = tmp_path / f"again{suffix}"
-    save_plan(model, example, again)
-    assert again.read_bytes() == file.read_bytes(), "the same plan gives the same file"
 
 
-def test_pixels_are_as_many_as_one_can_read(tmp_path: Path, resnet: nn.Module) -> None:
-    save_plan(resnet, torch.zeros(1, 3, 64, 64), tmp_path / "plan.png")
-    with Image.open(tmp_path / "plan.png") as picture:
-        assert 1500 < picture.width < 3000
+def test_the_same_plan_gives_the_same_file(tmp_path: Path) -> None:
+    model, example = Findings().eval(), torch.zeros(1, 3, 32, 32)
+    first, second = tmp_path / "first.svg", tmp_path / "second.svg"
+    save_plan(model, example, first)
+    save_plan(model, example, second)
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.export's own
