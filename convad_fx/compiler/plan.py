@@ -114,7 +114,8 @@ class Finding:
     def __str__(self) -> str:
         ins = ", ".join(_show(shape) for shape in self.shapes_in)
         outs = _show(self.shape_out) if self.shape_out is not None else "no tensor"
-        return f"{self.path} ({self.op}, {ins} -> {outs}): {self.why}; {self.hint}"
+        shapes = f", {ins} -> {outs}" if ins else ""
+        return f"{self.path} ({self.op}{shapes}): {self.why}; {self.hint}"
 
 
 def _show(shape: Any) -> str:

@@ -424,6 +424,7 @@ def _name_paths(graph: torch.fx.Graph) -> None:
 
 
 def _bare_name(target: Any) -> str:
+    target = _OUT_OF_PLACE.get(target, target)  # the path of what it becomes
     return str(getattr(target, "__name__", target)).strip("_")
 
 
