@@ -30,6 +30,8 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
     """
     # not masked_fill: that makes its result contiguous, and a channels-last network then runs
     # other kernels than the model does, with other last bits
+    if z.dtype == torch.bool:
+        return z & activity
     return torch.where(activity, z, fill)
 
 

@@ -174,7 +174,7 @@ def aten(name: str) -> list[Any]:
 
 _SAME_CELL = """
     relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardsigmoid hardswish hardtanh
-    softplus softsign logsigmoid softshrink hardshrink tanhshrink threshold prelu rrelu exp expm1
+    softplus softsign logsigmoid softshrink hardshrink tanhshrink threshold prelu exp expm1
     log log1p log2 log10 sqrt rsqrt square abs absolute neg negative positive reciprocal sign sin
     cos tan asin acos atan sinh cosh erf erfc expit logit clamp clip clamp_min clamp_max round
     floor ceil trunc frac nan_to_num isnan isinf isfinite logical_not bitwise_not detach clone
@@ -270,7 +270,7 @@ SPELLINGS: tuple[Spelling, ...] = (
         "elementwise",
         "input *more",
         "ReLU ReLU6 LeakyReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardsigmoid Hardswish"
-        " Hardtanh Softplus Softsign LogSigmoid Softshrink Hardshrink Tanhshrink Threshold RReLU"
+        " Hardtanh Softplus Softsign LogSigmoid Softshrink Hardshrink Tanhshrink Threshold"
         " PReLU Identity",
         _SAME_CELL + _ATEN_SAME_CELL,
         _SAME_CELL + _CASTS,
@@ -282,6 +282,7 @@ SPELLINGS: tuple[Spelling, ...] = (
         "Dropout Dropout#d AlphaDropout FeatureAlphaDropout",
         "dropout dropout#d alpha_dropout feature_alpha_dropout feature_dropout",
     ),
+    Spelling("rrelu", "input lower=0.125 upper=0.333 training=False", "RReLU", "rrelu"),
     Spelling(
         "stochastic_depth",
         "input p mode training=True",
@@ -290,7 +291,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         "constant_like",
         "input *size",
-        functions="zeros_like ones_like full_like empty_like",
+        functions="zeros_like ones_like full_like empty_like new_zeros new_ones new_full",
         methods="new_zeros new_ones new_full new_tensor",
     ),
     # ---- statistics
@@ -371,6 +372,18 @@ SPELLINGS: tuple[Spelling, ...] = (
         (operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne),
     ),
     Spelling("addcmul", "input other third value=1", "", "addcmul addcdiv", "addcmul addcdiv"),
+    Spelling(
+        "logical",
+        "input other",
+        "",
+        "logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__"
+        " __xor__",
+        "logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor",
+        (operator.and_, operator.or_, operator.xor),
+    ),
+    Spelling("where", "third input other", "", "where"),
+    Spelling("masked_fill", "input other value", "", "masked_fill", "masked_fill"),
+    Spelling("lerp", "input other third", "", "lerp", "lerp"),
     Spelling("maximum", "input other", "", "maximum fmax", "maximum fmax"),
     Spelling("minimum", "input other", "", "minimum fmin", "minimum fmin"),
     # ---- reductions
@@ -461,13 +474,17 @@ SPELLINGS: tuple[Spelling, ...] = (
         "input *more",
         "",
         "gather take take_along_dim sort argsort topk msort kthvalue masked_select nonzero unique"
-        " scatter scatter_add where median mode masked_fill bincount searchsorted index"
+        " scatter scatter_add median mode bincount searchsorted index"
         " index_select argmax argmin multinomial bernoulli",
         "gather take sort argsort topk kthvalue masked_select nonzero item tolist scatter"
-        " masked_fill index_select where argmax argmin median mode",
+        " index_select argmax argmin median mode",
     ),
     Spelling("grid_sample", "input grid", "", "grid_sample grid_sampler"),
-    Spelling("deform_conv", "input offset", others=(torchvision.ops.deform_conv2d,)),
+    Spelling(
+        "deform_conv",
+        "input *more",
+        others=(torchvision.ops.deform_conv2d, torch.ops.torchvision.deform_conv2d.default),
+    ),
     Spelling("roll", "input shifts dims=None", "", "roll", "roll"),
     Spelling(
         "cumulative",

@@ -341,7 +341,10 @@ class _Walk:
         ]
         if not sources:
             return None
-        shapes = op.output if isinstance(op.output[0], tuple) else (op.output,)
+        several = bool(op.output) and isinstance(op.output[0], tuple)
+        shapes = op.output if several else (op.output,)
+        if () in shapes:
+            return None  # a single number for the whole batch
         results = []
         for shape in shapes:
             same = next((t for item, t in sources if item.shape == shape), None)
@@ -351,7 +354,7 @@ class _Walk:
             if same is None:
                 row = self._rearranged(row, (0, *(None for _ in shape[1:])))
             results.append(Tracked(row))
-        return tuple(results) if isinstance(op.output[0], tuple) else results[0]
+        return tuple(results) if several else results[0]
 
     # ------------------------------------------------------------------------- operands
 

@@ -164,7 +164,9 @@ class ModelTracer(torch.fx.Tracer):
     """Symbolic tracing that keeps torch.nn modules as leaves and sees in-place operators."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """torch.nn, and what is kept whole."""
+        """torch.nn, and what is kept whole; not where something was attached to the instance."""
+        if _is_altered(m):
+            return False
         kind = type(m)
         if f"{kind.__module__}.{kind.__qualname__}" in WHOLE_MODULES:
             return True
@@ -173,6 +175,13 @@ class ModelTracer(torch.fx.Tracer):
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         """Proxies that record in-place operators."""
         return InPlaceProxy(node, self)
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """It does more than its class says: a forward of its own, or hooks (torch's own excepted)."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    ours = (getattr(hook, "__module__", type(hook).__module__) or "" for hook in hooks)
+    return "forward" in vars(module) or any(not home.startswith("torch.nn.utils") for home in ours)
 
 
 def trace(model: nn.Module, example: Tensor, front_end: str = "auto") -> Trace:
@@ -200,6 +209,8 @@ def trace(model: nn.Module, example: Tensor, front_end: str = "auto") -> Trace:
         try:
             return _finish(model, example, *_exported(model, example), "export")
         except UntraceableModel as second:
+            if second.what == error.what:
+                raise error from second
             raise UntraceableModel(
                 f"{error.what}; {second.what}", hint=error.hint, path=error.path
             ) from second
@@ -213,7 +224,7 @@ def _finish(
     adopt(traced, tree)
     _name_paths(graph)
     storages = _propagate(traced, example, model)
-    problems = _out_of_place(traced, storages, model)
+    problems = (*_out_of_place(traced, storages, model), *_random_numbers(graph))
     graph.eliminate_dead_code()
     graph.lint()
     traced.recompile()
@@ -235,11 +246,28 @@ def _symbolic(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
         ) from error
     finally:
         constants = _take_back(model, attributes)
+    if constants:
+        _require_same_constants(model, constants)
     _drop_defaults(graph, model)
     tree = _own_tree(model, tracer.is_leaf_module)
     for name, constant in constants.items():
         tree.register_buffer(name, constant, persistent=False)
     return graph, tree
+
+
+def _require_same_constants(model: nn.Module, constants: dict[str, Tensor]) -> None:
+    """Tensors that forward makes from nothing are constants, if they are the same every time."""
+    attributes = set(vars(model))
+    try:
+        ModelTracer().trace(model, concrete_args=_defaults(model))
+    finally:
+        again = _take_back(model, attributes)
+    for name, constant in constants.items():
+        if name not in again or not torch.equal(constant, again[name]):
+            raise UntraceableModel(
+                f"{type(model).__name__}.forward makes a tensor that differs from call to call",
+                hint="draw random numbers once, outside forward",
+            )
 
 
 def _exported(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph, nn.Module]:
@@ -511,6 +539,16 @@ def _out_of_place(
     for node in list(traced.graph.nodes):
         operand = _changed_in_place(node, model)
         if operand is None:
+            if _changes_without_twin(node):
+                problems.append(
+                    Problem(
+                        node.name,
+                        facts(node).path,
+                        "changes a tensor in place, and no operation returns the same as a new"
+                        " tensor",
+                        "compute the tensor instead of writing into one",
+                    )
+                )
             continue
         for other, storage in storages.items():
             shares = storage == storages.get(operand) and other is not operand
@@ -545,9 +583,10 @@ def _changed_in_place(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node | 
         return operand if getattr(module, "inplace", False) is True else None
     if isinstance(node.target, torch._ops.OpOverload):
         packet, overload = node.target.overloadpacket.__name__, node.target._overloadname
-        if not packet.endswith("_"):
+        twin = getattr(torch.ops.aten, packet[:-1], None)
+        if not packet.endswith("_") or packet.endswith("__") or not hasattr(twin, overload):
             return None
-        node.target = getattr(getattr(torch.ops.aten, packet[:-1]), overload)
+        node.target = getattr(twin, overload)
         return operand
     if node.op == "call_function":
         if node.target in _OUT_OF_PLACE:
@@ -566,6 +605,52 @@ def _changed_in_place(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node | 
             node.target = name[:-1]
             return operand
     return None
+
+
+def _changes_without_twin(node: torch.fx.Node) -> bool:
+    """Such as ``z.copy_(x)``, or an ``out=`` argument."""
+    if "out" in node.kwargs and node.kwargs["out"] is not None:
+        return True
+    if isinstance(node.target, torch._ops.OpOverload):
+        name = node.target.overloadpacket.__name__
+    else:
+        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    in_place = str(name).endswith("_") and not str(name).endswith("__")
+    return node.op in ("call_method", "call_function") and in_place and name != "requires_grad_"
+
+
+_RANDOM = (
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "normal",
+    "bernoulli",
+    "multinomial",
+    "poisson",
+    "rand_like",
+    "randn_like",
+    "randint_like",
+)
+
+
+def _random_numbers(graph: torch.fx.Graph) -> tuple[Problem, ...]:
+    """Operations that give something else at every call, whether the image reaches them or not."""
+    targets = {getattr(torch, name) for name in _RANDOM}
+    return tuple(
+        Problem(
+            node.name,
+            facts(node).path,
+            "draws random numbers, so no two answers are alike",
+            "draw them once, outside forward",
+        )
+        for node in graph.nodes
+        if node.target in targets
+        or (
+            isinstance(node.target, torch._ops.OpOverload)
+            and node.target.overloadpacket.__name__ in _RANDOM
+        )
+    )
 
 
 def _clear_inplace_argument(node: torch.fx.Node) -> bool:

@@ -18,7 +18,7 @@ def mul(op: OpView) -> Step:
     return Join("product")
 
 
-@rule("pow", "compare")
+@rule("pow", "compare", "logical", "masked_fill")
 def pairwise(op: OpView) -> Step:
     # of two masked operands both must be visible for the result to mean anything
     return Join("product")
@@ -33,6 +33,17 @@ def addcmul(op: OpView) -> Step:
             "write it as a sum and a product",
         )
     return Join("sum")
+
+
+@rule("where", "lerp")
+def choose(op: OpView) -> Step:
+    if sum(1 for _ in op.masked()) > 2:
+        return Refused(
+            "it joins three tensors that depend on the image at once",
+            "write it as sums and products",
+        )
+    # as a product: where one operand is hidden, neither the choice nor the mix means anything
+    return Join("product")
 
 
 @rule("maximum")

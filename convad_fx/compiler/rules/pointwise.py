@@ -17,9 +17,16 @@ def constant_like(op: OpView) -> Step:
     return Constant()
 
 
+@rule("rrelu")
+def rrelu(op: OpView) -> Step:
+    if op.training:
+        return Refused("it draws its slopes at random", "call model.eval()")
+    return SameCell()
+
+
 @rule("dropout")
 def dropout(op: OpView) -> Step:
-    if op.training:
+    if op.training and op.p > 0:
         return Refused("it drops cells at random", "call model.eval(), or pass training=False")
     return SameCell()
 
