@@ -133,7 +133,7 @@ class _Reference(fx.Interpreter):
         else:
             handler, in_place = _function_handler(n.target, args, kwargs)
             result = handler(self.policy, *args, **kwargs)
-        if in_place and isinstance(result, Cells):
+        if in_place and isinstance(result, Cells) and result is not args[0]:
             return _overwrite(args[0], result)
         return result
 

@@ -364,6 +364,8 @@ def _fits(block: Block, shape: Shape) -> bool:
             )
         case Transposed():
             return cells * block.stride**d <= _CELLS and low > block.padding
+        case Pool(kind="avg", kernel=kernel) if d == 3:
+            return low >= kernel  # avg_pool3d does not count its padding
         case Pool(kernel=kernel, padding=padding, dilation=dilation):
             return low + 2 * padding > dilation * (kernel - 1)
         case Norm(kind="instance" | "grid"):

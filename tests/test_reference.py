@@ -362,6 +362,15 @@ def test_reading_what_changed_through_a_view_is_refused() -> None:
         _answer(_Of(model), X, _mask(ONE_PIXEL))
 
 
+def test_an_in_place_dropout_changes_nothing_here() -> None:
+    def model(x: Tensor, drop: nn.Module) -> Tensor:
+        y = x * 1.0
+        return drop(y[:, :, 1:]) + y[:, :, :-1]
+
+    answer = _answer(_Of(model, nn.Dropout(inplace=True)), X, torch.ones(1, 1, 4, 4).bool())
+    assert torch.equal(answer, X[:, :, 1:] + X[:, :, :-1])
+
+
 @pytest.mark.parametrize(
     "fn",
     [
