@@ -581,9 +581,14 @@ def _adaptive_pool(kind: str, rank: int) -> Callable[..., Any]:
         grid, out = x.value.shape[2:], value.shape[2:]
         reads = [_adaptive_reads(n, m) for n, m in zip(grid, out, strict=True)]
         name = ("adaptive", tuple(grid), tuple(out))
-        return _window(
+        result = _window(
             policy, x, value, reads, keeps_grid=False, groups=None, name=name, mean=kind == "mean"
         )
+        # Reading: an axis that is pooled to one cell by the operation's own parameters is one, as
+        # after a mean over that axis.
+        pooled = [False, False, *(size == 1 for size in _per_axis(output_size, rank))]
+        result.full = tuple(f and not p for f, p in zip(result.full, pooled, strict=True))
+        return result
 
     return handler
 

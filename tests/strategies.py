@@ -432,7 +432,7 @@ def _make(block: Block, shape: Shape, owner: Owner) -> nn.Module:
         case Residual():
             return _Residual(block, shape, inner)
         case Concat():
-            return _Concat(block, shape, inner)
+            return _Concat(block, shape)
         case SplitHalf():
             return _SplitHalf(block, shape)
         case SqueezeExcite():
@@ -832,9 +832,10 @@ class _Residual(nn.Module):
 
 
 class _Concat(nn.Module):
-    def __init__(self, s: Concat, shape: Shape, owner: Owner) -> None:
+    def __init__(self, s: Concat, shape: Shape) -> None:
         super().__init__()
-        made = [_chain(branch, shape, owner) for branch in s.branches]
+        # One branch may hold a view of what another would change, so none changes it in place.
+        made = [_chain(branch, shape, "fixed") for branch in s.branches]
         if s.dense:
             made.append((nn.Sequential(), shape))
         common = tuple(min(sizes) for sizes in zip(*(out[1:] for _, out in made), strict=True))
