@@ -70,8 +70,8 @@ FAULTS = (
     Fault(
         "a gate multiplies instead of choosing",
         "activity.py",
-        "    return torch.where(activity, z, fill)\n",
-        "    return z * activity if fill == 0.0 else torch.where(activity, z, fill)\n",
+        "    return kept.masked_fill_(~activity, fill)\n",
+        "    return kept * activity if fill == 0.0 else kept.masked_fill_(~activity, fill)\n",
         HIDDEN,
     ),
     Fault(
@@ -142,8 +142,8 @@ FAULTS = (
     Fault(
         "a mean under `renormalize` divides by the full count",
         "activity.py",
-        "    ratio = full.to(torch.float32) / active.clamp(min=1).to(torch.float32)\n",
-        "    ratio = full.to(torch.float32) / full.to(torch.float32)\n",
+        "    ratio = full.to(exact) / active.clamp(min=1).to(exact)\n",
+        "    ratio = full.to(exact) / full.to(exact)\n",
         POLICIES,
     ),
 )

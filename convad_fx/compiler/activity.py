@@ -28,11 +28,13 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
     >>> gate(torch.tensor([[1.0, float("nan")]]), torch.tensor([[True, False]]))
     tensor([[1., 0.]])
     """
-    # not masked_fill: that makes its result contiguous, and a channels-last network then runs
-    # other kernels than the model does, with other last bits
     if z.dtype == torch.bool:
         return z & activity
-    return torch.where(activity, z, fill)
+    # clone() keeps the strides. where() may take the activity's, and masked_fill() makes its result
+    # contiguous: the network would run other kernels than the model, or could not view() what
+    # the model can.
+    kept = z.expand(torch.broadcast_shapes(z.shape, activity.shape)).clone()  # type: ignore[no-untyped-call]
+    return kept.masked_fill_(~activity, fill)
 
 
 def checked_mask(
@@ -52,6 +54,11 @@ def checked_mask(
     Raises:
         ImageError, MaskError: what was expected, what came, what to do.
     """
+    if not isinstance(x, Tensor):
+        raise ImageError(
+            f"the image is a {type(x).__name__}; expected a tensor (N, {channels}, ...)",
+            hint="stack images with torch.stack",
+        )
     if x.dim() != rank or x.shape[1] != channels:
         grid = ("length", "height, width", "depth, height, width")[rank - 3]
         raise ImageError(
@@ -170,7 +177,7 @@ def transposed_activity(
     tau: float = 0.0,
     *,
     whole: bool = False,
-    groups: int = 1,
+    groups: int = 0,
     channels: int = 0,
     exists: Tensor | None = None,
 ) -> Tensor:
@@ -181,7 +188,8 @@ def transposed_activity(
     """
     if exists is None:
         exists = torch.ones_like(activity[:1, :1])
-    activity, exists = _in_groups(activity, groups), _in_groups(exists, groups)
+    if groups:
+        activity, exists = _in_groups(activity, groups), _in_groups(exists, groups)
     outer = tuple(
         (d * (k - 1) - lo, d * (k - 1) - hi)
         for (lo, hi), k, d in zip(padding, kernel, dilation, strict=True)
@@ -193,7 +201,7 @@ def transposed_activity(
         (kernel, ones, outer, dilation, False, "constant"),
         tau=1.0,
         whole=False,
-        combine=True,
+        combine=bool(groups),
     )
     result = _decide(active, existing, tau, whole)
     if groups > 1:
@@ -223,7 +231,8 @@ def _decide(active: Tensor, existing: Tensor | int | None, tau: float, whole: bo
 def _ratio(active: Tensor, existing: Tensor | int | None, z: Tensor) -> Tensor:
     assert existing is not None  # None answers "any", which no ratio asks
     full = existing if isinstance(existing, Tensor) else torch.full_like(active, existing)
-    ratio = full.to(torch.float32) / active.clamp(min=1).to(torch.float32)
+    exact = torch.float64 if z.dtype == torch.float64 else torch.float32
+    ratio = full.to(exact) / active.clamp(min=1).to(exact)
     return torch.where(active > 0, ratio, 1.0).to(z.dtype)
 
 
@@ -603,9 +612,11 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     return a | b
 
 
-def upsampled(activity: Tensor, factor: int) -> Tensor:
+def upsampled(activity: Tensor, factor: int, axes: tuple[int, ...] = (2, 3)) -> Tensor:
     """Pixel shuffle of an activity that does not differ between channels."""
-    return activity.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    for axis in axes:
+        activity = activity.repeat_interleave(factor, dim=axis)
+    return activity
 
 
 def spread_as(activity: Tensor, like: Tensor) -> Tensor:

@@ -396,7 +396,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         "vector_norm",
         "input ord=2 dim=None keepdim=False",
-        others=(torch.linalg.vector_norm, torch.linalg.norm),
+        others=(torch.linalg.vector_norm, torch.linalg.norm, *aten("linalg_vector_norm")),
     ),
     Spelling("amax", "input dim=() keepdim=False", "", "amax", "amax"),
     Spelling("amin", "input dim=() keepdim=False", "", "amin", "amin"),

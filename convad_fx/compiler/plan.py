@@ -27,14 +27,14 @@ from convad_fx.compiler.trace import Trace, facts
 class Derivation:
     """A call of one of the tensor functions in `activity`, as a value.
 
-    The arguments are the source activities, then the graph's ``tensors`` (by node name), then
-    ``options``. What two derivations must share to be the same is their ``key``: not the tensors'
-    names but their sizes.
+    The arguments are the source activities, then the graph's ``tensors`` (by node name, with the
+    place in it where the node gives several), then ``options``. What two derivations must share to
+    be the same is their ``key``: not the tensors' names but their sizes.
     """
 
     function: str
     options: tuple[tuple[str, Any], ...] = ()
-    tensors: tuple[str | None, ...] = ()
+    tensors: tuple[str | tuple[str, int | None] | None, ...] = ()
     sizes: tuple[Any, ...] = ()
 
     @property
@@ -188,6 +188,10 @@ def plan(traced: Trace, policy: Policy, *, ignore_findings: bool = False) -> Pla
     return _Walk(traced, policy, ignore_findings).run()
 
 
+#: Methods whose second tensor lends its shape or dtype, and no values.
+_READ_THE_OTHER_S_SHAPE = (".view_as()", ".reshape_as()", ".expand_as()", ".type_as()")
+
+
 class _Refusal(Exception):
     """Raised where a step does not fit the activity at hand; becomes a finding."""
 
@@ -217,6 +221,7 @@ class _Walk:
     tracked: dict[str, Tracked | tuple[Tracked, ...] | None] = field(default_factory=dict)
     nodes: dict[str, NodePlan] = field(default_factory=dict)
     size_bound: str = ""
+    first_only: bool = False  # of the tensors that the node at hand gives, only the first is used
 
     def run(self) -> Plan:
         outputs: list[str] = []
@@ -259,8 +264,9 @@ class _Walk:
             several = self.tracked[source.name]
             pick = _pick(node)
             if pick is not None and (isinstance(several, tuple) or not facts(source).is_tensor):
-                self._pick(node, several, pick)
+                self._pick(node, several, pick, self.nodes[source.name].refill)
                 return
+        self.first_only = all(_pick(user) == 0 for user in node.users)
         op = view(node, self.traced.module, lambda n: n.name in self.tracked)
         try:
             step = step_of(op)
@@ -315,11 +321,17 @@ class _Walk:
         self.nodes[node.name] = NodePlan(op.path, op.kind, step, result, **decided)
 
     def _pick(
-        self, node: torch.fx.Node, several: Tracked | tuple[Tracked, ...] | None, index: int
+        self,
+        node: torch.fx.Node,
+        several: Tracked | tuple[Tracked, ...] | None,
+        index: int,
+        refill: bool,
     ) -> None:
         result = several[index] if isinstance(several, tuple) else None
         self.tracked[node.name] = result
-        self.nodes[node.name] = NodePlan(facts(node).path, "getitem", None, result)
+        self.nodes[node.name] = NodePlan(
+            facts(node).path, "getitem", None, result, refill=refill and index == 0
+        )
 
     def _may_gate(self, tracked: Tracked) -> bool:
         if self.policy.input == "raw" and tracked.image_level:
@@ -370,7 +382,7 @@ class _Walk:
         found = []
         for name, item in op.masked():
             if name not in allowed and not isinstance(step, steps.Constant):
-                if op.kind == "reshape":  # view_as: only the shape is read
+                if op.spelling in _READ_THE_OTHER_S_SHAPE:
                     continue
                 raise _Refusal(
                     f"its parameter {name!r} is computed from the image",
@@ -570,8 +582,9 @@ class _Walk:
             return row
         name = "pixel_unshuffle" if step.down else "pixel_shuffle"
         if not step.down and not full[1]:
-            how = Derivation("upsampled", (("factor", step.factor),))
-            return self._moved(how, row, (False, False, True, True))
+            axes = tuple(axis for axis in (2, 3) if full[axis])
+            how = Derivation("upsampled", (("factor", step.factor), ("axes", axes)))
+            return self._moved(how, row, full)
         spread = self._moved(
             Derivation("spread_as", (), (op.input.node,), (op.input.shape[1:],)),
             row,
@@ -585,7 +598,7 @@ class _Walk:
         levels, names, sizes = [], [], []
         for item in op.input:
             tracked = self._tracked_of(item) if item.masked else None
-            names.append(None if step.new else item.node)
+            names.append(None if step.new else (item.node, item.item))
             sizes.append(item.shape[1:])
             if tracked is None:
                 rows.append(None)
@@ -600,7 +613,7 @@ class _Walk:
             levels.append(tracked.image_level)
         self._keep_batch(step.axis != 0)
         given = [row for row in rows if row is not None]
-        level = all(levels) and len(given) == len(rows)
+        level = all(levels)
         first = self.rows[given[0]]
         if len(given) == len(rows) and len(set(given)) == 1 and not first.full[step.axis]:
             return _Outcome(Tracked(given[0], level))
@@ -835,7 +848,7 @@ class _Walk:
 
         if not axes:
             return _Outcome(finished(source.row, source.image_level))
-        if step.refuse_full:
+        if step.refuse_full and not self.first_only:
             raise _Refusal(step.refuse_full, "reduce over channels, or use amax")
         left = tuple(f and axis not in axes for axis, f in enumerate(row.full))
         if any(left[1:]):

@@ -42,7 +42,7 @@ class Inserted:
     """What a node that is not the model's own is for.
 
     Attributes:
-        role: "mask", "activity", "exists", "gate", "refill", "renormalise" or "per_mask".
+        role: "mask", "activity", "exists", "gate", "refill", "renormalise", "piece" or "per_mask".
         source: the model's node whose value or activity it is.
         row: the activity, as a row of the plan.
     """
@@ -204,7 +204,7 @@ class _Writer:
         kwargs: dict[str, Any],
         row: int,
     ) -> torch.fx.Node:
-        others = [None if name is None else self.by_name[name] for name in how.tensors]
+        others = [self._tensor(ref) for ref in how.tensors]
         name = f"{self.current}_{role}"
         if how.function == "concatenated":
             args: tuple[Any, ...] = (sources, others)
@@ -215,6 +215,17 @@ class _Writer:
                 role, _TORCH_OWN[how.function], (*args, *kwargs.values()), row=row, name=name
             )
         return self._insert(role, getattr(tensors, how.function), args, kwargs, row=row, name=name)
+
+    def _tensor(self, ref: str | tuple[str, int | None] | None) -> torch.fx.Node | None:
+        """A tensor of the model, or one of several that a node gives."""
+        if ref is None:
+            return None
+        name, item = ref if isinstance(ref, tuple) else (ref, None)
+        node = self.by_name[name]
+        if item is None:
+            return node
+        name = f"{name}_{item}"
+        return self._insert("piece", operator.getitem, (node, item), row=0, name=name)
 
     def _exists(self, row: int) -> torch.fx.Node | None:
         """Which cells exist for Phi; None where all do. The same derivation, with other leaves."""

@@ -5,7 +5,6 @@ The model is never changed: the graph's modules are shallow copies that share it
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import operator
@@ -199,6 +198,14 @@ def trace(model: nn.Module, example: Tensor, front_end: str = "auto") -> Trace:
     """
     _require_eval(model)
     _require_image(example)
+    before = _Snapshot(model)
+    try:
+        return _trace(model, example, front_end)
+    finally:
+        before.restore()
+
+
+def _trace(model: nn.Module, example: Tensor, front_end: str) -> Trace:
     if front_end == "export":
         return _finish(model, example, *_exported(model, example), "export")
     try:
@@ -233,8 +240,13 @@ def _finish(
 
 
 def _symbolic(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
+    if _is_altered(model):
+        raise UntraceableModel(
+            f"{type(model).__name__} has hooks or a forward of its own, which torch.fx passes by",
+            hint="put what they do into a module around it",
+        )
     tracer = ModelTracer()
-    attributes = set(vars(model))
+    before = _Snapshot(model)
     try:
         graph = tracer.trace(model, concrete_args=_defaults(model))
     except Exception as error:  # whatever the model's own code raises on a proxy
@@ -245,7 +257,12 @@ def _symbolic(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
             path=_innermost_path(tracer),
         ) from error
     finally:
-        constants = _take_back(model, attributes)
+        constants, written = before.restore()
+    if written:
+        raise UntraceableModel(
+            f"forward changes the buffer {written[0]}, so no two calls are alike",
+            hint="make what it keeps count of an output, or remove it for explaining",
+        )
     if constants:
         _require_same_constants(model, constants)
     _drop_defaults(graph, model)
@@ -257,11 +274,11 @@ def _symbolic(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
 
 def _require_same_constants(model: nn.Module, constants: dict[str, Tensor]) -> None:
     """Tensors that forward makes from nothing are constants, if they are the same every time."""
-    attributes = set(vars(model))
+    before = _Snapshot(model)
     try:
         ModelTracer().trace(model, concrete_args=_defaults(model))
     finally:
-        again = _take_back(model, attributes)
+        again, _ = before.restore()
     for name, constant in constants.items():
         if name not in again or not torch.equal(constant, again[name]):
             raise UntraceableModel(
@@ -289,7 +306,9 @@ def _exported(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph, nn.Mod
     graph = captured.graph
     tree = _own_tree(model, lambda *_: False)
     for node in graph.nodes:
-        if node.op == "get_attr" and not _has(tree, str(node.target)):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif node.op == "get_attr" and not _has(tree, str(node.target)):
             name = str(node.target).replace(".", "_")
             tree.register_buffer(name, _get(captured, str(node.target)), persistent=False)
             node.target = name
@@ -345,12 +364,35 @@ def _require_image(example: object) -> None:
         )
 
 
-def _take_back(model: nn.Module, attributes: set[str]) -> dict[str, Tensor]:
-    """The tensor constants that torch.fx left on the model; the model is as it was afterwards."""
-    left = {name: value for name, value in vars(model).items() if name not in attributes}
-    for name in left:
-        delattr(model, name)
-    return {name: value for name, value in left.items() if isinstance(value, Tensor)}
+class _Snapshot:
+    """The model's attributes and buffers before its forward runs on proxies, to restore them."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.attributes = {module: dict(vars(module)) for module in model.modules()}
+        self.buffers = {
+            name: (buffer, buffer._version, buffer.detach().clone())
+            for name, buffer in model.named_buffers()
+        }
+
+    def restore(self) -> tuple[dict[str, Tensor], list[str]]:
+        """-> tensor constants that torch.fx left on the model; buffers that forward wrote to."""
+        constants = {
+            name: value
+            for name, value in vars(self.model).items()
+            if name not in self.attributes[self.model] and isinstance(value, Tensor)
+        }
+        for module, before in self.attributes.items():
+            for name in set(vars(module)) - set(before):
+                del module.__dict__[name]
+            module.__dict__.update(before)
+        written = []
+        for name, (buffer, version, value) in self.buffers.items():
+            if buffer._version != version:
+                written.append(name)
+                with torch.no_grad():
+                    buffer.copy_(value)
+        return constants, written
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
@@ -404,7 +446,9 @@ def _own_tree(model: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> nn
         if id(module) in memo:
             return memo[id(module)]
         if path and is_leaf(module, path):
-            twin = copy.copy(module)
+            # copy.copy() refuses parametrized modules; this is all it would do
+            twin = object.__new__(type(module))
+            twin.__dict__.update(module.__dict__)
             if getattr(twin, "inplace", False) is True:
                 twin.inplace = False  # type: ignore[assignment]
         else:
