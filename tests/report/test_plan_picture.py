@@ -99,7 +99,7 @@ def test_the_graph_is_the_plan(resnet: nn.Module) -> None:
     assert boxes["layer2.0.conv1"].is_new
     assert not boxes["layer2.0.conv2"].is_new
     assert boxes["layer2.0.conv1"].kind == "conv 3x3 /2"
-    assert dict(boxes["layer2.0.iadd"].families) == {"join": 1}
+    assert dict(boxes["layer2.0.add"].families) == {"join": 1}
 
 
 def test_an_output_with_a_grid_is_gated() -> None:
