@@ -101,7 +101,7 @@ def checked_mask(
 
 
 def per_mask(x: Tensor, mask: Tensor) -> Tensor:
-    """The image once per mask, as a view (``input="raw"``, where no gate does it)."""
+    """The image once per mask, as a view, where no gate does it."""
     return x.expand(max(x.shape[0], mask.shape[0]), *x.shape[1:])
 
 

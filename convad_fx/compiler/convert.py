@@ -8,6 +8,7 @@ from convad_fx.compiler.checker import Report, report_of, untraceable
 from convad_fx.compiler.masked import MaskedModule
 from convad_fx.compiler.plan import plan
 from convad_fx.compiler.policy import Policy
+from convad_fx.compiler.region import region_of
 from convad_fx.compiler.rewrite import rewrite
 from convad_fx.compiler.simplify import simplify as simplify_graph
 from convad_fx.compiler.trace import FRONT_ENDS, trace
@@ -68,7 +69,7 @@ def convert(
     graph = rewrite(traced, decided, policy)
     if simplify:
         simplify_graph(graph, decided)
-    return MaskedModule(traced.module, graph, policy, report)
+    return MaskedModule(traced.module, graph, policy, report, region_of(traced, decided, graph))
 
 
 def check(

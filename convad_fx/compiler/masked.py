@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convad_fx.compiler import activity
+from convad_fx.compiler import activity, crop
 from convad_fx.compiler.checker import Report
+from convad_fx.compiler.evaluate import Engine, Evaluation
 from convad_fx.compiler.policy import Policy
+from convad_fx.compiler.region import Region
 from convad_fx.compiler.trace import adopt
 from convad_fx.errors import ModelError
 
 _EMITTED: tuple[Callable[..., Any], ...] = tuple(
-    f for name, f in vars(activity).items()
-    if callable(f) and getattr(f, "__module__", "") == activity.__name__ and name[0] != "_"
+    f for home in (activity, crop) for name, f in vars(home).items()
+    if callable(f) and getattr(f, "__module__", "") == home.__name__ and name[0] != "_"
 )  # fmt: skip
 
 
@@ -38,7 +41,17 @@ class EmittedCode(torch.fx.graph.CodeGen):
         return super()._gen_python_code(nodes, root_module, namespace, **kwargs)
 
 
-class MaskedModule(torch.fx.GraphModule):
+class Emitted(torch.fx.GraphModule):
+    """A graph of ours on the modules and parameters of a tree, which it shares."""
+
+    def __init__(self, tree: nn.Module, graph: torch.fx.Graph, name: str) -> None:
+        graph.set_codegen(EmittedCode())
+        super().__init__(tree, graph, class_name=name)
+        adopt(self, tree)
+        self._tracer_cls = EmittedTracer
+
+
+class MaskedModule(Emitted):
     """A trained network that takes a mask: ``masked(x, mask)``.
 
     >>> import torch, torchvision, convad_fx
@@ -64,15 +77,86 @@ class MaskedModule(torch.fx.GraphModule):
 
     policy: Policy
     report: Report
+    region: Region
 
     def __init__(
-        self, tree: nn.Module, graph: torch.fx.Graph, policy: Policy, report: Report
+        self,
+        tree: nn.Module,
+        graph: torch.fx.Graph,
+        policy: Policy,
+        report: Report,
+        region: Region,
     ) -> None:
-        graph.set_codegen(EmittedCode())
-        super().__init__(tree, graph, class_name="Masked" + report.model)
-        adopt(self, tree)
-        self.policy, self.report = policy, report
-        self._tracer_cls = EmittedTracer
+        super().__init__(tree, graph, "Masked" + report.model)
+        self.policy, self.report, self.region = policy, report, region
+        self._fresh_engine()
+
+    def _fresh_engine(self) -> None:
+        """Nothing evaluated so far holds for other parameters."""
+        boxed = activities = None
+        if self.region.values is not None and self.region.activities is not None:
+            boxed = Emitted(self, self.region.values, "Boxed" + self.report.model)
+            activities = Emitted(self, self.region.activities, "Activities" + self.report.model)
+        # not an attribute that nn.Module registers: its modules are this one's
+        self.__dict__["engine"] = Engine(
+            self, boxed, activities, self.region, reads_hidden=self.policy.input == "raw"
+        )
+
+    def evaluate(
+        self,
+        x: Tensor,
+        masks: Tensor | Iterable[Tensor],
+        *,
+        batch_size: int | str = "auto",
+        precision: str | None = None,
+        told: Callable[[int], Any] | None = None,
+    ) -> Evaluation:
+        """Many masks, in bounded batches, each on the smallest box that holds its active cells.
+
+        >>> import torch, torchvision, convad_fx
+        >>> model = torchvision.models.resnet18().eval()
+        >>> masked = convad_fx.convert(model, torch.zeros(1, 3, 128, 128))
+        >>> x, masks = torch.rand(1, 3, 128, 128), torch.zeros(40, 1, 128, 128, dtype=torch.bool)
+        >>> masks[:, :, 40:90, 30:80] = torch.rand(40, 1, 50, 50) > 0.5
+        >>> found = masked.evaluate(x, masks)
+        >>> torch.allclose(found.logits, masked(x, masks), atol=1e-4)
+        True
+        >>> found.area                                # what of each image was computed
+        0.5625
+
+        The same as ``masked(x, masks)`` to rounding, for less: identical masks are asked once, the
+        empty mask once and for all, and where the graph allows it (see ``masked.region``, or
+        `convad_fx.check`) a box stands for the image. Gradients are not recorded.
+
+        Args:
+            x: one image (1, C, *grid), or one for each mask.
+            masks: bool (K, 1, *grid), True = kept; or an iterable of masks (1, *grid) or (*grid),
+                of
+                which only a few hundred are held at a time.
+            batch_size: whole images' worth of masks at once, or "auto": the size that was fastest
+                in a few trials. Results differ between sizes by rounding.
+            precision: "bfloat16" or "float16": autocast; ``deviation`` then says how far logits
+                were
+                from float32. Default: the network's own.
+            told: called with the number of masks after every batch.
+
+        Raises:
+            ImageError, MaskError: an input of the wrong rank, size, dtype or device.
+            PolicyError: an unknown batch size or precision.
+            ModelError: the network returns something other than one tensor.
+        """
+        engine: Engine = self.__dict__["engine"]
+        return engine.evaluate(x, masks, batch_size, precision, told)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`torch.compile`, with its arguments, of this network and of its way on boxes.
+
+        Nothing is compiled until the first call.
+        """
+        super().compile(*args, **kwargs)
+        engine: Engine = self.__dict__["engine"]
+        if engine.boxed is not None:
+            engine.boxed.compile(*args, **{"dynamic": True, **kwargs})  # type: ignore[attr-defined]
 
     def train(self, mode: bool = True) -> MaskedModule:
         """Refuses training mode: dropout and batch statistics would break every law."""
@@ -95,6 +179,7 @@ class MaskedModule(torch.fx.GraphModule):
                     )
                     module._parameters[name] = own
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._fresh_engine()
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskedModule:
@@ -104,26 +189,34 @@ class MaskedModule(torch.fx.GraphModule):
         tree._buffers = copy.deepcopy(self._buffers, memo)
         tree._non_persistent_buffers_set = set(self._non_persistent_buffers_set)
         tree.training = False
-        return MaskedModule(tree, copy.deepcopy(self.graph), self.policy, self.report)
+        return MaskedModule(
+            tree, copy.deepcopy(self.graph), self.policy, self.report, copy.deepcopy(self.region)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # GraphModule pickles its code and traces it again, which yields a plain GraphModule
-        rebuild, args = super().__reduce__()
-        return _unpickle, (rebuild, args, self.policy, self.report)
+        engine: Engine = self.__dict__["engine"]
+        parts = [super().__reduce__()]
+        parts += [part.__reduce__() for part in engine.parts()]  # type: ignore[misc]
+        parts[0][1][0].pop("engine")  # what it remembers is not worth keeping
+        region = replace(self.region, values=None, activities=None)
+        return _unpickle, (parts, self.policy, self.report, region)
 
 
 def _unpickle(
-    rebuild: Callable[..., torch.fx.GraphModule],
-    args: tuple[Any, ...],
+    parts: list[tuple[Callable[..., torch.fx.GraphModule], tuple[Any, ...]]],
     policy: Policy,
     report: Report,
+    region: Region,
 ) -> MaskedModule:
-    body = args[0]
+    body = parts[0][1][0]
     registries = {
         key: body[key]
         for key in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
     }
-    plain = rebuild(*args)
+    graph, *others = [rebuild(*args).graph for rebuild, args in parts]
+    if others:
+        region = replace(region, values=others[0], activities=others[1])
     tree = nn.Module()
     tree.__dict__.update(registries)
-    return MaskedModule(tree, plain.graph, policy, report)
+    return MaskedModule(tree, graph, policy, report, region)

@@ -7,13 +7,24 @@ Each pass takes a graph and returns how many nodes it took out or moved, so that
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch.fx
 
-from convad_fx.compiler.activity import gate
+from convad_fx.compiler.activity import gate, per_mask
 from convad_fx.compiler.plan import Plan
 from convad_fx.compiler.rewrite import Inserted
-from convad_fx.compiler.steps import AdaptivePool, Join, Resize, SameCell, Statistic, Window
+from convad_fx.compiler.steps import (
+    AdaptivePool,
+    Flip,
+    Join,
+    Pad,
+    PixelShuffle,
+    Resize,
+    SameCell,
+    Statistic,
+    Window,
+)
 from convad_fx.compiler.trace import META, Facts
 
 Pass = Callable[[torch.fx.Graph, Plan], int]
@@ -55,7 +66,15 @@ def drop_idle_gates(graph: torch.fx.Graph, plan: Plan) -> int:
             continue
         if any(_needs(user, _inserted(node).source, plan) for user in node.users):
             continue
-        node.replace_all_uses_with(node.args[0])
+        value = node.args[0]
+        if value.op == "placeholder":  # the image is still wanted once per mask
+            with graph.inserting_before(node):
+                value = graph.create_node(
+                    "call_function", per_mask, node.args[:2], name=f"{value.name}_per_mask"
+                )
+            value.meta[META] = replace(_inserted(node), role="per_mask")
+            count -= 1  # one for another
+        node.replace_all_uses_with(value)
         graph.erase_node(node)
         count += 1
     return count
@@ -72,7 +91,7 @@ def drop_unread(graph: torch.fx.Graph, plan: Plan) -> int:
 
 
 def hoist_what_no_mask_touches(graph: torch.fx.Graph, plan: Plan) -> int:
-    """With ``input="raw"`` what comes before the first gate is the same for every mask.
+    """What comes before the first gate is the same for every mask.
 
     The image is then not repeated for each mask: the first gates broadcast. Only where everything
     before them takes any batch as it comes: no sizes are read there, and nothing is concatenated
@@ -102,6 +121,12 @@ PASSES: tuple[Pass, ...] = (
     drop_idle_gates,
     drop_unread,
     hoist_what_no_mask_touches,
+)
+
+
+#: Steps that take any batch, and read no sizes.
+_AS_IT_COMES = (
+    SameCell | Window | AdaptivePool | Resize | Statistic | Join | Pad | Flip | PixelShuffle
 )
 
 
@@ -135,9 +160,7 @@ def _needs(user: torch.fx.Node, source: str, plan: Plan) -> bool:
 
 def _broadcasts(user: torch.fx.Node, plan: Plan) -> bool:
     decided = plan.nodes.get(user.name)
-    return decided is not None and isinstance(
-        decided.step, SameCell | Window | AdaptivePool | Resize | Statistic | Join
-    )
+    return decided is not None and isinstance(decided.step, _AS_IT_COMES)
 
 
 def _meets_masked(user: torch.fx.Node, plan: Plan) -> bool:

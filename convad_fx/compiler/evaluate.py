@@ -1,0 +1,493 @@
+"""Many masks through one masked network, in bounded batches, each on the smallest box around it.
+
+The way of a mask: met before? nothing kept? else its box, from the activities of every level; boxes
+of one size form a batch. Which boxes a network allows was decided on the graph (`region`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convad_fx.compiler.region import Level, Region
+from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
+
+#: Masks looked at together: enough to fill batches of every size of box, few enough for memory.
+CHUNK = 512
+#: A call costs about as much as this share of an image, whatever its size: measured on two cores.
+CALL = 0.1
+#: Boxes have two tiles at least, so that no compiled grid has one cell: torch.compile takes 1 for a
+#: constant, and would compile again.
+LEAST = 2
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `MaskedModule.evaluate` found.
+
+    Attributes:
+        logits: (K, ...): one row for each mask, in order.
+        passes: masks that went through the network: identical ones once.
+        area: the share of the image that was computed, on average over the passes.
+        batches: how many calls of the network it took.
+        deviation: largest difference of logits from float32, on the first batch of each size of
+            box;
+            None where the precision is the network's own.
+    """
+
+    logits: Tensor
+    passes: int
+    area: float
+    batches: int
+    deviation: float | None = None
+
+
+@dataclass(slots=True)
+class BatchSize:
+    """How many whole images' worth of boxes go through the network at once.
+
+    A fixed number, or found by trying: twice as many each time, as long as that is faster per image
+    and `most` allows it. On a CPU large batches are often slower: their tensors leave the caches,
+    and the C library maps and unmaps their memory at every call.
+    """
+
+    most: int
+    fixed: int | None = None
+    taken: dict[int, list[float]] = field(default_factory=dict)
+    trying: int = 4
+    found: int | None = None
+    _GAIN = 0.97
+    _TIMES = 3  # the first of which may have compiled
+
+    @property
+    def size(self) -> int:
+        """To be used next."""
+        return min(self.fixed or self.found or self.trying, self.most)
+
+    def of(self, share: float) -> int:
+        """Boxes of this share of the image, at once."""
+        if self.fixed is not None:
+            return self.fixed
+        return max(LEAST, min(round(self.size / max(share, 0.02)), 8 * self.size))
+
+    def record(self, images: float, seconds: float) -> None:
+        """What a call took, for so many whole images' worth."""
+        if self.fixed is not None or self.found is not None or images < 0.7 * self.trying:
+            return
+        times = self.taken.setdefault(self.trying, [])
+        times.append(seconds / images)
+        if len(times) < self._TIMES:
+            return
+        best = {size: min(times[1:] or times) for size, times in self.taken.items()}
+        before = best.get(self.trying // 2)
+        if before is not None and best[self.trying] > self._GAIN * before:
+            self.found = min(best, key=lambda size: best[size])
+        elif self.trying * 2 > self.most:
+            self.found = self.trying
+        else:
+            self.trying *= 2
+
+    def halve(self) -> None:
+        """It did not fit."""
+        if self.fixed is not None:
+            self.fixed = self.fixed // 2
+        self.most = self.size // 2
+        self.found = max(1, self.most)
+
+
+class Engine:
+    """Evaluates masks on a network; remembers what holds from call to call.
+
+    Args:
+        network: ``(x, mask) -> logits``, on whole images.
+        boxed: ``(x, *places, *activities) -> logits``; activities: ``(x, mask)`` -> those.
+        region: how the network runs on boxes.
+        reads_hidden: the network sees hidden pixels (``input="raw"``): the empty mask's answer is
+            then another for each image.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        boxed: Callable[..., Any] | None,
+        activities: Callable[..., Any] | None,
+        region: Region,
+        *,
+        reads_hidden: bool,
+    ) -> None:
+        self.network, self.boxed, self.activities, self.region = network, boxed, activities, region
+        self.reads_hidden = reads_hidden
+        self.sizes: dict[Any, BatchSize] = {}
+        self.empty: dict[Any, Tensor] = {}
+
+    def parts(self) -> list[Callable[..., Any]]:
+        """What it runs beside the network, if anything."""
+        return [part for part in (self.boxed, self.activities) if part is not None]
+
+    def evaluate(
+        self,
+        x: Tensor,
+        masks: Tensor | Iterable[Tensor],
+        batch_size: int | str = "auto",
+        precision: str | None = None,
+        told: Callable[[int], Any] | None = None,
+    ) -> Evaluation:
+        """See `MaskedModule.evaluate`."""
+        run = _Run(self, x, batch_size, precision, told)
+        stream = iter(masks)
+        with torch.inference_mode():
+            while chunk := list(islice(stream, CHUNK)):
+                run.add(_stacked(chunk, x))
+        return run.result()
+
+
+class _Run:
+    """One call of `evaluate`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        x: Tensor,
+        batch_size: int | str,
+        precision: str | None,
+        told: Callable[[int], Any] | None,
+    ) -> None:
+        if precision is not None and precision not in PRECISIONS:
+            raise PolicyError(
+                f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}"
+            )
+        if x.dim() < 3:
+            raise ImageError("the image is not a tensor (N, C, ...)", hint="see x[None]")
+        self.engine, self.x, self.told = engine, x, told
+        self.lower = PRECISIONS.get(precision or "float32")
+        self.key = (str(x.device), x.dtype, tuple(x.shape[2:]), precision)
+        self.size = self._batch_size(batch_size)
+        self.seen: dict[bytes, int] = {}
+        self.rows: list[int] = []
+        self.found: list[Tensor] = []  # answers, in the order they came
+        self.places: list[int] = []  # which of the different masks they belong to
+        self.passes = self.batches = 0
+        self.area = 0.0
+        self.deviation: float | None = None
+        self.compared: set[tuple[int, ...]] = set()
+
+    def _batch_size(self, asked: int | str) -> BatchSize:
+        if asked == "auto":
+            return self.engine.sizes.setdefault(self.key, BatchSize(_most(self.x)))
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+            raise PolicyError(
+                f"batch_size must be a positive whole number or 'auto', not {asked!r}",
+                hint="'auto' tries a few sizes and keeps the fastest",
+            )
+        return BatchSize(asked, asked)
+
+    # --------------------------------------------------------------------------- which masks
+
+    def add(self, masks: Tensor) -> None:
+        """Answer a chunk of masks (K, 1, *grid)."""
+        if self.x.shape[0] not in (1, len(masks)) or (self.x.shape[0] > 1 and self.rows):
+            raise MaskError(
+                f"{len(masks)} masks for {self.x.shape[0]} images",
+                hint=f"one image, or as many as masks (at most {CHUNK})",
+            )
+        fresh, owners = [], []
+        packed = np.packbits(masks.flatten(1).cpu().numpy(), axis=1)
+        for i, bits in enumerate(packed):
+            own = i.to_bytes(8, "little") if self.x.shape[0] > 1 else b""
+            key = blake2b(own + bits.tobytes(), digest_size=16).digest()
+            if key not in self.seen:
+                self.seen[key] = len(self.seen)
+                fresh.append(i)
+                owners.append(self.seen[key])
+            self.rows.append(self.seen[key])
+        if not fresh:
+            return
+        masks = masks[fresh]
+        x = self.x if self.x.shape[0] == 1 else self.x[fresh]
+        kept = masks.flatten(1).any(1)
+        if not kept.all() and not self.engine.reads_hidden:
+            self._empty(x, masks, [owners[i] for i in (~kept).nonzero().flatten().tolist()])
+            left = kept.nonzero().flatten()
+            masks, x = masks[left], x if x.shape[0] == 1 else x[left]
+            owners = [owners[i] for i in left.tolist()]
+        if len(masks):
+            self._by_box(x, masks, owners)
+
+    def _empty(self, x: Tensor, masks: Tensor, owners: list[int]) -> None:
+        """Where nothing is kept the network has the same answer for every image."""
+        if self.key not in self.engine.empty:
+            answer = self._ask(self.engine.network, x[:1], torch.zeros_like(masks[:1]))
+            self.engine.empty[self.key] = answer
+            self.passes, self.batches, self.area = self.passes + 1, self.batches + 1, self.area + 1
+        answer = self.engine.empty[self.key]
+        self._keep(answer.expand(len(owners), *answer.shape[1:]), owners)
+
+    # ---------------------------------------------------------------------------- which boxes
+
+    def _by_box(self, x: Tensor, masks: Tensor, owners: list[int]) -> None:
+        region = self.engine.region
+        if self.engine.boxed is None or tuple(x.shape[2:]) != region.canvas:
+            self._whole(x, masks, owners, list(range(len(masks))))
+            return
+        activities = self.engine.activities(x[:1], masks)  # type: ignore[misc]
+        tiles = tiles_of(region, activities)
+        start, sizes = boxes(region, activities, tiles)
+        for size, members in merged(sizes, tiles).items():
+            if size == tiles:
+                self._whole(x, masks, owners, members)
+            else:
+                self._boxes(x, activities, owners, members, start, size, tiles)
+
+    def _whole(self, x: Tensor, masks: Tensor, owners: list[int], members: list[int]) -> None:
+        def ask(chosen: list[int]) -> tuple[Any, ...]:
+            return self.engine.network, _rows(x, chosen), _dynamic(masks[chosen])
+
+        self._batches(members, owners, 1.0, ask, ())
+
+    def _boxes(
+        self,
+        x: Tensor,
+        activities: tuple[Tensor, ...],
+        owners: list[int],
+        members: list[int],
+        start: Tensor,
+        size: tuple[int, ...],
+        tiles: tuple[int, ...],
+    ) -> None:
+        region = self.engine.region
+        share = float(np.prod([n / t for n, t in zip(size, tiles, strict=True)]))
+        # a box that was given a larger size starts no later than it fits
+        most = torch.tensor([t - n for t, n in zip(tiles, size, strict=True)])
+        start = torch.minimum(start, most)
+
+        def ask(chosen: list[int]) -> tuple[Any, ...]:
+            places = []
+            for i, (tile, n) in enumerate(zip(region.tile, size, strict=True)):
+                first = start[chosen, i, None] * tile
+                places.append(_dynamic((first + torch.arange(n * tile)).to(x.device), axes=2))
+            cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in activities]
+            return self.engine.boxed, _rows(x, chosen), *places, *cut
+
+        self._batches(members, owners, share, ask, size)
+
+    def _batches(
+        self,
+        members: list[int],
+        owners: list[int],
+        share: float,
+        ask: Callable[[list[int]], tuple[Any, ...]],
+        size: tuple[int, ...],
+    ) -> None:
+        done = 0
+        while done < len(members):
+            chosen = members[done : done + self.size.of(share)]
+            began = time.perf_counter()
+            try:
+                answer = self._ask(*ask(chosen))
+            except (torch.OutOfMemoryError, MemoryError):
+                if len(chosen) == 1:
+                    raise
+                self.size.halve()
+                _release(self.x)
+                continue
+            if self.lower is not None and size not in self.compared:
+                self.compared.add(size)
+                exact = self._ask(*ask(chosen), exact=True)
+                worst = float((exact.double() - answer.double()).abs().max())
+                self.deviation = max(self.deviation or 0.0, worst)
+            self.size.record(len(chosen) * share, time.perf_counter() - began)
+            self._keep(answer, [owners[i] for i in chosen])
+            done += len(chosen)
+            self.passes, self.batches = self.passes + len(chosen), self.batches + 1
+            self.area += share * len(chosen)
+            if self.told is not None:
+                self.told(len(chosen))
+
+    def _ask(
+        self, network: Callable[..., Any], x: Tensor, *args: Tensor, exact: bool = False
+    ) -> Tensor:
+        lower = None if exact else self.lower
+        with (
+            torch.autocast(x.device.type, lower) if lower is not None else contextlib.nullcontext()
+        ):
+            answer = network(x, *args)
+        if not isinstance(answer, Tensor):
+            raise ModelError(
+                f"the network returns a {type(answer).__name__}, not one tensor",
+                hint="wrap the model so that it returns its logits alone, and convert that",
+            )
+        if answer.is_cuda:
+            torch.cuda.synchronize(answer.device)  # so that what is timed has been done
+        return answer.float() if lower is not None else answer
+
+    # ------------------------------------------------------------------------------ the answer
+
+    def _keep(self, answer: Tensor, owners: list[int]) -> None:
+        self.found.append(answer)
+        self.places += owners
+
+    def result(self) -> Evaluation:
+        """All rows in order."""
+        if not self.found:
+            raise MaskError("no masks were given", hint="pass a tensor (K, 1, H, W) with K >= 1")
+        order = torch.empty(len(self.places), dtype=torch.long)
+        order[torch.tensor(self.places)] = torch.arange(len(self.places))
+        logits = torch.cat(self.found)[order[torch.tensor(self.rows)].to(self.x.device)]
+        area = self.area / self.passes if self.passes else 0.0
+        return Evaluation(logits, self.passes, area, self.batches, self.deviation)
+
+
+def tiles_of(region: Region, activities: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """How many tiles cover the grid of every level: some convolutions make it larger."""
+    most = [-(-n // t) for n, t in zip(region.canvas, region.tile, strict=True)]
+    for activity, level in zip(activities, region.levels, strict=True):
+        if level is not None:
+            for i, axis in enumerate(level.axes):
+                cells = activity.shape[axis] - sum(level.extra[i])
+                most[i] = max(most[i], -(-cells * level.strides[i] // region.tile[i]))
+    return tuple(most)
+
+
+def boxes(
+    region: Region, activities: tuple[Tensor, ...], tiles: tuple[int, ...]
+) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """The smallest box of tiles for each mask that holds its active cells on every level.
+
+    Returns:
+        Where they start (K, axes), in tiles, and their sizes.
+    """
+    masks = max(len(activity) for activity in activities)
+    dims = len(tiles)
+    first = torch.tensor(tiles).expand(masks, dims).clone()
+    last = torch.zeros(masks, dims, dtype=torch.long)
+    for activity, level in zip(activities, region.levels, strict=True):
+        if level is None:
+            continue
+        for axis, low, high in _spans(activity, level):
+            stride, tile = level.strides[axis], region.tile[axis]
+            first[:, axis] = torch.minimum(first[:, axis], low * stride // tile)
+            last[:, axis] = torch.maximum(last[:, axis], -(-(high * stride) // tile))
+    whole = torch.tensor(tiles)
+    last = torch.minimum(last, whole)
+    size = torch.minimum((last - first).clamp(min=LEAST), whole)
+    return torch.minimum(first, whole - size), [tuple(row) for row in size.tolist()]
+
+
+def _spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For each grid axis: the first active cell and the one after the last, (K,) each.
+
+    Cells that padding has added are active but zero, as is everything around a box: left out. Where
+    nothing is active, the span starts at the end and ends at the start.
+    """
+    for axis, (before, after) in zip(level.axes, level.extra, strict=True):
+        if activity.shape[axis] > 1:
+            activity = activity.narrow(axis, before, activity.shape[axis] - before - after)
+    for i, axis in enumerate(level.axes):
+        n = activity.shape[axis]
+        lines = activity.movedim(axis, 1).flatten(2).any(2).cpu()
+        if n == 1:  # activity is not known along this axis: it may be anywhere
+            yield i, torch.zeros(len(lines), dtype=torch.long), torch.full((len(lines),), 1 << 40)
+            continue
+        some = lines.any(1)
+        low = lines.int().argmax(1)
+        high = n - lines.flip(1).int().argmax(1)
+        yield i, torch.where(some, low, 1 << 40), torch.where(some, high, 0)
+
+
+def merged(
+    sizes: list[tuple[int, ...]], tiles: tuple[int, ...]
+) -> dict[tuple[int, ...], list[int]]:
+    """Size of box -> the masks that run on it. Small groups go on larger boxes, if that is cheaper.
+
+    >>> merged([(2, 2), (7, 7), (7, 7)], tiles=(7, 7))
+    {(7, 7): [0, 1, 2]}
+    """
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, size in enumerate(sizes):
+        groups[size].append(i)
+    whole = float(np.prod(tiles))
+
+    def share(size: tuple[int, ...]) -> float:
+        return float(np.prod(size)) / whole
+
+    def union(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(max(pair) for pair in zip(a, b, strict=True))
+
+    while len(groups) > 1:
+        costs = {}
+        for a in groups:
+            for b in groups:
+                if a < b:
+                    c = union(a, b)
+                    more = sum(len(groups[g]) * (share(c) - share(g)) for g in (a, b))
+                    costs[a, b] = more - CALL - (CALL if c in groups and c not in (a, b) else 0)
+        (a, b), cost = min(costs.items(), key=lambda item: item[1])
+        if cost >= 0:
+            break
+        members = groups.pop(a) + groups.pop(b)
+        groups[union(a, b)] += members
+    return {size: sorted(members) for size, members in groups.items()}
+
+
+def _rows(x: Tensor, chosen: list[int]) -> Tensor:
+    return x if x.shape[0] == 1 else x[chosen]
+
+
+def _dynamic(t: Tensor, axes: int = 1) -> Tensor:
+    """Tell torch.compile, should it be used, that these sizes vary: it then compiles once."""
+    for axis in range(axes):
+        if t.shape[axis] > 1:
+            torch._dynamo.maybe_mark_dynamic(t, axis)
+    return t
+
+
+def _stacked(chunk: list[Tensor], x: Tensor) -> Tensor:
+    """Masks (1, *grid) or (*grid) -> (K, 1, *grid), on the image's device."""
+    rank = x.dim() - 2
+    tensors = [torch.as_tensor(mask) for mask in chunk]
+    expected = f"expected bool of shape (1, {', '.join(map(str, x.shape[2:]))}) each"
+    for mask in tensors:
+        if mask.dtype != torch.bool:
+            raise MaskError(
+                f"a mask has dtype {mask.dtype}; {expected}, True = kept", hint="pass `mask > 0.5`"
+            )
+        if tuple(mask.shape[-rank:]) != tuple(x.shape[2:]) or mask.numel() != x[0, 0].numel():
+            raise MaskError(
+                f"a mask has shape {tuple(mask.shape)}; {expected}",
+                hint="masks are (K, 1, H, W) in all, of the image's size",
+            )
+    return torch.stack([mask.reshape(1, *x.shape[2:]) for mask in tensors]).to(x.device)
+
+
+def _most(x: Tensor) -> int:
+    """Images at once, as far as free memory allows; each may need 1000 times its own size."""
+    each = 1000 * x[0].numel() * x.element_size() // max(x.shape[1], 1)
+    if x.is_cuda:
+        free, most = torch.cuda.mem_get_info(x.device)[0], 1024
+    else:
+        free, most = _free_memory(), 64
+    return max(1, min(most, free // 2 // max(each, 1)))
+
+
+def _free_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on this system
+        return 4 << 30
+
+
+def _release(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.empty_cache()
