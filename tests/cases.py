@@ -501,7 +501,6 @@ WINDOWS = (
                 of(
                     "antialias",
                     lambda x: F.interpolate(x, size=2, mode="bilinear", antialias=True),
-                    broken="weights are asked of an image of width 1, where torch's are wrong",
                 ),
                 of("bicubic", lambda x: F.interpolate(x, size=(4, 2), mode="bicubic"), **FOUR),
                 of(

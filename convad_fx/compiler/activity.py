@@ -459,9 +459,11 @@ def _interpolation_reads(
     size: int | tuple[int, int] | None = m if factor is None else None
     scale: float | tuple[float, float] | None = factor
     if separable == "bicubic" or antialias:
-        # these exist in two dimensions only: the second axis is one cell that copies itself
-        cells, separable = cells[..., None], "bicubic" if mode == "bicubic" else "bilinear"
-        size = (m, 1) if factor is None else None
+        # These exist in two dimensions only. The second axis has two cells that copy themselves: of
+        # an image of width 1 torch antialiases another one, by mistake.
+        cells = torch.stack([cells, cells], -1)
+        separable = "bicubic" if mode == "bicubic" else "bilinear"
+        size = (m, 2) if factor is None else None
         scale = None if factor is None else (factor, 1.0)
     weights = F.interpolate(
         cells[:, None],
@@ -471,7 +473,7 @@ def _interpolation_reads(
         align_corners=align_corners,
         antialias=antialias,
     )
-    return (weights.reshape(n, m) != 0).double().mT
+    return (weights.reshape(n, m, -1)[..., 0] != 0).double().mT
 
 
 # ---------------------------------------------------------------------- joins, reductions
