@@ -185,7 +185,6 @@ def foreign(path: str, *args: Any, **kwargs: Any) -> Build:
 
 
 TIMM = {"needs": "timm"}
-SCALES = "the overload with scales_h, scales_w is read as if it had one list; refused"
 NAMES = "axis= is not taken for dim=, nor tensors= for the operands; refused"
 FIRST = "as one sample without a batch"
 
@@ -541,9 +540,19 @@ WINDOWS = (
                 "scales",
                 lambda x: aten.upsample_nearest2d.default(x, [4, 2], 1.5, 0.7),
                 **WIN,
-                broken=SCALES,
             ),
             of("1d", lambda x: aten.upsample_nearest1d.vec(x, None, [1.5]), **LINE, **WIN),
+            of(
+                "scale-1d",
+                lambda x: aten.upsample_nearest1d.default(x, [3], scales=0.6),
+                **LINE,
+                **WIN,
+            ),
+            of(
+                "scale-h",
+                lambda x: aten.upsample_nearest2d.default(x, [4, 2], scales_h=1.5),
+                **WIN,
+            ),
         ),
     ),
     Case(
@@ -564,6 +573,12 @@ WINDOWS = (
             of(
                 "default",
                 lambda x: aten.upsample_bilinear2d.default(x, [4, 2], False),
+                **WIN,
+                nan=False,
+            ),
+            of(
+                "scales",
+                lambda x: aten.upsample_bilinear2d.default(x, [4, 2], False, 1.5, 0.7),
                 **WIN,
                 nan=False,
             ),

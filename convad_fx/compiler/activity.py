@@ -423,7 +423,7 @@ def resize_activity(
     tau: float = 0.0,
     *,
     align_corners: bool | None = None,
-    scale_factor: tuple[float, ...] | None = None,
+    scale_factor: tuple[float | None, ...] | None = None,
     antialias: bool = False,
     whole: bool = False,
     exists: Tensor | None = None,

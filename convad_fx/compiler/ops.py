@@ -248,12 +248,12 @@ SPELLINGS: tuple[Spelling, ...] = (
     ),
     Spelling(
         "upsample_nearest",
-        "input size scale_factor=None",
+        "input size *scale_factor",
         others=tuple(f for d in "123" for f in aten(f"upsample_nearest{d}d")),
     ),
     Spelling(
         "upsample_linear",
-        "input size align_corners scale_factor=None",
+        "input size align_corners *scale_factor",
         others=(
             *aten("upsample_linear1d"),
             *aten("upsample_bilinear2d"),
@@ -262,7 +262,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     ),
     Spelling(
         "upsample_bicubic",
-        "input size align_corners scale_factor=None",
+        "input size align_corners *scale_factor",
         others=tuple(aten("upsample_bicubic2d")),
     ),
     # ---- same cell

@@ -94,7 +94,7 @@ class Resize:
 
     mode: str
     align_corners: bool | None = None
-    scale_factor: tuple[float, ...] | None = None
+    scale_factor: tuple[float | None, ...] | None = None
     antialias: bool = False
 
 
