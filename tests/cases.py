@@ -900,11 +900,16 @@ def other(x: Tensor) -> Tensor:
     return x.flip(-1)
 
 
+def _changed_by_and(a: Tensor, b: Tensor) -> Tensor:
+    held = a
+    a &= b
+    return held
+
+
 def per_channel() -> nn.Module:
     return Weights((1, 2, 1, 1))
 
 
-NAMED = "operator.and_ and or_ are taken for in-place operations by their names"
 RANKS = "different ranks"
 STRETCHED = "it repeats a position along an axis"
 
@@ -997,11 +1002,12 @@ JOINS = (
     Case(
         "logical",
         (
-            of("and", lambda x: (x > 0.5) & (other(x) > 0.3), **PRODUCT, broken=NAMED),
+            of("and", lambda x: (x > 0.5) & (other(x) > 0.3), **PRODUCT),
             of("and-torch", lambda x: torch.bitwise_and(x > 0.5, other(x) > 0.3), **PRODUCT),
             of("or", lambda x: torch.logical_or(x > 0.5, other(x) > 0.3), **PRODUCT),
             of("xor", lambda x: (x > 0.5).logical_xor(x < 0.7)),
-            of("constant", lambda x: (x > 0.5) | True, broken=NAMED),
+            of("constant", lambda x: (x > 0.5) | True, **INSTEAD),
+            of("in-place", lambda x: _changed_by_and(x > 0.5, other(x) > 0.3), **PRODUCT),
         ),
     ),
     Case(

@@ -143,20 +143,33 @@ class Trace:
         return self.front_end == FRONT_ENDS["symbolic"]
 
 
+#: ``y += 1`` and its like, and what gives the same as a new tensor.
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+}
+
+
 class InPlaceProxy(torch.fx.Proxy):
     """Records ``y += 1`` as what it is; torch.fx takes it for ``y = y + 1``, a new tensor."""
 
-    def __iadd__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
-    def __isub__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+def _recorded(function: Any) -> Callable[[InPlaceProxy, Any], Any]:
+    return lambda self, other: self.tracer.create_proxy(
+        "call_function", function, (self, other), {}
+    )
 
-    def __imul__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
 
-    def __itruediv__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+for _function in _OUT_OF_PLACE:
+    setattr(InPlaceProxy, f"__{_function.__name__}__", _recorded(_function))
 
 
 class ModelTracer(torch.fx.Tracer):
@@ -562,13 +575,6 @@ def _fact(value: Any) -> Any:
 
 # ---------------------------------------------------------------------------- out of place
 
-_OUT_OF_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-
 
 def _out_of_place(
     traced: torch.fx.GraphModule, storages: dict[torch.fx.Node, Any], model: nn.Module
@@ -637,7 +643,7 @@ def _changed_in_place(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node | 
             node.target = _OUT_OF_PLACE[node.target]
             return operand
         name = getattr(node.target, "__name__", "")
-        if name.endswith("_") and not name.endswith("__"):
+        if _says_in_place(node.target, name):
             plain = getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
             if plain is not None:
                 node.target = plain
@@ -645,7 +651,7 @@ def _changed_in_place(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node | 
         return operand if _clear_inplace_argument(node) else None
     if node.op == "call_method":
         name = str(node.target)
-        if name.endswith("_") and not name.endswith("__") and hasattr(Tensor, name[:-1]):
+        if _says_in_place(node.target, name) and hasattr(Tensor, name[:-1]):
             node.target = name[:-1]
             return operand
     return None
@@ -659,8 +665,14 @@ def _changes_without_twin(node: torch.fx.Node) -> bool:
         name = node.target.overloadpacket.__name__
     else:
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    in_place = str(name).endswith("_") and not str(name).endswith("__")
-    return node.op in ("call_method", "call_function") and in_place and name != "requires_grad_"
+    in_place = _says_in_place(node.target, str(name)) and name != "requires_grad_"
+    return node.op in ("call_method", "call_function") and in_place
+
+
+def _says_in_place(target: Any, name: str) -> bool:
+    """``relu_`` does; ``__and__`` and ``operator.and_`` only look like it."""
+    keyword = getattr(target, "__module__", "") == operator.and_.__module__
+    return name.endswith("_") and not name.endswith("__") and not keyword
 
 
 _RANDOM = (
