@@ -185,7 +185,6 @@ def foreign(path: str, *args: Any, **kwargs: Any) -> Build:
 
 
 TIMM = {"needs": "timm"}
-NAMES = "axis= is not taken for dim=, nor tensors= for the operands; refused"
 FIRST = "as one sample without a batch"
 
 WINDOWS = (
@@ -977,6 +976,7 @@ JOINS = (
             of("method", lambda x: x.pow(3)),
             of("grids", lambda x: x ** other(x), **PRODUCT),
             of("global", lambda x: x ** pooled(x), **MEETS),
+            of("by-name", lambda x: torch.pow(input=x, exponent=other(x)), **PRODUCT),
         ),
     ),
     Case(
@@ -1016,6 +1016,11 @@ JOINS = (
             of("constants", lambda x, m: torch.where(x > 0.5, m.a, 0.0), per_channel),
             of("choice", lambda x: torch.where(x > 0.5, other(x), 0.0), **MIXED),
             of("branches", lambda x, m: torch.where(m.a > 0.5, x, other(x)), per_channel, **MIXED),
+            of(
+                "by-name",
+                lambda x: torch.where(condition=x > 0.5, input=other(x), other=torch.zeros(1)),
+                **MIXED,
+            ),
             of("several", lambda x: torch.where(x > 0.5, x, other(x)), refused="three tensors"),
         ),
     ),
@@ -1131,12 +1136,8 @@ REDUCTIONS = (
         (
             *reductions(torch.mean),
             of("method", lambda x: x.mean([2, 3]), **REDUCES),
-            of(
-                "axis",
-                lambda x: x.mean(axis=(2, 3)),
-                **REDUCES,
-                broken=NAMES,
-            ),
+            of("axis", lambda x: x.mean(axis=(2, 3)), **REDUCES),
+            of("numpy", lambda x: torch.mean(a=x, axis=2, keepdims=True)),
             of("all", lambda x: x.mean(), refused=BATCH),
         ),
     ),
@@ -1422,7 +1423,8 @@ LAYOUT = (
                 lambda x: torch.cat(two(x).chunk(2, 1), 1),
             ),
             of("same-pieces", lambda x: torch.cat(x.chunk(2, 1), 1)),
-            of("by-name", lambda x: torch.cat(tensors=[x, other(x)], dim=1), broken=NAMES),
+            of("axis", lambda x: torch.cat((x, other(x)), axis=2)),
+            of("by-name", lambda x: torch.cat(tensors=[x, other(x)], dim=1)),
             of("padded", lambda x: torch.cat([padded(x), F.pad(x, (0, 1, 0, 1))], 1)),
             of("batch", lambda x: torch.cat([x, x]), refused=BATCH),
         ),

@@ -103,6 +103,7 @@ class Signature:
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by name. A last name with a star takes all that follow, as a tuple."""
+        kwargs = {self._own_name(name): value for name, value in kwargs.items()}
         bound = dict(self.defaults)
         if self.names and self.names[-1].startswith("*"):
             *fixed, rest = self.names
@@ -113,7 +114,26 @@ class Signature:
                 bound[rest[1:]] = ()
         else:
             bound |= dict(zip(self.names, args, strict=False))
-        return bound | dict(kwargs)
+        return bound | kwargs
+
+    def _own_name(self, keyword: str) -> str:
+        plain = {name.removeprefix("*") for name in self.names}
+        own = _SYNONYMS.get(keyword, keyword)
+        return own if own in plain and keyword not in plain else keyword
+
+
+#: What torch also calls a parameter, NumPy's names among them -> what our signatures call it.
+_SYNONYMS = {
+    **dict.fromkeys(("self", "x", "a", "x1", "A", "tensor", "tensors", "data"), "input"),
+    **dict.fromkeys(("x2", "exponent", "end", "mask", "tensor1"), "other"),
+    **dict.fromkeys(("condition", "weight", "tensor2"), "third"),
+    "axis": "dim",
+    "axes": "dims",
+    "axis0": "dim0",
+    "axis1": "dim1",
+    "keepdims": "keepdim",
+    "size": "shape",
+}
 
 
 def _is_list(value: Any) -> bool:
