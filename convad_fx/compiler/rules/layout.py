@@ -136,7 +136,9 @@ def aten_slice(op: OpView) -> Step:
 
 @rule("narrow")
 def narrow(op: OpView) -> Step:
-    return _take(op, op.dim, slice(op.start, op.start + op.length))
+    stop = op.start + op.length
+    from_the_end = op.start < 0 == stop  # -1 + 1 is not cell 0 but the end
+    return _take(op, op.dim, slice(op.start, None if from_the_end else stop))
 
 
 @rule("select")
