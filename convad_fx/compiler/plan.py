@@ -273,8 +273,8 @@ class _Walk:
             if isinstance(step, steps.Refused):
                 raise _Refusal(step.why, step.hint)
             sources = self._sources(op, step)
-            if isinstance(step, steps.Constant):
-                return
+            if isinstance(step, steps.Constant) or sources == []:
+                return  # of the image it takes a shape at most
             if sources is None:  # a finding further up leaves it open
                 self._note(node, op, step, None)
                 return
