@@ -687,12 +687,19 @@ _RANDOM = (
     "rand_like",
     "randn_like",
     "randint_like",
+    "uniform",
+    "exponential",
+    "geometric",
+    "log_normal",
+    "cauchy",
+    "random",
 )
 
 
 def _random_numbers(graph: torch.fx.Graph) -> tuple[Problem, ...]:
     """Operations that give something else at every call, whether the image reaches them or not."""
-    targets = {getattr(torch, name) for name in _RANDOM}
+    targets: set[Any] = {getattr(torch, name) for name in _RANDOM if hasattr(torch, name)}
+    methods = {name for plain in _RANDOM for name in (plain, f"{plain}_")}
     return tuple(
         Problem(
             node.name,
@@ -702,9 +709,10 @@ def _random_numbers(graph: torch.fx.Graph) -> tuple[Problem, ...]:
         )
         for node in graph.nodes
         if node.target in targets
+        or (node.op == "call_method" and node.target in methods)
         or (
             isinstance(node.target, torch._ops.OpOverload)
-            and node.target.overloadpacket.__name__ in _RANDOM
+            and node.target.overloadpacket.__name__ in methods
         )
     )
 
