@@ -43,6 +43,7 @@ def checked_mask(
     channels: int,
     size: tuple[int, ...] | None = None,
     rank: int = 4,
+    like: Tensor | None = None,
 ) -> Tensor:
     """The mask, once it is known to fit the image: bool (N, 1, *grid); None means all kept.
 
@@ -50,6 +51,8 @@ def checked_mask(
         x: the image batch (N, channels, *grid).
         mask: True = kept; its batch or the image's may be 1.
         size: the only grid size the graph is valid for, where a rule depends on it.
+        like: a parameter of the network, whose dtype and device the image must have; None where the
+            network casts what it is given.
 
     Raises:
         ImageError, MaskError: what was expected, what came, what to do.
@@ -70,6 +73,18 @@ def checked_mask(
             f"the image has grid {tuple(x.shape[2:])}, but this network was converted for {size}"
             " and uses sizes that depend on it",
             hint="convert again with an example of the new size",
+        )
+    if like is not None and x.device != like.device:
+        raise ImageError(
+            f"the image is on {x.device}, the network on {like.device}",
+            hint="use x.to(device), or masked.to(device)",
+        )
+    if like is not None and x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ImageError(
+            f"the image has dtype {x.dtype}; expected {like.dtype}, as the network has",
+            hint=f"use x.to({like.dtype}), or masked.to({x.dtype})"
+            if x.is_floating_point()
+            else "normalise the image as the model expects",
         )
     if mask is None:
         return x.new_ones((1, 1, *x.shape[2:]), dtype=torch.bool)

@@ -84,12 +84,18 @@ class _Writer:
         x = self.graph.placeholder("x")
         mask = self.graph.placeholder("mask", default_value=None)
         x.meta[META] = node.meta[META]
-        size = self.traced.grid if self.plan.size_bound else None
+        options: dict[str, Any] = {
+            "channels": self.traced.channels,
+            "size": self.traced.grid if self.plan.size_bound else None,
+            "rank": 2 + len(self.traced.grid),
+        }
+        if self.traced.like:
+            options["like"] = self.graph.get_attr(self.traced.like)
         checked = self._insert(
             "mask",
             tensors.checked_mask,
             (x, mask),
-            {"channels": self.traced.channels, "size": size, "rank": 2 + len(self.traced.grid)},
+            options,
             row=0,
             name="kept",
         )

@@ -128,6 +128,7 @@ class Trace:
         module: graph and modules, in eval form; every node carries `Facts`.
         front_end: what captured it.
         channels, grid: of the example image.
+        like: a parameter that has the example's dtype, by name; "" where none has.
         problems: what the checker must report beside what the rules say.
     """
 
@@ -135,6 +136,7 @@ class Trace:
     front_end: str
     channels: int
     grid: tuple[int, ...]
+    like: str = ""
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -248,8 +250,10 @@ def _finish(
     graph.eliminate_dead_code()
     graph.lint()
     traced.recompile()
+    named = traced.named_parameters()
+    like = next((name for name, value in named if value.dtype == example.dtype), "")
     grid = tuple(example.shape[2:])
-    return Trace(traced, FRONT_ENDS[front_end], example.shape[1], grid, problems)
+    return Trace(traced, FRONT_ENDS[front_end], example.shape[1], grid, like, problems)
 
 
 def _symbolic(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:

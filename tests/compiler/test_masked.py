@@ -89,6 +89,23 @@ def test_double(model: nn.Module) -> None:
     torch.testing.assert_close(double, single.double(), rtol=1e-4, atol=1e-5)
 
 
+class Casts(nn.Module):
+    """It takes any dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.double())
+
+
+def test_a_network_that_casts_takes_what_it_is_given() -> None:
+    masked = convad_fx.convert(Casts().eval(), torch.zeros(SHAPE))
+    x = torch.rand(SHAPE)
+    assert torch.equal(masked(x), masked(x.double()))
+
+
 def test_channels_last(model: nn.Module) -> None:
     x, masks = images_and_masks()
     expected = convad_fx.convert(model, x)(x, masks)
@@ -172,6 +189,9 @@ def test_bad_mask(mask: Any, message: str) -> None:
     [
         (torch.zeros(1, 4, 8, 8), r"shape \(1, 4, 8, 8\); expected \(N, 3, height, width\)"),
         (torch.zeros(3, 8, 8), r"add the batch axis"),
+        (torch.zeros(SHAPE).double(), r"dtype torch.float64; expected torch.float32.*x\.to\("),
+        (torch.zeros(SHAPE).byte(), r"dtype torch.uint8; expected torch.float32.*normalise"),
+        (torch.zeros(SHAPE, device="meta"), r"on meta, the network on cpu; use x\.to"),
     ],
 )
 def test_bad_image(image: Tensor, message: str) -> None:
