@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx._symbolic_trace import _assert_is_none
 from torch.fx.node import map_aggregate
@@ -211,6 +212,7 @@ def trace(model: nn.Module, example: Tensor, front_end: str = "auto") -> Trace:
         ImageError: the example is no image batch, or the model does not take it.
         UntraceableModel: its forward has control flow that depends on the image.
     """
+    model = unwrapped(model)
     _require_eval(model)
     _require_image(example)
     before = _Snapshot(model)
@@ -350,7 +352,24 @@ def _has(module: nn.Module, target: str) -> bool:
 # ------------------------------------------------------------------------ what we are given
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, out of torch.compile's and DataParallel's modules around it."""
+    while isinstance(model, _WRAPPERS):
+        inner = model._orig_mod if isinstance(model, OptimizedModule) else model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
+
+
+_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
 def _require_eval(model: object) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a TorchScript module has no Python code left to capture",
+            hint="pass the torch.nn.Module it was scripted or traced from",
+        )
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"expected a torch.nn.Module, not {type(model).__name__}",

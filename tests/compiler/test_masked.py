@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -212,6 +213,21 @@ class Branches(nn.Module):
         return y.mean((2, 3)) if y.sum() > 0 else y.amax((2, 3))
 
 
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about TorchScript's own end
+        return torch.jit.trace(nn.Conv2d(3, 2, 1).eval(), torch.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_what_is_around_a_network_is_taken_off(wrap: Any) -> None:
+    model, (x, masks) = build("Residual"), images_and_masks()
+    masked = convad_fx.convert(wrap(model), x)
+    assert masked.report.model == "Residual"
+    assert torch.equal(masked(x, masks), convad_fx.convert(model, x)(x, masks))
+    assert convad_fx.check(wrap(model), x) == masked.report
+
+
 class TwoImages(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
@@ -224,6 +240,7 @@ class TwoImages(nn.Module):
         (nn.Sequential(nn.Conv2d(3, 2, 1).eval(), nn.Dropout()).eval().append(nn.Dropout()),
          torch.zeros(SHAPE), errors.ModelError, r"2: Sequential is in training mode"),
         (len, torch.zeros(SHAPE), errors.ModelError, r"expected a torch.nn.Module"),
+        (scripted(), torch.zeros(SHAPE), errors.ModelError, r"TorchScript .*scripted or traced"),
         (nn.Conv2d(3, 2, 1).eval(), torch.zeros(8, 8), errors.ImageError, r"expected an image"),
         (nn.Conv2d(3, 2, 1).eval(), torch.zeros(SHAPE).int(), errors.ImageError, r"floating point"),
         (nn.Conv2d(4, 2, 1).eval(), torch.zeros(SHAPE), errors.ImageError, r"not take a batch"),
