@@ -656,6 +656,8 @@ def _elementwise() -> Iterator[Sample]:
         yield of(f".{name}", lambda x, n=name, g=given: getattr(x, n)(*g), **_TINY)
     yield of("prelu", lambda x, m: F.prelu(x - 0.5, m.a), lambda: Weights((2,)))
     yield of("-x", lambda x: -x, **_TINY)
+    yield of(".data", lambda x: x.data, **_TINY)
+    yield of(".real", lambda x: x.real, **_TINY)
     yield of("+x", lambda x: +x, **_TINY)
     yield of("abs(x)", lambda x: abs(x), **_TINY)
     yield of("~x", lambda x: ~(x > 0.5), **_TINY)
@@ -1270,6 +1272,22 @@ LAYOUT = (
             of("torch", lambda x: torch.transpose(x, 1, -1)),
             of("swapped", lambda x: x.swapaxes(1, 2)),
             of("batch", lambda x: x.transpose(0, 1), refused=BATCH),
+        ),
+    ),
+    Case(
+        "swap_last",
+        (
+            of("mT", lambda x: x.mT),
+            of("tokens", lambda x: two(x).flatten(2).mT),
+            of("adjoint", lambda x: torch.adjoint(x)),
+            of("batch", lambda x: x.mean((2, 3)).mT, refused=BATCH),
+        ),
+    ),
+    Case(
+        "reverse_axes",
+        (
+            of("T", lambda x: x.mean((2, 3)).T, refused=BATCH),
+            of("t", lambda x: x.mean((2, 3)).t(), refused=BATCH),
         ),
     ),
     Case(

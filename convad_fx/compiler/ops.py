@@ -20,7 +20,7 @@ import torchvision.ops
 from torch import nn
 from torchvision.models import swin_transformer
 
-from convad_fx.compiler.trace import facts
+from convad_fx.compiler.trace import facts, function_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Spelling:
         signature: parameter names in order, see `Signature`.
         modules: classes in torch.nn. ``#d`` stands for 1d, 2d and 3d, here and in functions.
         functions: names in torch.nn.functional, torch and aten, wherever they exist.
-        methods: of tensors.
+        methods, attributes: of tensors.
         others: functions from elsewhere.
         foreign: qualified names of module classes in other packages, which need not be installed.
     """
@@ -161,6 +161,7 @@ class Spelling:
     methods: str = ""
     others: tuple[Any, ...] = ()
     foreign: str = ""
+    attributes: str = ""
 
     def all_modules(self) -> list[type[nn.Module]]:
         """Classes, as far as this torch has them."""
@@ -295,6 +296,7 @@ SPELLINGS: tuple[Spelling, ...] = (
         _SAME_CELL + _ATEN_SAME_CELL,
         _SAME_CELL + _CASTS,
         (operator.neg, operator.pos, operator.abs, operator.invert, abs, round),
+        attributes="data real",
     ),
     Spelling(
         "dropout",
@@ -442,6 +444,8 @@ SPELLINGS: tuple[Spelling, ...] = (
         "transpose swapaxes swapdims",
         "transpose swapaxes swapdims",
     ),
+    Spelling("swap_last", "input", "", "adjoint mT", "adjoint", attributes="mT mH"),
+    Spelling("reverse_axes", "input", "", "t numpy_T", "t", attributes="T H"),
     Spelling("movedim", "input source destination", "", "movedim moveaxis", "movedim moveaxis"),
     Spelling("squeeze", "input dim=None", "", "squeeze", "squeeze"),
     Spelling("unsqueeze", "input dim", "", "unsqueeze", "unsqueeze"),
@@ -534,15 +538,17 @@ class _Tables:
     foreign: dict[str, Spelling]
     functions: dict[Any, Spelling]
     methods: dict[str, Spelling]
+    attributes: dict[str, Spelling]
 
 
 def _build_tables(rows: tuple[Spelling, ...]) -> _Tables:
-    tables = _Tables({}, {}, {}, {})
+    tables = _Tables({}, {}, {}, {}, {})
     for row in rows:
         _enter(tables.modules, row.all_modules(), row)
         _enter(tables.foreign, row.foreign.split(), row)
         _enter(tables.functions, row.all_functions(), row)
         _enter(tables.methods, row.methods.split(), row)
+        _enter(tables.attributes, row.attributes.split(), row)
     return tables
 
 
@@ -568,6 +574,7 @@ def _spelling_of_module(module: nn.Module) -> Spelling | None:
 #: What may be asked of a tensor without reading its values.
 _PLAIN_ATTRIBUTES = """
     shape device dtype ndim is_cuda is_mps layout requires_grad is_sparse is_quantized names
+    itemsize nbytes is_meta is_leaf
 """.split()  # noqa: SIM905  (a list of words reads better)
 _PLAIN_METHODS = """
     size dim ndimension numel nelement get_device is_floating_point is_complex stride is_contiguous
@@ -636,23 +643,21 @@ def view(node: torch.fx.Node, root: nn.Module, masked: Callable[[torch.fx.Node],
         first = node.args[0] if node.args else next(iter(node.kwargs.values()))
         more = {"more": tuple(node.args[1:])} if len(node.args) > 1 else {}
         return done(row.kind, spelling, {"input": first, **own, **extra, **more})
-    if node.op == "call_method":
+    if node.target is getattr:
+        row = _TABLES.attributes.get(str(node.args[1]))
+        spelling = f".{node.args[1]}"
+    elif node.op == "call_method":
         row = _TABLES.methods.get(str(node.target))
         spelling = f".{node.target}()"
     else:
         row = _TABLES.functions.get(node.target)
-        spelling = _function_name(node.target)
+        spelling = function_name(node.target)
     if row is None:
         return done("unknown", spelling, {"inputs": (*node.args, *node.kwargs.values())})
-    return done(row.kind, spelling, Signature.parse(row.signature).bind(node.args, node.kwargs))
+    args = node.args[:1] if node.target is getattr else node.args
+    return done(row.kind, spelling, Signature.parse(row.signature).bind(args, node.kwargs))
 
 
 def _attribute(module: nn.Module, name: str) -> Any:
     value = getattr(module, name.lstrip("*"), None)
     return TensorView(tuple(value.shape)) if isinstance(value, torch.Tensor) else value
-
-
-def _function_name(target: Any) -> str:
-    name = getattr(target, "__name__", str(target))
-    home = (getattr(target, "__module__", "") or "").removeprefix("torch.nn.")
-    return f"{home}.{name}" if home and not home.startswith(("_", "torch._")) else name

@@ -20,7 +20,7 @@ from convad_fx.compiler import steps
 from convad_fx.compiler.ops import OpView, TensorView, reads_no_values, view
 from convad_fx.compiler.policy import Policy
 from convad_fx.compiler.rules import step_of
-from convad_fx.compiler.trace import Trace, facts
+from convad_fx.compiler.trace import BATCH, Trace, facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +121,10 @@ class Finding:
 def _show(shape: Any) -> str:
     if shape and isinstance(shape[0], tuple):
         return " and ".join(_show(s) for s in shape)
-    if shape is None:
-        return "?"
-    return f"(N{''.join(f', {n}' for n in shape[1:])})"
+    if not shape:
+        return "a number" if shape == () else "?"
+    batch = "N" if shape[0] == BATCH else shape[0]
+    return f"({', '.join(map(str, (batch, *shape[1:])))})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,11 @@ The model is never changed: the graph's modules are shallow copies that share it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import io
+import logging
 import operator
 import warnings
 from collections import Counter
@@ -164,6 +167,12 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 class InPlaceProxy(torch.fx.Proxy):
     """Records ``y += 1`` as what it is; torch.fx takes it for ``y = y + 1``, a new tensor."""
 
+    def __getattr__(self, name: str) -> Any:
+        """``x.mT`` where it is written; torch.fx records it where it is used, maybe elsewhere."""
+        if inspect.isdatadescriptor(getattr(Tensor, name, None)):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
+
 
 def _recorded(function: Any) -> Callable[[InPlaceProxy, Any], Any]:
     return lambda self, other: self.tracer.create_proxy(
@@ -310,8 +319,7 @@ def _exported(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph, nn.Mod
     """The graph of aten operations that torch.export captures, for any batch."""
     pair = example.detach().expand(2, *example.shape[1:]) if example.shape[0] == 1 else example
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # about torch's own deprecations
+        with _silence(), torch.no_grad():
             program = torch.export.export(
                 model, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
             )
@@ -335,6 +343,23 @@ def _exported(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph, nn.Mod
             node.args = (node.args[0][0],)  # torch.export lists its outputs
     graph.set_codegen(torch.fx.graph.CodeGen())
     return graph, tree
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Where torch.export fails it prints graphs and logs guesses; the error says what we need."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")  # about torch's own deprecations
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _get(module: nn.Module, target: str) -> Any:
@@ -524,16 +549,32 @@ def _name_paths(graph: torch.fx.Graph) -> None:
         else:
             stack = node.meta.get("nn_module_stack") or {}
             module = next(reversed(stack.values()))[0] if stack else ""
-            name = node.target if isinstance(node.target, str) else _bare_name(node.target)
+            name = _bare_name(node)
             path = f"{module}.{name}" if module else str(name)
         count = seen[path]
         seen[path] += 1
         node.meta[META] = Facts(f"{path}_{count}" if count else path, None)
 
 
-def _bare_name(target: Any) -> str:
-    target = _OUT_OF_PLACE.get(target, target)  # the path of what it becomes
-    return str(getattr(target, "__name__", target)).strip("_")
+def _bare_name(node: torch.fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
+    if node.target is getattr:
+        return str(node.args[1])
+    target = _OUT_OF_PLACE.get(node.target, node.target)  # the path of what it becomes
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.__name__)
+    return function_name(target).rpartition(".")[2].strip("_")
+
+
+def function_name(target: Any) -> str:
+    """As a person would write it: ``torch.cat``, ``torch.fft.fft2``, ``functional.relu``."""
+    name = str(getattr(target, "__name__", target))
+    space, _, rest = name.partition("_")  # torch.fft.fft2 calls itself fft_fft2
+    if getattr(getattr(torch, space, None), rest, None) is target:
+        return f"torch.{space}.{rest}"
+    home = (getattr(target, "__module__", "") or "").removeprefix("torch.nn.")
+    return f"{home}.{name}" if home and not home.startswith(("_", "torch._")) else name
 
 
 def _propagate(

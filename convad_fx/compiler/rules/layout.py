@@ -62,6 +62,18 @@ def transpose(op: OpView) -> Step:
     return Rearrange(tuple(axes))
 
 
+@rule("swap_last")
+def swap_last(op: OpView) -> Step:
+    *rest, a, b = range(op.input.rank)
+    return Rearrange((*rest, b, a))
+
+
+@rule("reverse_axes")
+def reverse_axes(op: OpView) -> Step:
+    # of (N, C) it makes (C, N): refused, as whatever moves the batch
+    return Rearrange(tuple(reversed(range(op.input.rank))))
+
+
 @rule("movedim")
 def movedim(op: OpView) -> Step:
     rank = op.input.rank
