@@ -121,6 +121,14 @@ class Strided:
 
 
 @dataclass(frozen=True)
+class Pick:
+    """Channels, rows or columns in another order, some of them twice."""
+
+    axis: Literal["channel", "first", "last"] = "last"
+    spelling: Literal["list", "tensor", "index_select"] = "list"
+
+
+@dataclass(frozen=True)
 class Resize:
     mode: Literal["nearest", "linear"]
     up: bool = True
@@ -221,6 +229,7 @@ Block: TypeAlias = (
     | Pad
     | Crop
     | Strided
+    | Pick
     | Resize
     | PixelShuffle
     | Shuffle
@@ -343,7 +352,7 @@ def _chain(blocks: tuple[Block, ...], shape: Shape, owner: Owner) -> tuple[nn.Se
 
 def _owner_after(block: Block, owner: Owner) -> Owner:
     match block:
-        case Crop() | Strided() | Shuffle() | Pad() | PixelShuffle():
+        case Crop() | Strided() | Pick() | Shuffle() | Pad() | PixelShuffle():
             return "own" if owner == "own" else "fixed"
         case Arithmetic(kind="identity" | "dropout") | Activation(inplace=True):
             return owner
@@ -423,6 +432,8 @@ def _make(block: Block, shape: Shape, owner: Owner) -> nn.Module:
             return _Crop(block, d)
         case Strided():
             return _Strided(block, d)
+        case Pick():
+            return _Pick(block, shape)
         case Resize():
             return _Resize(block, shape)
         case PixelShuffle():
@@ -700,6 +711,22 @@ class _Strided(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[self.index]
+
+
+class _Pick(nn.Module):
+    def __init__(self, s: Pick, shape: Shape) -> None:
+        super().__init__()
+        self.axis = {"channel": 1, "first": 2, "last": len(shape)}[s.axis]
+        n = shape[self.axis - 1]
+        places = [(3 * k + 1) % n for k in range(n)]
+        self.spelling, self.places = s.spelling, places
+        self.register_buffer("index", torch.tensor(places))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spelling == "index_select":
+            return x.index_select(self.axis, self.index)
+        before = (slice(None),) * self.axis
+        return x[(*before, self.places if self.spelling == "list" else self.index)]
 
 
 class _Resize(nn.Module):
@@ -1233,6 +1260,11 @@ _leaves: st.SearchStrategy[Block] = st.one_of(
     ),
     st.builds(Shuffle, st.sampled_from(["view", "reshape", "function", "module"])),
     st.builds(Strided, st.sampled_from([0, 1])),
+    st.builds(
+        Pick,
+        st.sampled_from(["channel", "first", "last"]),
+        st.sampled_from(["list", "tensor", "index_select"]),
+    ),
     _transposed(),
     st.builds(
         AdaptivePool,

@@ -629,6 +629,11 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     return a | b
 
 
+def picked(activity: Tensor, places: Tensor, axis: int) -> Tensor:
+    """What an index with a list of places does, done to the activity."""
+    return activity[(slice(None),) * axis + (places,)]
+
+
 def upsampled(activity: Tensor, factor: int, axes: tuple[int, ...] = (2, 3)) -> Tensor:
     """Pixel shuffle of an activity that does not differ between channels."""
     for axis in axes:

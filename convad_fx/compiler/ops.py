@@ -453,6 +453,8 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("repeat", "input *repeats", "", "tile repeat", "repeat tile"),
     Spelling("getitem", "input index", others=(operator.getitem,)),
     Spelling("slice", "input dim=0 start=None end=None step=1", others=tuple(aten("slice"))),
+    Spelling("index", "input indices", others=tuple(aten("index"))),
+    Spelling("index_select", "input dim index", "", "index_select", "index_select"),
     Spelling("narrow", "input dim start length", "", "narrow", "narrow"),
     Spelling("select", "input dim index", "", "select", "select"),
     Spelling("flip", "input *dims", "", "flip", "flip"),
@@ -498,10 +500,10 @@ SPELLINGS: tuple[Spelling, ...] = (
         "input *more",
         "",
         "gather take take_along_dim sort argsort topk msort kthvalue masked_select nonzero unique"
-        " scatter scatter_add median mode bincount searchsorted index"
-        " index_select argmax argmin multinomial bernoulli",
+        " scatter scatter_add median mode bincount searchsorted"
+        " argmax argmin multinomial bernoulli",
         "gather take sort argsort topk kthvalue masked_select nonzero item tolist scatter"
-        " index_select argmax argmin median mode",
+        " argmax argmin median mode",
     ),
     Spelling("grid_sample", "input grid", "", "grid_sample grid_sampler"),
     Spelling(

@@ -325,7 +325,7 @@ class _Walk:
         self,
         node: torch.fx.Node,
         several: Tracked | tuple[Tracked, ...] | None,
-        index: int,
+        index: int | slice,
         refill: bool,
     ) -> None:
         result = several[index] if isinstance(several, tuple) else None
@@ -538,8 +538,13 @@ class _Walk:
     def _take(self, step: steps.Take, op: OpView, source: Tracked) -> Tracked:
         full = self.rows[source.row].full
         axis, index, result = 0, list[Any](), list[bool]()
+        places: tuple[int, TensorView] | None = None
         self._keep_batch(step.index[0] == slice(None))
         for item in step.index:
+            if isinstance(item, TensorView):  # a list in the graph: taken when all else is
+                if full[axis]:
+                    places = (len(result), item)
+                item = slice(None)
             if item is None:
                 index.append(None)
                 result.append(False)
@@ -552,10 +557,15 @@ class _Walk:
             if full[axis] and item != slice(None) and op.sized:
                 self._bind_to_size(op)
             axis += 1
-        if all(item == slice(None) for item in index):
-            return source
-        how = Derivation("take", (("index", tuple(index)),))
-        return Tracked(self._moved(how, source.row, tuple(result)), source.image_level)
+        row = source.row
+        if any(item != slice(None) for item in index):
+            how = Derivation("take", (("index", tuple(index)),))
+            row = self._moved(how, row, tuple(result))
+        if places is not None:
+            at, item = places
+            how = Derivation("picked", (("axis", at),), (item.node,), (item.node,))
+            row = self._moved(how, row, tuple(result))
+        return Tracked(row, source.image_level)
 
     def _padded(self, step: steps.Pad, op: OpView, row: int) -> int:
         full = self.rows[row].full
@@ -870,9 +880,9 @@ class _Walk:
         self.size_bound = self.size_bound or op.path
 
 
-def _pick(node: torch.fx.Node) -> int | None:
-    """Which tensor of a tuple this node takes: ``[0]``, ``.values``, ``.indices``."""
-    if node.target is operator.getitem and isinstance(node.args[1], int):
+def _pick(node: torch.fx.Node) -> int | slice | None:
+    """Which tensors of a tuple this node takes: ``[0]``, ``[::-1]``, ``.values``, ``.indices``."""
+    if node.target is operator.getitem and isinstance(node.args[1], int | slice):
         return node.args[1]
     if node.target is getattr and node.args[1] in ("values", "indices"):
         return ("values", "indices").index(str(node.args[1]))

@@ -150,7 +150,10 @@ class Expand:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Basic indexing: one slice or integer per input axis (None: a new axis)."""
+    """Indexing: one slice, integer or list of constant places per input axis (None: a new axis).
+
+    A list is a tuple of integers, or the `TensorView` of a constant of rank 1; there is at most one.
+    """
 
     index: tuple[Any, ...]
 

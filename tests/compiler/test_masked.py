@@ -321,6 +321,28 @@ class ByShape(nn.Module):
         return x.mean((2, 3))
 
 
+class Pieces(nn.Module):
+    """Over the pieces of a tensor, as Python does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = self.conv(x).chunk(2, 1)
+        y = torch.cat([piece * len(pieces) for piece in pieces[::-1]], 1)
+        return y.mean((2, 3))
+
+
+def test_a_loop_over_pieces_is_exported() -> None:
+    model = Pieces().eval()
+    x, masks = images_and_masks()
+    masked = convad_fx.convert(model, x)
+    assert masked.report.front_end == "torch.export"
+    assert torch.equal(masked(x), model(x))
+    assert torch.equal(masked(torch.where(masks, x, torch.nan), masks), masked(x, masks))
+
+
 def test_control_flow_on_shapes_is_exported() -> None:
     model = ByShape().eval()
     x, masks = images_and_masks(3, 16)
