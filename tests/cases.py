@@ -1091,6 +1091,18 @@ def reductions(f: Callable[..., Tensor], **fields: Any) -> tuple[Sample, ...]:
     )
 
 
+FRONT = "it adds axes in front of the batch"
+PRODUCTS = "combines positions by weights"
+
+
+def tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def _einsum(name: str, equation: str, weights: tuple[int, ...], **fields: Any) -> Sample:
+    return of(name, lambda x, m: torch.einsum(equation, x, m.a), lambda: Weights(weights), **fields)
+
+
 def extremum(name: str, fill: float) -> tuple[Sample, ...]:
     """``torch.max`` and ``min`` are three operations each."""
     f: Callable[..., Any] = getattr(torch, name)
@@ -1131,6 +1143,84 @@ REDUCTIONS = (
                 **REDUCES,
             ),
             of("dynamic", lambda x: F.linear(x, x[0, 0]), refused="computed from the image"),
+        ),
+    ),
+    Case(
+        "matmul",
+        (
+            of("operator", lambda x, m: last(x) @ m.a, lambda: Weights((2, 3))),
+            of("vector", lambda x, m: torch.matmul(last(x), m.a), lambda: Weights((2,))),
+            of("mixed", lambda x, m: last(two(x)).matmul(m.a), lambda: Weights((4, 3))),
+            of("global", lambda x, m: x.mean((2, 3)).mm(m.a), lambda: Weights((2, 3))),
+            of("flat", lambda x, m: x.flatten(1) @ m.a, lambda: Weights((18, 2)), **REDUCES),
+            of("row", lambda x, m: x @ m.a, lambda: Weights((3, 2))),
+            of("column", lambda x, m: m.a @ x, lambda: Weights((2, 3))),
+            of("column-vector", lambda x, m: m.a @ x, lambda: Weights((3,))),
+            of("per-channel", lambda x, m: x @ m.a, lambda: Weights((2, 3, 1))),
+            of("left", lambda x, m: m.a @ tokens(x).mT, lambda: Weights((3, 2))),
+            of(
+                "bmm",
+                lambda x, m: tokens(x).bmm(m.a.expand(x.shape[0], 2, 3)),
+                lambda: Weights((1, 2, 3)),
+            ),
+            of("aten", lambda x, m: aten.matmul.default(last(x), m.a), lambda: Weights((2, 3))),
+            of("products", lambda x: x @ x.transpose(2, 3), refused=PRODUCTS),
+            of("attention", lambda x: tokens(x).bmm(tokens(x).transpose(1, 2)), refused=PRODUCTS),
+            of(
+                "batch", lambda x, m: m.a @ x.mean((2, 3)), lambda: Weights((13, 13)), refused=BATCH
+            ),
+            of("front", lambda x, m: x @ m.a, lambda: Weights((1, 1, 1, 3, 2)), refused=FRONT),
+            of(
+                "stretched",
+                lambda x, m: x @ m.a,
+                lambda: Weights((2, 3, 1)),
+                shape=(1, 3, 3),
+                refused=STRETCHED,
+            ),
+        ),
+    ),
+    Case(
+        "addmm",
+        (
+            of(
+                "torch",
+                lambda x, m: torch.addmm(m.b, x.mean((2, 3)), m.a),
+                lambda: Weights((2, 3), (3,)),
+            ),
+            of(
+                "baddbmm",
+                lambda x, m: torch.baddbmm(m.b, tokens(x), m.a.expand(x.shape[0], 2, 3)),
+                lambda: Weights((1, 2, 3), (1, 1, 3)),
+            ),
+            of(
+                "bias",
+                lambda x, m: torch.addmm(x.mean((2, 3)), x.mean((2, 3)), m.a),
+                lambda: Weights((2, 2)),
+                refused="computed from the image",
+            ),
+        ),
+    ),
+    Case(
+        "einsum",
+        (
+            _einsum("channels", "nchw,ck->nkhw", (2, 3)),
+            _einsum("last", "nchw,kc->nhwk", (3, 2)),
+            _einsum("dots", "...hw,wk->...hk", (3, 2)),
+            _einsum("rows", "nchw,hk->nckw", (3, 2)),
+            _einsum("everything", "nchw,chwk->nk", (2, 3, 3, 2), **REDUCES),
+            _einsum("grid", "nchw,hw->nc", (3, 3), **REDUCES),
+            _einsum("scaled", "nchw,c->nchw", (2,), **INSTEAD),
+            _einsum("turned", "n c h w, c -> n w h c", (2,)),
+            _einsum("implicit", "abcd,ed", (2, 3)),
+            of("alone", lambda x: torch.einsum("nchw->nhw", [x])),
+            of(
+                "mixed",
+                lambda x, m: torch.einsum("nchw,ck->nkhw", two(x), m.a),
+                lambda: Weights((4, 3)),
+            ),
+            of("products", lambda x: torch.einsum("nchw,nckw->nhk", x, x), refused=PRODUCTS),
+            of("diagonal", lambda x: torch.einsum("ncii->nci", x), refused="a diagonal"),
+            of("batch", lambda x: torch.einsum("nchw->chw", x), refused=BATCH),
         ),
     ),
     Case(
@@ -1184,7 +1274,6 @@ REDUCTIONS = (
 CUT = "cuts them anew"
 TWICE = "at several places"
 PICKED = "cells are picked one by one"
-FRONT = "it adds axes in front of the batch"
 
 
 def pads(kind: str, module: str, *args: Any) -> Case:
@@ -1552,10 +1641,6 @@ LAYOUT = (
 VALUES = "picks cells by value"
 
 
-def tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)
-
-
 def _attend(x: Tensor, m: nn.Module) -> Tensor:
     answer: Tensor = m(tokens(x), tokens(x), tokens(x))[0]
     return answer
@@ -1569,22 +1654,6 @@ REFUSED = (
             for sample in (
                 of("module", _attend, lambda: nn.MultiheadAttention(2, 1, batch_first=True)),
                 of("function", lambda x: F.scaled_dot_product_attention(x, x, x)),
-            )
-        ),
-    ),
-    Case(
-        "matmul",
-        tuple(
-            replace(sample, refused="combines positions by weights")
-            for sample in (
-                of("operator", lambda x: x @ x.transpose(2, 3)),
-                of("constant", lambda x, m: torch.matmul(x, m.a), lambda: Weights((3, 3))),
-                of("bmm", lambda x: tokens(x).bmm(tokens(x).transpose(1, 2))),
-                of(
-                    "einsum",
-                    lambda x, m: torch.einsum("nchw,wk->nchk", x, m.a),
-                    lambda: Weights((3, 3)),
-                ),
             )
         ),
     ),

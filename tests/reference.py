@@ -705,6 +705,19 @@ def _linear(policy: PolicyLike, x: Cells, weight: Tensor, bias: Tensor | None = 
     return _reduce(policy, x, F.linear(x.value, weight, bias), (last,), keepdim=True)
 
 
+def _matmul(policy: PolicyLike, x: Any, weight: Any) -> Cells:
+    """A linear layer in other words: constant weights over the last axis."""
+    if not isinstance(x, Cells) or isinstance(weight, Cells) or weight.dim() != 2:
+        raise NotImplementedError("a product that is no linear layer")
+    return _linear(policy, x, weight.T)
+
+
+def _einsum(policy: PolicyLike, equation: str, x: Any, weight: Any) -> Cells:
+    if equation != "...c,dc->...d":
+        raise NotImplementedError(f"einsum {equation}")
+    return _matmul(policy, x, weight.T)
+
+
 def _statistics(x: Cells, value: Tensor, axes: Sequence[int]) -> Cells:
     """The activity stays; what is read is gated already."""
     return _with(x, value, image=x.image and not any(x.full[axis] for axis in axes))
@@ -1288,6 +1301,9 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.zeros_like: _constant_like(torch.zeros_like),
     torch.ones_like: _constant_like(torch.ones_like),
     F.linear: _linear,
+    operator.matmul: _matmul,
+    torch.matmul: _matmul,
+    torch.einsum: _einsum,
     F.conv1d: _conv,
     F.conv2d: _conv,
     F.conv3d: _conv,

@@ -201,6 +201,7 @@ class ConvNext:
 
     kernel: Literal[3, 5] = 3
     scale: bool = True
+    layers: Literal["linear", "matmul", "einsum"] = "linear"
 
 
 @dataclass(frozen=True)
@@ -975,6 +976,7 @@ class _AxisAttention(nn.Module):
 class _ConvNext(nn.Module):
     def __init__(self, s: ConvNext, channels: int, d: int) -> None:
         super().__init__()
+        self.layers = s.layers
         self.last, self.first = (0, *range(2, d + 2), 1), (0, d + 1, *range(1, d + 1))
         self.depthwise = _layer("Conv", d)(
             channels, channels, s.kernel, padding=s.kernel // 2, groups=channels
@@ -985,10 +987,19 @@ class _ConvNext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(self.last))
-        y = self.down(F.gelu(self.up(y)))
+        y = self._linear(self.down, F.gelu(self._linear(self.up, y)))
         if self.layer_scale is not None:
             y = self.layer_scale * y
         return x + y.permute(self.first)
+
+    def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
+        match self.layers:
+            case "matmul":
+                return x @ layer.weight.mT + layer.bias
+            case "einsum":
+                return torch.einsum("...c,dc->...d", x, layer.weight) + layer.bias
+            case _:
+                return layer(x)
 
 
 class _Twice(nn.Module):
@@ -1281,7 +1292,12 @@ _leaves: st.SearchStrategy[Block] = st.one_of(
     ),
     st.builds(SpatialAttention, st.sampled_from([1, 3])),
     st.builds(AxisAttention, st.sampled_from(["mul", "add"])),
-    st.builds(ConvNext, st.sampled_from([3, 5]), st.booleans()),
+    st.builds(
+        ConvNext,
+        st.sampled_from([3, 5]),
+        st.booleans(),
+        st.sampled_from(["linear", "matmul", "einsum"]),
+    ),
     st.builds(Twice, st.sampled_from([1, 3])),
     st.builds(
         SharedInPlace,

@@ -410,6 +410,16 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("minimum", "input other", "", "minimum fmin", "minimum fmin"),
     # ---- reductions
     Spelling("linear", "input weight bias=None", "Linear", "linear"),
+    Spelling(
+        "matmul",
+        "input other",
+        "",
+        "matmul bmm mm",
+        "matmul bmm mm __matmul__",
+        (operator.matmul,),
+    ),
+    Spelling("addmm", "third input other beta=1 alpha=1", "", "addmm baddbmm", "addmm baddbmm"),
+    Spelling("einsum", "equation *input", "", "einsum"),
     Spelling("mean", "input dim=None keepdim=False dtype=None", "", "mean", "mean"),
     Spelling("sum", "input dim=None keepdim=False dtype=None", "", "sum", "sum"),
     Spelling("spread", "input dim=None unbiased=True keepdim=False", "", "std var", "std var"),
@@ -486,14 +496,6 @@ SPELLINGS: tuple[Spelling, ...] = (
         "MultiheadAttention",
         "scaled_dot_product_attention multi_head_attention_forward",
         others=(swin_transformer.shifted_window_attention,),
-    ),
-    Spelling(
-        "matmul",
-        "input other",
-        "",
-        "matmul bmm mm einsum baddbmm addmm",
-        "matmul bmm mm __matmul__",
-        (operator.matmul,),
     ),
     Spelling(
         "data_dependent",

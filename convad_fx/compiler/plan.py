@@ -380,6 +380,8 @@ class _Walk:
     def _sources(self, op: OpView, step: steps.Step) -> list[tuple[str, Tracked]] | None:
         """Masked operands with their activities; None where one is left open by a finding."""
         allowed = {"input", "other", "third", "dim"} if isinstance(step, steps.Join) else {"input"}
+        if isinstance(step, steps.Reduce):
+            allowed = {step.operand}
         found = []
         for name, item in op.masked():
             if name not in allowed and not isinstance(step, steps.Constant):
@@ -851,7 +853,9 @@ class _Walk:
         row = self.rows[source.row]
         self._keep_batch(0 not in step.axes)
         axes = tuple(axis for axis in step.axes if row.full[axis])
-        kept = tuple(a for a in range(len(row.full)) if step.keepdim or a not in step.axes)
+        kept = step.order or tuple(
+            a for a in range(len(row.full)) if step.keepdim or a not in step.axes
+        )
 
         def finished(index: int, image_level: bool) -> Tracked | tuple[Tracked, ...]:
             tracked = Tracked(self._rearranged(index, kept), image_level)

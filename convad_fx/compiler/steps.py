@@ -117,6 +117,9 @@ class Reduce:
         keepdim: they stay with size 1, or (a linear layer) as a new feature axis.
         reads: "sum", "mean", "max" or "min".
         results: how many tensors come back (``max`` along an axis also gives indices).
+        order: for each axis of the result the axis it was, None for a new one; where keepdim does
+            not say it.
+        operand: which parameter is reduced.
         refuse_full: as in `Statistic`.
     """
 
@@ -125,6 +128,8 @@ class Reduce:
     reads: str = "sum"
     results: int = 0
     refuse_full: str = ""
+    order: tuple[int | None, ...] | None = None
+    operand: str = "input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,7 @@ class Expand:
 class Take:
     """Indexing: one slice, integer or list of constant places per input axis (None: a new axis).
 
-    A list is a tuple of integers, or the `TensorView` of a constant of rank 1; there is at most one.
+    A list is a tuple of integers, or the `TensorView` of a constant of rank 1; at most one of them.
     """
 
     index: tuple[Any, ...]

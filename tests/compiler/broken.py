@@ -275,17 +275,6 @@ class Conditional(nn.Module):
         return y.view(n, WIDTH, 8, 8)
 
 
-class Mix(nn.Module):
-    """Rows mixed by constant weights, as a matrix product."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(8, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("nchw,hk->nckw", x, self.weight)
-
-
 @torch.fx.wrap
 def swirl(x: Tensor) -> Tensor:
     """Somebody's own operation, opaque on purpose."""
@@ -516,7 +505,6 @@ BROKEN = (
             Says("fault.bmm", "torch.bmm", f"{FLAT}, (N, 64, 64) -> {FLAT}", PRODUCT),
         ),
     ),
-    Broken(Mix, (Says("fault.einsum", "torch.functional.einsum", SAME, PRODUCT),)),
     Broken(
         SpatialSoftmax,
         (

@@ -156,8 +156,8 @@ def _not_one_list(lists: list[Any]) -> Refused | None:
     """One list of places along one axis is a relabelling; several pick cells one by one."""
     if len(lists) > 1 or any(not _is_list_of_places(item) for item in lists):
         return Refused(
-            "it indexes several axes at once, or by something else than a list of places, so cells are"
-            " picked one by one",
+            "it indexes several axes at once, or by something else than a list of places, so its"
+            " cells are picked one by one",
             "index one axis at a time, with a list of places",
         )
     if any(item.masked for item in lists if isinstance(item, TensorView)):
