@@ -50,10 +50,10 @@ def matmul(op: OpView) -> Step:
 @rule("einsum")
 def einsum(op: OpView) -> Step:
     terms, result = _letters(op.equation, [item.rank for item in op.input])
-    reached = [(i, item) for i, item in enumerate(op.input) if item.masked]
+    reached = [pair for pair in zip(op.input, terms, strict=True) if pair[0].masked]
     if len(reached) > 1:
         return _TWO
-    (i, x), letters = reached[0], terms[reached[0][0]]
+    x, letters = reached[0]
     if len(set(letters)) < len(letters):
         return Refused("it takes a diagonal, where two axes meet", "name every axis differently")
     axes = tuple(axis for axis, letter in enumerate(letters) if letter not in result)
