@@ -158,7 +158,7 @@ def _gate(cells: Cells) -> Tensor:
 
 
 def _answer_of(result: Any) -> Any:
-    """Reading: an output is gated under raw input too, even where it is at image level still."""
+    """An output is gated under raw input too, even where it is at image level still."""
     if not isinstance(result, Cells):
         return result
     return result.value if result.is_global else _gate(result)

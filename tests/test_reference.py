@@ -177,6 +177,11 @@ def test_raw_shows_the_first_layer_everything() -> None:
     assert answer[0, 0].count_nonzero() == 1
 
 
+def test_an_answer_at_image_level_is_gated_too() -> None:
+    answer = _answer(_Of(lambda x: x + 1), X, _mask(ONE_PIXEL), input="raw")
+    assert answer.sum() == answer[0, 0, 1, 1] == 6
+
+
 # --- Pooling and reductions -----------------------------------------------------------------------
 
 

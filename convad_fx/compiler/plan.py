@@ -254,8 +254,8 @@ class _Walk:
             )
 
     def _is_gated_output(self, node: torch.fx.Node) -> bool:
-        tracked = self.tracked.get(node.name)
-        return isinstance(tracked, Tracked) and not self.rows[tracked.row].is_global
+        tracked = iter_tracked(self.tracked.get(node.name))
+        return any(not self.rows[one.row].is_global for one in tracked)
 
     def _visit(self, node: torch.fx.Node) -> None:
         if reads_no_values(node):

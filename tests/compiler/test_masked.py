@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx import errors
+from convad_fx import Policy, errors
 from tests.compiler.toys import SHAPE, TOYS, build
 
 
@@ -319,6 +319,34 @@ class ByShape(nn.Module):
         while x.shape[-1] > 4:
             x = self.conv(x)[:, :3]
         return x.mean((2, 3))
+
+
+class ImageLevel(nn.Module):
+    """Answers for every cell, of which no layer has read another."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x, x + 1, *(x * 2).split([1, 2], 1)
+
+
+@pytest.mark.parametrize("input_", ["gate", "raw", "strict"])
+def test_every_grid_is_gated_before_it_is_returned(input_: str) -> None:
+    masked = convad_fx.convert(ImageLevel().eval(), torch.zeros(SHAPE), Policy(input=input_))
+    x, masks = images_and_masks()
+    for answer, value in zip(masked(x, masks), ImageLevel()(x), strict=True):
+        assert torch.equal(answer, torch.where(masks, value, 0.0))
+    for answer, value in zip(masked(x), ImageLevel()(x), strict=True):
+        assert torch.equal(answer, value)
+
+
+class Returns(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.chunk(x, 3, 1)
+
+
+def test_a_tuple_is_gated_piece_by_piece() -> None:
+    masked = convad_fx.convert(Returns().eval(), torch.zeros(SHAPE))
+    x, masks = images_and_masks()
+    assert torch.equal(torch.cat(masked(x, masks), 1), torch.where(masks, x, 0.0))
 
 
 class Pieces(nn.Module):
