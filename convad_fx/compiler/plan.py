@@ -148,6 +148,16 @@ class Plan:
         """All of them, in graph order."""
         return tuple(plan.finding for plan in self.nodes.values() if plan.finding is not None)
 
+    def decided_rows(self) -> set[int]:
+        """Rows that nodes have, and those they come from; what is guessed behind findings is not."""
+        found, queue = {0}, [t.row for p in self.nodes.values() for t in iter_tracked(p.result)]
+        while queue:
+            row = queue.pop()
+            if row not in found:
+                found.add(row)
+                queue += [i for i in self.activities[row].of if i is not None]
+        return found
+
     def __str__(self) -> str:
         lines = [f"activity {i}: {_describe(row)}" for i, row in enumerate(self.activities)]
         width = max((len(p.path) for p in self.nodes.values()), default=0)
@@ -221,6 +231,8 @@ class _Walk:
     interned: dict[Any, int] = field(default_factory=dict)
     tracked: dict[str, Tracked | tuple[Tracked, ...] | None] = field(default_factory=dict)
     nodes: dict[str, NodePlan] = field(default_factory=dict)
+    refused: dict[str, OpView] = field(default_factory=dict)
+    behind: set[str] = field(default_factory=set)  # what is tracked there is a guess
     size_bound: str = ""
     first_only: bool = False  # of the tensors that the node at hand gives, only the first is used
 
@@ -255,7 +267,9 @@ class _Walk:
 
     def _is_gated_output(self, node: torch.fx.Node) -> bool:
         tracked = iter_tracked(self.tracked.get(node.name))
-        return any(not self.rows[one.row].is_global for one in tracked)
+        return node.name not in self.behind and any(
+            not self.rows[one.row].is_global for one in tracked
+        )
 
     def _visit(self, node: torch.fx.Node) -> None:
         if reads_no_values(node):
@@ -319,7 +333,17 @@ class _Walk:
         **decided: Any,
     ) -> None:
         self.tracked[node.name] = result
+        if self._behind_a_finding(node):  # the walk goes on, but nothing is decided
+            self.behind.add(node.name)
+            result, decided = None, {"finding": decided.get("finding")}
         self.nodes[node.name] = NodePlan(op.path, op.kind, step, result, **decided)
+
+    def _behind_a_finding(self, node: torch.fx.Node) -> bool:
+        if self.ignore_findings:
+            return False
+        return node.name in self.refused or any(
+            source.name in self.behind for source in node.all_input_nodes
+        )
 
     def _pick(
         self,
@@ -329,7 +353,12 @@ class _Walk:
         refill: bool,
     ) -> None:
         result = several[index] if isinstance(several, tuple) else None
+        if several is None and (op := self.refused.get(str(node.args[0]))) is not None:
+            result = self._in_place_of(op, facts(node).shape)
         self.tracked[node.name] = result
+        if self._behind_a_finding(node):
+            self.behind.add(node.name)
+            result = None
         self.nodes[node.name] = NodePlan(
             facts(node).path, "getitem", None, result, refill=refill and index == 0
         )
@@ -342,8 +371,27 @@ class _Walk:
     def _refused(self, node: torch.fx.Node, op: OpView, why: str, hint: str) -> None:
         shapes = tuple(item.shape for _, item in op.masked())
         finding = Finding(op.path, op.spelling, shapes, op.output, why, hint)
-        result = self._guess(op) if self.ignore_findings and facts(node).has_tensors else None
+        result: Tracked | tuple[Tracked, ...] | None = None
+        if facts(node).has_tensors:
+            result = self._guess(op) if self.ignore_findings else self._in_place_of(op, op.output)
+        self.refused[node.name] = op
         self._note(node, op, None, result, finding=finding)
+
+    def _in_place_of(self, op: OpView, shape: Any) -> Tracked | None:
+        """With what the walk goes on behind a finding, so that it meets the next in the same report.
+
+        Of an output with the grid of an operand, cells are taken to stay: what is then refused is
+        refused for a reason of its own. Of other outputs nothing is known, and nothing behind them
+        is refused but for what it is.
+        """
+        for _, item in op.masked():
+            tracked = self._tracked_of(item)
+            if not isinstance(tracked, Tracked) or not shape or len(shape) != item.rank:
+                continue
+            full = (True, *self.rows[tracked.row].full[1:])
+            if all(n == m for n, m, f in zip(shape, item.shape, full, strict=True) if f):
+                return tracked
+        return None
 
     def _guess(self, op: OpView) -> Tracked | tuple[Tracked, ...] | None:
         """What every hook-based tool assumes: same shape, same cells. Not proved."""

@@ -287,6 +287,26 @@ def test_all_findings_come_at_once() -> None:
     assert torch.equal(forced(torch.zeros(SHAPE)), model(torch.zeros(SHAPE)))
 
 
+class Attends(nn.Module):
+    """A softmax over positions is told from one over channels by the activity that arrives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 1, 1)
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).roll(1, 2)
+        x = x * x.softmax(1) * x.flatten(2).softmax(-1).view(x.shape)
+        y = x.flatten(2).transpose(1, 2)
+        return self.attention(y, y, y)[0].softmax(1).mean(1)
+
+
+def test_a_finding_behind_a_finding_is_found() -> None:
+    report = convad_fx.check(Attends().eval(), torch.zeros(SHAPE))
+    assert [f.path for f in report.findings] == ["roll", "softmax_1", "attention", "softmax_2"]
+
+
 def test_unknown_choice_is_refused() -> None:
     with pytest.raises(errors.PolicyError, match="raise, ignore"):
         convad_fx.convert(build("Residual"), torch.zeros(SHAPE), on_finding="shrug")
