@@ -149,7 +149,7 @@ class Plan:
         return tuple(plan.finding for plan in self.nodes.values() if plan.finding is not None)
 
     def decided_rows(self) -> set[int]:
-        """Rows that nodes have, and those they come from; what is guessed behind findings is not."""
+        """Rows that nodes have, and those they come from; not what is guessed behind findings."""
         found, queue = {0}, [t.row for p in self.nodes.values() for t in iter_tracked(p.result)]
         while queue:
             row = queue.pop()
@@ -378,7 +378,7 @@ class _Walk:
         self._note(node, op, None, result, finding=finding)
 
     def _in_place_of(self, op: OpView, shape: Any) -> Tracked | None:
-        """With what the walk goes on behind a finding, so that it meets the next in the same report.
+        """With what the walk goes on behind a finding, to meet the next in the same report.
 
         Of an output with the grid of an operand, cells are taken to stay: what is then refused is
         refused for a reason of its own. Of other outputs nothing is known, and nothing behind them

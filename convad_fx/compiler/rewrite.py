@@ -131,7 +131,7 @@ class _Writer:
             self.read[node] = self._gate(node, row, "gate")
 
     def _answer(self, node: torch.fx.Node) -> Any:
-        """What is returned: gated too where nothing else gates it (raw input, a tuple of pieces)."""
+        """What is returned: gated also where nothing else gates it (raw input, tuples)."""
         if node.name not in self.plan.outputs:
             return self.read[node]
         plan = self.plan.nodes.get(node.name)
