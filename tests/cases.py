@@ -467,6 +467,13 @@ WINDOWS = (
             to("1d", lambda: nn.AdaptiveMaxPool1d(4), **LINE, **WIN, **EXTREME),
             of("function", lambda x: F.adaptive_max_pool2d(x, (3, 2)), **WIN, **EXTREME),
             of(
+                "aten",
+                lambda x: aten.adaptive_max_pool1d.default(x, [1])[0],
+                **LINE,
+                **REDUCES,
+                **EXTREME,
+            ),
+            of(
                 "indices",
                 lambda x, m: m(x)[0],
                 lambda: nn.AdaptiveMaxPool2d(2, return_indices=True),

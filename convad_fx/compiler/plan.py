@@ -294,6 +294,13 @@ class _Walk:
                 self._note(node, op, step, None)
                 return
             outcome = self._outcome(step, op, sources)
+            if isinstance(outcome.result, Tracked) and not facts(node).is_tensor:
+                if not self.first_only:  # aten.adaptive_max_pool1d gives the places as well
+                    raise _Refusal(
+                        "it returns the places of the maxima, which depend on values",
+                        "use the values alone",
+                    )
+                outcome.result = (outcome.result,) * len(op.output)
         except _Refusal as refusal:
             self._refused(node, op, refusal.why, refusal.hint)
             return
