@@ -442,12 +442,18 @@ def _relabelled(classifier: Classifier, path: Path) -> Classifier:
     x = classifier.example()
     try:
         with torch.no_grad():
-            shape = tuple(classifier.model(x).shape)
+            answer = classifier.model(x)
     except Exception as error:
         raise ModelError(
             f"{classifier.name} fails on an input of shape {tuple(x.shape)}: it {_raised(error)}",
             hint="pass the `--size` it was made for",
         ) from error
+    if not isinstance(answer, torch.Tensor):
+        raise ModelError(
+            f"{classifier.name} returns a {type(answer).__name__}, not a tensor of logits",
+            hint="wrap it in a module that returns its logits (N, classes) alone",
+        )
+    shape = tuple(answer.shape)
     if shape != (1, len(labels)):
         raise ModelError(
             f"{path} names {len(labels)} classes, and {classifier.name} answers one picture with "

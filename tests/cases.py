@@ -185,8 +185,6 @@ def foreign(path: str, *args: Any, **kwargs: Any) -> Build:
 
 
 TIMM = {"needs": "timm"}
-SCALES = "the overload with scales_h, scales_w is read as if it had one list; refused"
-NAMES = "axis= is not taken for dim=, nor tensors= for the operands; refused"
 FIRST = "as one sample without a batch"
 
 WINDOWS = (
@@ -469,6 +467,13 @@ WINDOWS = (
             to("1d", lambda: nn.AdaptiveMaxPool1d(4), **LINE, **WIN, **EXTREME),
             of("function", lambda x: F.adaptive_max_pool2d(x, (3, 2)), **WIN, **EXTREME),
             of(
+                "aten",
+                lambda x: aten.adaptive_max_pool1d.default(x, [1])[0],
+                **LINE,
+                **REDUCES,
+                **EXTREME,
+            ),
+            of(
                 "indices",
                 lambda x, m: m(x)[0],
                 lambda: nn.AdaptiveMaxPool2d(2, return_indices=True),
@@ -501,7 +506,6 @@ WINDOWS = (
                 of(
                     "antialias",
                     lambda x: F.interpolate(x, size=2, mode="bilinear", antialias=True),
-                    broken="weights are asked of an image of width 1, where torch's are wrong",
                 ),
                 of("bicubic", lambda x: F.interpolate(x, size=(4, 2), mode="bicubic"), **FOUR),
                 of(
@@ -542,9 +546,19 @@ WINDOWS = (
                 "scales",
                 lambda x: aten.upsample_nearest2d.default(x, [4, 2], 1.5, 0.7),
                 **WIN,
-                broken=SCALES,
             ),
             of("1d", lambda x: aten.upsample_nearest1d.vec(x, None, [1.5]), **LINE, **WIN),
+            of(
+                "scale-1d",
+                lambda x: aten.upsample_nearest1d.default(x, [3], scales=0.6),
+                **LINE,
+                **WIN,
+            ),
+            of(
+                "scale-h",
+                lambda x: aten.upsample_nearest2d.default(x, [4, 2], scales_h=1.5),
+                **WIN,
+            ),
         ),
     ),
     Case(
@@ -565,6 +579,12 @@ WINDOWS = (
             of(
                 "default",
                 lambda x: aten.upsample_bilinear2d.default(x, [4, 2], False),
+                **WIN,
+                nan=False,
+            ),
+            of(
+                "scales",
+                lambda x: aten.upsample_bilinear2d.default(x, [4, 2], False, 1.5, 0.7),
                 **WIN,
                 nan=False,
             ),
@@ -643,6 +663,8 @@ def _elementwise() -> Iterator[Sample]:
         yield of(f".{name}", lambda x, n=name, g=given: getattr(x, n)(*g), **_TINY)
     yield of("prelu", lambda x, m: F.prelu(x - 0.5, m.a), lambda: Weights((2,)))
     yield of("-x", lambda x: -x, **_TINY)
+    yield of(".data", lambda x: x.data, **_TINY)
+    yield of(".real", lambda x: x.real, **_TINY)
     yield of("+x", lambda x: +x, **_TINY)
     yield of("abs(x)", lambda x: abs(x), **_TINY)
     yield of("~x", lambda x: ~(x > 0.5), **_TINY)
@@ -694,7 +716,6 @@ POINTWISE = (
                 "traced-into",
                 lambda x: torchvision.ops.stochastic_depth(x, 0.5, "row"),
                 refused="random",
-                broken="random methods (bernoulli_) on a tensor that no image reaches are not seen",
             ),
         ),
     ),
@@ -886,11 +907,16 @@ def other(x: Tensor) -> Tensor:
     return x.flip(-1)
 
 
+def _changed_by_and(a: Tensor, b: Tensor) -> Tensor:
+    held = a
+    a &= b
+    return held
+
+
 def per_channel() -> nn.Module:
     return Weights((1, 2, 1, 1))
 
 
-NAMED = "operator.and_ and or_ are taken for in-place operations by their names"
 RANKS = "different ranks"
 STRETCHED = "it repeats a position along an axis"
 
@@ -904,6 +930,7 @@ JOINS = (
             of("sub", lambda x: torch.sub(x, other(x))),
             of("method", lambda x: x.add(other(x))),
             of("aten", lambda x: aten.add.Tensor(x, other(x))),
+            of("pieces", lambda x: (p := x.chunk(2, 3)[::-1])[0] - p[1], **FOUR),
             of("itself", lambda x: x + x),
             of("number", lambda x: 1 + x),
             of("from-number", lambda x: 1 - x),
@@ -958,6 +985,7 @@ JOINS = (
             of("method", lambda x: x.pow(3)),
             of("grids", lambda x: x ** other(x), **PRODUCT),
             of("global", lambda x: x ** pooled(x), **MEETS),
+            of("by-name", lambda x: torch.pow(input=x, exponent=other(x)), **PRODUCT),
         ),
     ),
     Case(
@@ -983,11 +1011,12 @@ JOINS = (
     Case(
         "logical",
         (
-            of("and", lambda x: (x > 0.5) & (other(x) > 0.3), **PRODUCT, broken=NAMED),
+            of("and", lambda x: (x > 0.5) & (other(x) > 0.3), **PRODUCT),
             of("and-torch", lambda x: torch.bitwise_and(x > 0.5, other(x) > 0.3), **PRODUCT),
             of("or", lambda x: torch.logical_or(x > 0.5, other(x) > 0.3), **PRODUCT),
             of("xor", lambda x: (x > 0.5).logical_xor(x < 0.7)),
-            of("constant", lambda x: (x > 0.5) | True, broken=NAMED),
+            of("constant", lambda x: (x > 0.5) | True, **INSTEAD),
+            of("in-place", lambda x: _changed_by_and(x > 0.5, other(x) > 0.3), **PRODUCT),
         ),
     ),
     Case(
@@ -996,6 +1025,11 @@ JOINS = (
             of("constants", lambda x, m: torch.where(x > 0.5, m.a, 0.0), per_channel),
             of("choice", lambda x: torch.where(x > 0.5, other(x), 0.0), **MIXED),
             of("branches", lambda x, m: torch.where(m.a > 0.5, x, other(x)), per_channel, **MIXED),
+            of(
+                "by-name",
+                lambda x: torch.where(condition=x > 0.5, input=other(x), other=torch.zeros(1)),
+                **MIXED,
+            ),
             of("several", lambda x: torch.where(x > 0.5, x, other(x)), refused="three tensors"),
         ),
     ),
@@ -1064,6 +1098,18 @@ def reductions(f: Callable[..., Tensor], **fields: Any) -> tuple[Sample, ...]:
     )
 
 
+FRONT = "it adds axes in front of the batch"
+PRODUCTS = "combines positions by weights"
+
+
+def tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def _einsum(name: str, equation: str, weights: tuple[int, ...], **fields: Any) -> Sample:
+    return of(name, lambda x, m: torch.einsum(equation, x, m.a), lambda: Weights(weights), **fields)
+
+
 def extremum(name: str, fill: float) -> tuple[Sample, ...]:
     """``torch.max`` and ``min`` are three operations each."""
     f: Callable[..., Any] = getattr(torch, name)
@@ -1107,16 +1153,90 @@ REDUCTIONS = (
         ),
     ),
     Case(
+        "matmul",
+        (
+            of("operator", lambda x, m: last(x) @ m.a, lambda: Weights((2, 3))),
+            of("vector", lambda x, m: torch.matmul(last(x), m.a), lambda: Weights((2,))),
+            of("mixed", lambda x, m: last(two(x)).matmul(m.a), lambda: Weights((4, 3))),
+            of("global", lambda x, m: x.mean((2, 3)).mm(m.a), lambda: Weights((2, 3))),
+            of("flat", lambda x, m: x.flatten(1) @ m.a, lambda: Weights((18, 2)), **REDUCES),
+            of("row", lambda x, m: x @ m.a, lambda: Weights((3, 2))),
+            of("column", lambda x, m: m.a @ x, lambda: Weights((2, 3))),
+            of("column-vector", lambda x, m: m.a @ x, lambda: Weights((3,))),
+            of("per-channel", lambda x, m: x @ m.a, lambda: Weights((2, 3, 1))),
+            of("left", lambda x, m: m.a @ tokens(x).mT, lambda: Weights((3, 2))),
+            of(
+                "bmm",
+                lambda x, m: tokens(x).bmm(m.a.expand(x.shape[0], 2, 3)),
+                lambda: Weights((1, 2, 3)),
+            ),
+            of("aten", lambda x, m: aten.matmul.default(last(x), m.a), lambda: Weights((2, 3))),
+            of("products", lambda x: x @ x.transpose(2, 3), refused=PRODUCTS),
+            of("attention", lambda x: tokens(x).bmm(tokens(x).transpose(1, 2)), refused=PRODUCTS),
+            of(
+                "batch", lambda x, m: m.a @ x.mean((2, 3)), lambda: Weights((13, 13)), refused=BATCH
+            ),
+            of("front", lambda x, m: x @ m.a, lambda: Weights((1, 1, 1, 3, 2)), refused=FRONT),
+            of(
+                "stretched",
+                lambda x, m: x @ m.a,
+                lambda: Weights((2, 3, 1)),
+                shape=(1, 3, 3),
+                refused=STRETCHED,
+            ),
+        ),
+    ),
+    Case(
+        "addmm",
+        (
+            of(
+                "torch",
+                lambda x, m: torch.addmm(m.b, x.mean((2, 3)), m.a),
+                lambda: Weights((2, 3), (3,)),
+            ),
+            of(
+                "baddbmm",
+                lambda x, m: torch.baddbmm(m.b, tokens(x), m.a.expand(x.shape[0], 2, 3)),
+                lambda: Weights((1, 2, 3), (1, 1, 3)),
+            ),
+            of(
+                "bias",
+                lambda x, m: torch.addmm(x.mean((2, 3)), x.mean((2, 3)), m.a),
+                lambda: Weights((2, 2)),
+                refused="computed from the image",
+            ),
+        ),
+    ),
+    Case(
+        "einsum",
+        (
+            _einsum("channels", "nchw,ck->nkhw", (2, 3)),
+            _einsum("last", "nchw,kc->nhwk", (3, 2)),
+            _einsum("dots", "...hw,wk->...hk", (3, 2)),
+            _einsum("rows", "nchw,hk->nckw", (3, 2)),
+            _einsum("everything", "nchw,chwk->nk", (2, 3, 3, 2), **REDUCES),
+            _einsum("grid", "nchw,hw->nc", (3, 3), **REDUCES),
+            _einsum("scaled", "nchw,c->nchw", (2,), **INSTEAD),
+            _einsum("turned", "n c h w, c -> n w h c", (2,)),
+            _einsum("implicit", "abcd,ed", (2, 3)),
+            of("alone", lambda x: torch.einsum("nchw->nhw", [x])),
+            of(
+                "mixed",
+                lambda x, m: torch.einsum("nchw,ck->nkhw", two(x), m.a),
+                lambda: Weights((4, 3)),
+            ),
+            of("products", lambda x: torch.einsum("nchw,nckw->nhk", x, x), refused=PRODUCTS),
+            of("diagonal", lambda x: torch.einsum("ncii->nci", x), refused="a diagonal"),
+            of("batch", lambda x: torch.einsum("nchw->chw", x), refused=BATCH),
+        ),
+    ),
+    Case(
         "mean",
         (
             *reductions(torch.mean),
             of("method", lambda x: x.mean([2, 3]), **REDUCES),
-            of(
-                "axis",
-                lambda x: x.mean(axis=(2, 3)),
-                **REDUCES,
-                broken=NAMES,
-            ),
+            of("axis", lambda x: x.mean(axis=(2, 3)), **REDUCES),
+            of("numpy", lambda x: torch.mean(a=x, axis=2, keepdims=True)),
             of("all", lambda x: x.mean(), refused=BATCH),
         ),
     ),
@@ -1161,7 +1281,6 @@ REDUCTIONS = (
 CUT = "cuts them anew"
 TWICE = "at several places"
 PICKED = "cells are picked one by one"
-FRONT = "it adds axes in front of the batch"
 
 
 def pads(kind: str, module: str, *args: Any) -> Case:
@@ -1253,6 +1372,22 @@ LAYOUT = (
         ),
     ),
     Case(
+        "swap_last",
+        (
+            of("mT", lambda x: x.mT),
+            of("tokens", lambda x: two(x).flatten(2).mT),
+            of("adjoint", lambda x: torch.adjoint(x)),
+            of("batch", lambda x: x.mean((2, 3)).mT, refused=BATCH),
+        ),
+    ),
+    Case(
+        "reverse_axes",
+        (
+            of("T", lambda x: x.mean((2, 3)).T, refused=BATCH),
+            of("t", lambda x: x.mean((2, 3)).t(), refused=BATCH),
+        ),
+    ),
+    Case(
         "movedim",
         (
             of("last", lambda x: x.movedim(1, -1)),
@@ -1288,7 +1423,6 @@ LAYOUT = (
                 "constant-as-image",
                 lambda x, m: m.a.expand_as(x),
                 per_channel,
-                broken="a constant expanded to the image's shape is taken for an image; refused",
             ),
             of("positions", lambda x: x.expand(-1, -1, 3, -1), shape=(2, 1, 3), refused=TWICE),
             of("front", lambda x: x.expand(2, -1, -1, -1, -1), refused=FRONT),
@@ -1317,8 +1451,22 @@ LAYOUT = (
             after(padded, of("slice", lambda x: x[:, :, :2])),
             of("batch", lambda x: x[0], refused=BATCH),
             of("part-of-batch", lambda x: x[:1], refused=BATCH),
-            of("list", lambda x: x[:, :, [0, 2]], refused=PICKED),
-            of("tensor", lambda x: x[:, torch.tensor([1, 0])], refused=PICKED),
+            of("list", lambda x: x[:, :, [0, 2]]),
+            of("list-channels", lambda x: two(x)[:, [2, 1, -1]]),
+            of("list-one", lambda x: x[:, [1, 0]]),
+            of("list-new-axis", lambda x: x[:, 0, None, [2, 0, 0]]),
+            of("tensor", lambda x: x[:, :, torch.tensor([1, 0])]),
+            of("tensor-channels", lambda x: two(x)[:, torch.tensor([-1, 0]), 1:, None]),
+            of("tensor-padded", lambda x: padded(x)[..., torch.tensor([3, 1, 0])]),
+            of("tensor-one", lambda x: x[:, torch.tensor([1, 0, 1])]),
+            of("lists", lambda x: x[:, :, [0, 1], [0, 2]], refused=PICKED),
+            of("table", lambda x: x[:, :, torch.tensor([[0, 1], [0, 2]])], refused=PICKED),
+            of("list-batch", lambda x: x[[0]], refused=BATCH),
+            of(
+                "by-value",
+                lambda x: x[:, :, x[0, 0, 0].long()],
+                refused="computed from the image",
+            ),
         ),
     ),
     Case(
@@ -1332,11 +1480,37 @@ LAYOUT = (
         ),
     ),
     Case(
+        "index",
+        (
+            of("grid", lambda x: aten.index.Tensor(x, [None, None, torch.tensor([2, 0])])),
+            of("channels", lambda x: aten.index.Tensor(two(x), [None, torch.tensor([3, 0])])),
+            of("batch", lambda x: aten.index.Tensor(x, [torch.tensor([0])]), refused=BATCH),
+            of(
+                "lists",
+                lambda x: aten.index.Tensor(x, [None, *[torch.tensor([1, 0])] * 2]),
+                refused=PICKED,
+            ),
+        ),
+    ),
+    Case(
+        "index_select",
+        (
+            of("torch", lambda x: torch.index_select(x, 2, torch.tensor([2, 0]))),
+            of("method", lambda x: two(x).index_select(-3, torch.tensor([2, 0]))),
+            of("batch", lambda x: x.index_select(0, torch.tensor([0])), refused=BATCH),
+            of(
+                "by-value",
+                lambda x: x.index_select(2, x[0, 0, 0].long()),
+                refused="computed from the image",
+            ),
+        ),
+    ),
+    Case(
         "narrow",
         (
             of("method", lambda x: x.narrow(2, 1, 2)),
             of("torch", lambda x: torch.narrow(x, -1, 0, 1)),
-            of("from-the-end", lambda x: x.narrow(3, -1, 1), broken="slice(-1, 0) is empty"),
+            of("from-the-end", lambda x: x.narrow(3, -1, 1)),
             of("batch", lambda x: x.narrow(0, 0, 1), refused=BATCH),
         ),
     ),
@@ -1401,8 +1575,10 @@ LAYOUT = (
                 "pieces",
                 lambda x: torch.cat(two(x).chunk(2, 1), 1),
             ),
+            of("pieces-turned", lambda x: torch.cat(two(x).chunk(2, 1)[::-1], 1)),
             of("same-pieces", lambda x: torch.cat(x.chunk(2, 1), 1)),
-            of("by-name", lambda x: torch.cat(tensors=[x, other(x)], dim=1), broken=NAMES),
+            of("axis", lambda x: torch.cat((x, other(x)), axis=2)),
+            of("by-name", lambda x: torch.cat(tensors=[x, other(x)], dim=1)),
             of("padded", lambda x: torch.cat([padded(x), F.pad(x, (0, 1, 0, 1))], 1)),
             of("batch", lambda x: torch.cat([x, x]), refused=BATCH),
         ),
@@ -1472,10 +1648,6 @@ LAYOUT = (
 VALUES = "picks cells by value"
 
 
-def tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)
-
-
 def _attend(x: Tensor, m: nn.Module) -> Tensor:
     answer: Tensor = m(tokens(x), tokens(x), tokens(x))[0]
     return answer
@@ -1493,22 +1665,6 @@ REFUSED = (
         ),
     ),
     Case(
-        "matmul",
-        tuple(
-            replace(sample, refused="combines positions by weights")
-            for sample in (
-                of("operator", lambda x: x @ x.transpose(2, 3)),
-                of("constant", lambda x, m: torch.matmul(x, m.a), lambda: Weights((3, 3))),
-                of("bmm", lambda x: tokens(x).bmm(tokens(x).transpose(1, 2))),
-                of(
-                    "einsum",
-                    lambda x, m: torch.einsum("nchw,wk->nchk", x, m.a),
-                    lambda: Weights((3, 3)),
-                ),
-            )
-        ),
-    ),
-    Case(
         "data_dependent",
         tuple(
             replace(sample, refused=VALUES)
@@ -1522,7 +1678,6 @@ REFUSED = (
                 of("median", lambda x: torch.median(x, 2)[0]),
                 of("argmax", lambda x: x.argmax(1)),
                 of("scatter", lambda x: torch.ones_like(x).scatter(2, (x > 0.5).long(), 0.0)),
-                of("index_select", lambda x: torch.index_select(x, 2, torch.tensor([2, 0]))),
             )
         ),
     ),

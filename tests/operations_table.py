@@ -7,6 +7,7 @@ from pathlib import Path
 from convad_fx.compiler import steps
 from convad_fx.compiler.ops import SPELLINGS, Spelling
 from convad_fx.compiler.rules import REGISTRY
+from convad_fx.compiler.trace import function_name
 from tests.cases import BATCH, CASES, FIRST, Case
 from tests.oracle import operation_of, planned
 
@@ -120,9 +121,12 @@ def _spelled(row: Spelling) -> str:
     names += [f"{name.replace('#d', '{1,2,3}d')}()" for name in row.functions.split()]
     for other in row.others:
         name = str(getattr(other, "overloadpacket", other).__name__)
+        if (public := function_name(other)).startswith("torch."):
+            name = public.removeprefix("torch.")
         at = 0 if name in OPERATORS else len(names)
         names.insert(at, OPERATORS.get(name, f"{name}()"))
     names += [f".{name}()" for name in row.methods.split()]
+    names += [f".{name}" for name in row.attributes.split()]
     names = [name for name in dict.fromkeys(names) if not name.strip(".").startswith("_")]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN + 1 else ""
     return ", ".join(f"`{name}`" for name in (names[:SHOWN] if more else names)) + more

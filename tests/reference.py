@@ -80,11 +80,32 @@ def reference_activity(
     return run.activity
 
 
+class _InPlaceProxy(fx.Proxy):
+    """torch.fx takes ``z += 1`` for ``z = z + 1``, and forgets who else holds z."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _InPlaceProxy(node, self)
+
+
 class _Reference(fx.Interpreter):
     def __init__(self, model: nn.Module, policy: PolicyLike) -> None:
         if model.training:
             raise ValueError("the reference describes evaluation mode: call model.eval()")
-        super().__init__(fx.symbolic_trace(model))
+        super().__init__(fx.GraphModule(model, _Tracer().trace(model)))
         self.policy = policy
         self.activity: dict[str, Tensor] = {}
 
@@ -158,7 +179,7 @@ def _gate(cells: Cells) -> Tensor:
 
 
 def _answer_of(result: Any) -> Any:
-    """Reading: an output is gated under raw input too, even where it is at image level still."""
+    """An output is gated under raw input too, even where it is at image level still."""
     if not isinstance(result, Cells):
         return result
     return result.value if result.is_global else _gate(result)
@@ -222,7 +243,8 @@ def _same_cell(fn: Callable[..., Tensor]) -> Callable[..., Any]:
         if _cells_in((args, kwargs)):
             raise NotImplementedError(f"{fn} of two tensors that the image reaches")
         kwargs.pop("inplace", None)
-        return _broadcast(x, fn(x.value, *args, **kwargs))
+        value = fn(x.value, *args, **kwargs)
+        return x if value is x.value else _broadcast(x, value)  # a cast may do nothing
 
     return handler
 
@@ -562,6 +584,33 @@ def _pool(kind: str, rank: int) -> Callable[..., Any]:
     return handler
 
 
+def _lp_pool(rank: int) -> Callable[..., Any]:
+    pool = getattr(F, f"lp_pool{rank}d")
+
+    def handler(
+        policy: PolicyLike,
+        x: Cells,
+        norm_type: float,
+        kernel_size: Any,
+        stride: Any = None,
+        ceil_mode: bool = False,
+    ) -> Cells:
+        value = pool(x.value, norm_type, kernel_size, stride, ceil_mode)
+        kernel, strides = (_per_axis(v, rank) for v in (kernel_size, stride or kernel_size))
+        grid, none, ones = tuple(x.value.shape[2:]), (0,) * rank, (1,) * rank
+        if kernel == grid:
+            return _reduce(policy, x, value, tuple(range(2, 2 + rank)), keepdim=True)
+        reads = [
+            _window_reads(n, out, k, s, 0, 1)
+            for n, out, k, s in zip(grid, value.shape[2:], kernel, strides, strict=True)
+        ]
+        keeps = kernel == strides == ones
+        name = ("conv", kernel, strides, none, none, ones, "zeros")
+        return _window(policy, x, value, reads, keeps_grid=keeps, groups=None, name=name)
+
+    return handler
+
+
 def _adaptive_pool(kind: str, rank: int) -> Callable[..., Any]:
     pool = getattr(F, f"adaptive_{'avg' if kind == 'mean' else 'max'}_pool{rank}d")
 
@@ -674,6 +723,13 @@ def _reduction(kind: str, fn: Callable[..., Tensor]) -> Callable[..., Any]:
     return handler
 
 
+def _norm(
+    policy: PolicyLike, x: Cells, p: Any = 2, dim: Any = None, keepdim: bool = False
+) -> Cells:
+    reduced = _reduction("sum", lambda v, axes, keep: torch.linalg.vector_norm(v, p, axes, keep))
+    return reduced(policy, x, dim, keepdim)
+
+
 def _max_or_min(
     kind: str, join: Callable[..., Any], reduce: Callable[..., Any]
 ) -> Callable[..., Any]:
@@ -703,6 +759,19 @@ class _Extremes(tuple[Any, ...]):
 def _linear(policy: PolicyLike, x: Cells, weight: Tensor, bias: Tensor | None = None) -> Cells:
     last = x.value.dim() - 1
     return _reduce(policy, x, F.linear(x.value, weight, bias), (last,), keepdim=True)
+
+
+def _matmul(policy: PolicyLike, x: Any, weight: Any) -> Cells:
+    """A linear layer in other words: constant weights over the last axis."""
+    if not isinstance(x, Cells) or isinstance(weight, Cells) or weight.dim() != 2:
+        raise NotImplementedError("a product that is no linear layer")
+    return _linear(policy, x, weight.T)
+
+
+def _einsum(policy: PolicyLike, equation: str, x: Any, weight: Any) -> Cells:
+    if equation != "...c,dc->...d":
+        raise NotImplementedError(f"einsum {equation}")
+    return _matmul(policy, x, weight.T)
 
 
 def _statistics(x: Cells, value: Tensor, axes: Sequence[int]) -> Cells:
@@ -962,6 +1031,16 @@ def _pick(x: Cells, axis: int, positions: list[int]) -> Cells:
     )
 
 
+def _flip(policy: PolicyLike, x: Cells, *dims: Any) -> Cells:
+    given = dims[0] if isinstance(dims[0], (tuple, list)) else dims
+    axes = tuple(sorted(d % x.value.dim() for d in given))
+    if 0 in axes:
+        raise NotImplementedError("a flip of the batch")
+    still = not any(x.full[axis] for axis in axes)
+    step = ("flip", axes)
+    return _relabel(x, lambda v: v.flip(axes), x.full, step, view=False, unchanged=still)
+
+
 def _narrow(policy: PolicyLike, x: Cells, dim: int, start: int, length: int) -> Cells:
     return _pick(x, dim % x.value.dim(), list(range(start, start + length)))
 
@@ -1144,7 +1223,13 @@ def _constant_like(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _identity(policy: PolicyLike, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """The same memory: who changes it in place changes what the other holds."""
     return x
+
+
+def _contiguous(policy: PolicyLike, x: Any) -> Any:
+    """The same tensor where it is contiguous already, else a copy."""
+    return x if x.value.is_contiguous() else _with(x, x.value.contiguous())
 
 
 def _dropout(
@@ -1203,6 +1288,8 @@ _POINTWISE = [
     "floor",
 ]
 
+_COMPARISONS = ["gt", "ge", "lt", "le", "eq", "ne"]
+
 _add = _joined("sum", torch.add)
 _sub = _joined("sum", torch.sub)
 _mul = _joined("product", torch.mul)
@@ -1235,6 +1322,12 @@ _NAMED: dict[str, Callable[..., Any]] = {
     "sum": _sum,
     "amax": _amax,
     "amin": _amin,
+    "std": _reduction("sum", lambda v, axes, keepdim: v.std(axes, keepdim=keepdim)),
+    "var": _reduction("sum", lambda v, axes, keepdim: v.var(axes, keepdim=keepdim)),
+    "logsumexp": _reduction("sum", torch.logsumexp),
+    "norm": _norm,
+    "flip": _flip,
+    **{name: _joined("product", getattr(torch, name)) for name in _COMPARISONS},
     "reshape": _reshape,
     "flatten": _flatten,
     "unflatten": _unflatten,
@@ -1257,7 +1350,7 @@ _METHODS: dict[str, Callable[..., Any]] = _NAMED | {
     "view": _reshape,
     "expand": _expand,
     "expand_as": _expand_as,
-    "contiguous": _identity,
+    "contiguous": _contiguous,
     "detach": _identity,
     "float": _same_cell(Tensor.float),
     "double": _same_cell(Tensor.double),
@@ -1280,6 +1373,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.itruediv: _div,
     operator.pow: _same_cell(operator.pow),
     operator.neg: _same_cell(operator.neg),
+    **{getattr(operator, name): _NAMED[name] for name in _COMPARISONS},
     operator.getitem: _index,
     getattr: _getattr,
     torch.cat: _cat,
@@ -1288,6 +1382,9 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.zeros_like: _constant_like(torch.zeros_like),
     torch.ones_like: _constant_like(torch.ones_like),
     F.linear: _linear,
+    operator.matmul: _matmul,
+    torch.matmul: _matmul,
+    torch.einsum: _einsum,
     F.conv1d: _conv,
     F.conv2d: _conv,
     F.conv3d: _conv,
@@ -1314,6 +1411,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
         for pool, handler in (
             (getattr(F, f"max_pool{rank}d"), _pool("maximum", rank)),
             (getattr(F, f"avg_pool{rank}d"), _pool("mean", rank)),
+            (getattr(F, f"lp_pool{rank}d"), _lp_pool(rank)),
             (getattr(F, f"adaptive_max_pool{rank}d"), _adaptive_pool("maximum", rank)),
             (getattr(F, f"adaptive_avg_pool{rank}d"), _adaptive_pool("mean", rank)),
         )
@@ -1415,6 +1513,10 @@ def _call_module(policy: PolicyLike, m: nn.Module, x: Cells, *args: Any) -> Cell
                 options["divisor_override"] = m.divisor_override
             return _pool("mean", int(name[-2]))(
                 policy, x, m.kernel_size, m.stride, m.padding, **options
+            )
+        case nn.LPPool1d() | nn.LPPool2d() | nn.LPPool3d():
+            return _lp_pool(int(name[-2]))(
+                policy, x, m.norm_type, m.kernel_size, m.stride, m.ceil_mode
             )
         case nn.AdaptiveMaxPool1d() | nn.AdaptiveMaxPool2d() | nn.AdaptiveMaxPool3d():
             return _adaptive_pool("maximum", int(name[-2]))(

@@ -58,7 +58,7 @@ class Transposed:
 
 @dataclass(frozen=True)
 class Pool:
-    kind: Literal["max", "avg"]
+    kind: Literal["max", "avg", "lp"]
     kernel: int = 2
     stride: int = 2
     padding: int = 0
@@ -94,7 +94,7 @@ class Activation:
 class Arithmetic:
     """Operations with constants, of which several move zero."""
 
-    kind: Literal["affine", "clamp", "square", "buffer", "sqrt", "dropout", "identity"]
+    kind: Literal["affine", "clamp", "square", "buffer", "sqrt", "compare", "dropout", "identity"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,29 @@ class Strided:
     """Every other cell of each axis, by slicing."""
 
     start: Literal[0, 1] = 0
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Channels, rows or columns in another order, some of them twice."""
+
+    axis: Literal["channel", "first", "last"] = "last"
+    spelling: Literal["list", "tensor", "index_select"] = "list"
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Halves of the channels, or all, the other way round; the pieces are handed on whole."""
+
+    how: Literal["pieces", "back", "flip"] = "pieces"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Every cell less a number that was computed over the channels, or over the grid."""
+
+    kind: Literal["std", "var", "norm", "logsumexp"] = "norm"
+    over: Literal["channels", "grid", "row"] = "channels"
 
 
 @dataclass(frozen=True)
@@ -193,6 +216,7 @@ class ConvNext:
 
     kernel: Literal[3, 5] = 3
     scale: bool = True
+    layers: Literal["linear", "matmul", "einsum"] = "linear"
 
 
 @dataclass(frozen=True)
@@ -221,6 +245,9 @@ Block: TypeAlias = (
     | Pad
     | Crop
     | Strided
+    | Pick
+    | Turned
+    | Measured
     | Resize
     | PixelShuffle
     | Shuffle
@@ -343,7 +370,7 @@ def _chain(blocks: tuple[Block, ...], shape: Shape, owner: Owner) -> tuple[nn.Se
 
 def _owner_after(block: Block, owner: Owner) -> Owner:
     match block:
-        case Crop() | Strided() | Shuffle() | Pad() | PixelShuffle():
+        case Crop() | Strided() | Pick() | Shuffle() | Pad() | PixelShuffle():
             return "own" if owner == "own" else "fixed"
         case Arithmetic(kind="identity" | "dropout") | Activation(inplace=True):
             return owner
@@ -366,6 +393,8 @@ def _fits(block: Block, shape: Shape) -> bool:
             return cells * block.stride**d <= _CELLS and low > block.padding
         case Pool(kind="avg", kernel=kernel) if d == 3:
             return low >= kernel  # avg_pool3d does not count its padding
+        case Pool(kind="lp", kernel=kernel):
+            return low >= kernel
         case Pool(kernel=kernel, padding=padding, dilation=dilation):
             return low + 2 * padding > dilation * (kernel - 1)
         case Norm(kind="instance" | "grid"):
@@ -380,6 +409,11 @@ def _fits(block: Block, shape: Shape) -> bool:
             return all(n > a + b for n, a, b in zip(grid, before, after, strict=False))
         case Strided():
             return low > block.start
+        case Turned():
+            return channels % 2 == 0
+        case Measured(kind=kind, over=over):
+            size = {"channels": channels, "grid": cells, "row": grid[-1]}[over]
+            return size > 1 or kind in ("norm", "logsumexp")
         case Resize(up=True):
             return cells * 2**d <= _CELLS
         case Resize(up=False):
@@ -423,6 +457,12 @@ def _make(block: Block, shape: Shape, owner: Owner) -> nn.Module:
             return _Crop(block, d)
         case Strided():
             return _Strided(block, d)
+        case Pick():
+            return _Pick(block, shape)
+        case Turned():
+            return _Turned(block)
+        case Measured():
+            return _Measured(block, d)
         case Resize():
             return _Resize(block, shape)
         case PixelShuffle():
@@ -525,16 +565,19 @@ class _Pool(nn.Module):
         super().__init__()
         padding = min(s.padding, s.kernel // 2)
         options: dict[str, Any] = {"ceil_mode": s.ceil_mode, "padding": padding}
-        if s.kind == "avg":
+        if s.kind == "lp":
+            del options["padding"]
+        elif s.kind == "avg":
             options["count_include_pad"] = s.count_include_pad
         elif s.dilation > 1:
             options["dilation"] = s.dilation
         self.functional = s.spelling != "module"
-        self.pool = _layer("MaxPool" if s.kind == "max" else "AvgPool", d)(
-            s.kernel, s.stride, **options
-        )
         self.function = _function(f"{s.kind}_pool", d)
-        self.args, self.options = (s.kernel, s.stride), options
+        self.args: tuple[int, ...] = (s.kernel, s.stride)
+        if s.kind == "lp":
+            self.args = (1, *self.args)
+        kind = {"max": "MaxPool", "avg": "AvgPool", "lp": "LPPool"}[s.kind]
+        self.options, self.pool = options, _layer(kind, d)(*self.args, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x, *self.args, **self.options) if self.functional else self.pool(x)
@@ -642,6 +685,8 @@ class _Arithmetic(nn.Module):
                 return x.pow(2)
             case "buffer":
                 return self.shift + x
+            case "compare":
+                return x * (x > -0.3)
             case "sqrt":
                 return torch.sqrt(x.abs() + 0.1)
             case "dropout":
@@ -700,6 +745,48 @@ class _Strided(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[self.index]
+
+
+class _Pick(nn.Module):
+    def __init__(self, s: Pick, shape: Shape) -> None:
+        super().__init__()
+        self.axis = {"channel": 1, "first": 2, "last": len(shape)}[s.axis]
+        n = shape[self.axis - 1]
+        places = [(3 * k + 1) % n for k in range(n)]
+        self.spelling, self.places = s.spelling, places
+        self.register_buffer("index", torch.tensor(places))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spelling == "index_select":
+            return x.index_select(self.axis, self.index)
+        before = (slice(None),) * self.axis
+        return x[(*before, self.places if self.spelling == "list" else self.index)]
+
+
+class _Turned(nn.Module):
+    def __init__(self, s: Turned) -> None:
+        super().__init__()
+        self.how = s.how
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.how:
+            case "flip":
+                return x.flip(1, -1)
+            case "back":
+                return torch.cat(x.chunk(2, dim=1)[::-1], 1)
+            case _:
+                return torch.cat(torch.chunk(x, 2, 1), dim=1)
+
+
+class _Measured(nn.Module):
+    def __init__(self, s: Measured, d: int) -> None:
+        super().__init__()
+        self.kind = s.kind
+        self.axes = {"channels": (1,), "grid": tuple(range(2, d + 2)), "row": (-1,)}[s.over]
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = getattr(x, self.kind)(dim=self.axes, keepdim=True)
+        return x - 0.5 * number
 
 
 class _Resize(nn.Module):
@@ -948,6 +1035,7 @@ class _AxisAttention(nn.Module):
 class _ConvNext(nn.Module):
     def __init__(self, s: ConvNext, channels: int, d: int) -> None:
         super().__init__()
+        self.layers = s.layers
         self.last, self.first = (0, *range(2, d + 2), 1), (0, d + 1, *range(1, d + 1))
         self.depthwise = _layer("Conv", d)(
             channels, channels, s.kernel, padding=s.kernel // 2, groups=channels
@@ -958,10 +1046,19 @@ class _ConvNext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(self.last))
-        y = self.down(F.gelu(self.up(y)))
+        y = self._linear(self.down, F.gelu(self._linear(self.up, y)))
         if self.layer_scale is not None:
             y = self.layer_scale * y
         return x + y.permute(self.first)
+
+    def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
+        match self.layers:
+            case "matmul":
+                return x @ layer.weight.mT + layer.bias
+            case "einsum":
+                return torch.einsum("...c,dc->...d", x, layer.weight) + layer.bias
+            case _:
+                return layer(x)
 
 
 class _Twice(nn.Module):
@@ -1178,7 +1275,7 @@ def _transposed(draw: st.DrawFn) -> Transposed:
 def _pools(draw: st.DrawFn) -> Pool:
     kernel = draw(st.integers(2, 3))
     return Pool(
-        draw(st.sampled_from(["max", "avg"])),
+        draw(st.sampled_from(["max", "avg", "lp"])),
         kernel,
         draw(st.integers(1, 3)),
         draw(st.integers(0, kernel // 2)),
@@ -1220,7 +1317,9 @@ _leaves: st.SearchStrategy[Block] = st.one_of(
     _pools(),
     st.builds(
         Arithmetic,
-        st.sampled_from(["affine", "clamp", "square", "buffer", "sqrt", "dropout", "identity"]),
+        st.sampled_from(
+            ["affine", "clamp", "square", "buffer", "sqrt", "compare", "dropout", "identity"]
+        ),
     ),
     _pads,
     _crops,
@@ -1233,6 +1332,17 @@ _leaves: st.SearchStrategy[Block] = st.one_of(
     ),
     st.builds(Shuffle, st.sampled_from(["view", "reshape", "function", "module"])),
     st.builds(Strided, st.sampled_from([0, 1])),
+    st.builds(Turned, st.sampled_from(["pieces", "back", "flip"])),
+    st.builds(
+        Measured,
+        st.sampled_from(["std", "var", "norm", "logsumexp"]),
+        st.sampled_from(["channels", "grid", "row"]),
+    ),
+    st.builds(
+        Pick,
+        st.sampled_from(["channel", "first", "last"]),
+        st.sampled_from(["list", "tensor", "index_select"]),
+    ),
     _transposed(),
     st.builds(
         AdaptivePool,
@@ -1249,7 +1359,12 @@ _leaves: st.SearchStrategy[Block] = st.one_of(
     ),
     st.builds(SpatialAttention, st.sampled_from([1, 3])),
     st.builds(AxisAttention, st.sampled_from(["mul", "add"])),
-    st.builds(ConvNext, st.sampled_from([3, 5]), st.booleans()),
+    st.builds(
+        ConvNext,
+        st.sampled_from([3, 5]),
+        st.booleans(),
+        st.sampled_from(["linear", "matmul", "einsum"]),
+    ),
     st.builds(Twice, st.sampled_from([1, 3])),
     st.builds(
         SharedInPlace,
@@ -1308,18 +1423,15 @@ heads: st.SearchStrategy[Head] = st.one_of(
 
 @st.composite
 def networks(draw: st.DrawFn, max_blocks: int = 5) -> Network:
-    """Mostly pictures, some spectra and volumes.
-
-    One convolution is always there, so that no output is at image level.
-    """
+    """Mostly pictures, some spectra and volumes; mostly with a convolution."""
     d = draw(st.sampled_from([2, 2, 2, 2, 1, 3]))
     most = 17 if d < 3 else 9
     return Network(
         draw(st.integers(1, 3)),
         tuple(draw(st.integers(8, most)) for _ in range(d)),
         (
-            *draw(st.lists(_leaves, max_size=1)),
-            draw(_convs()),
+            *draw(st.lists(st.one_of(_leaves, _composites(_leaves)), max_size=1)),
+            *([draw(_convs())] if draw(st.sampled_from([True, True, True, False])) else []),
             *draw(st.lists(blocks, max_size=max_blocks - 1)),
         ),
         draw(heads),

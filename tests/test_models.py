@@ -331,6 +331,10 @@ def broken():
 
 def wrong():
     return 3
+
+class Several(Net):
+    def forward(self, x):
+        return {"out": super().forward(x)}
 """
 
 
@@ -369,6 +373,8 @@ def test_ones_own_function(tmp_path, own, capsys):
     )
     assert classifier.model(torch.ones(1, 3, 8, 8)).tolist() == [[4.0] * 4]
     assert classifier.label(3) == "d"
+    with pytest.raises(ModelError, match=r"returns a dict, not a tensor of logits.*wrap it"):
+        models.resolve("convad_own:Several", labels=tmp_path / "four.txt")
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,11 @@ def test_raw_shows_the_first_layer_everything() -> None:
     assert answer[0, 0].count_nonzero() == 1
 
 
+def test_an_answer_at_image_level_is_gated_too() -> None:
+    answer = _answer(_Of(lambda x: x + 1), X, _mask(ONE_PIXEL), input="raw")
+    assert answer.sum() == answer[0, 0, 1, 1] == 6
+
+
 # --- Pooling and reductions -----------------------------------------------------------------------
 
 
@@ -350,6 +355,24 @@ def test_an_in_place_activation_changes_what_others_hold() -> None:
 
     answer = _answer(_Of(model, nn.ReLU(inplace=True)), X - 6, torch.ones(1, 1, 4, 4).bool())
     assert torch.equal(answer, 2 * (X - 6).relu())
+
+
+def test_an_alias_is_changed_with_what_it_is_an_alias_of() -> None:
+    def alias(x: Tensor) -> Tensor:
+        y = x * 1.0
+        z = y.contiguous()
+        z += 1
+        return y + z
+
+    def copy(x: Tensor) -> Tensor:
+        y = x.transpose(2, 3)
+        z = y.contiguous()
+        z += 1
+        return y + z
+
+    every = torch.ones(1, 1, 4, 4).bool()
+    assert torch.equal(_answer(_Of(alias), X, every), 2 * (X + 1))
+    assert torch.equal(_answer(_Of(copy), X, every), 2 * X.mT + 1)
 
 
 def test_reading_what_changed_through_a_view_is_refused() -> None:

@@ -43,6 +43,7 @@ def checked_mask(
     channels: int,
     size: tuple[int, ...] | None = None,
     rank: int = 4,
+    like: Tensor | None = None,
 ) -> Tensor:
     """The mask, once it is known to fit the image: bool (N, 1, *grid); None means all kept.
 
@@ -50,6 +51,8 @@ def checked_mask(
         x: the image batch (N, channels, *grid).
         mask: True = kept; its batch or the image's may be 1.
         size: the only grid size the graph is valid for, where a rule depends on it.
+        like: a parameter of the network, whose dtype and device the image must have; None where the
+            network casts what it is given.
 
     Raises:
         ImageError, MaskError: what was expected, what came, what to do.
@@ -70,6 +73,18 @@ def checked_mask(
             f"the image has grid {tuple(x.shape[2:])}, but this network was converted for {size}"
             " and uses sizes that depend on it",
             hint="convert again with an example of the new size",
+        )
+    if like is not None and x.device != like.device:
+        raise ImageError(
+            f"the image is on {x.device}, the network on {like.device}",
+            hint="use x.to(device), or masked.to(device)",
+        )
+    if like is not None and x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ImageError(
+            f"the image has dtype {x.dtype}; expected {like.dtype}, as the network has",
+            hint=f"use x.to({like.dtype}), or masked.to({x.dtype})"
+            if x.is_floating_point()
+            else "normalise the image as the model expects",
         )
     if mask is None:
         return x.new_ones((1, 1, *x.shape[2:]), dtype=torch.bool)
@@ -423,7 +438,7 @@ def resize_activity(
     tau: float = 0.0,
     *,
     align_corners: bool | None = None,
-    scale_factor: tuple[float, ...] | None = None,
+    scale_factor: tuple[float | None, ...] | None = None,
     antialias: bool = False,
     whole: bool = False,
     exists: Tensor | None = None,
@@ -459,9 +474,11 @@ def _interpolation_reads(
     size: int | tuple[int, int] | None = m if factor is None else None
     scale: float | tuple[float, float] | None = factor
     if separable == "bicubic" or antialias:
-        # these exist in two dimensions only: the second axis is one cell that copies itself
-        cells, separable = cells[..., None], "bicubic" if mode == "bicubic" else "bilinear"
-        size = (m, 1) if factor is None else None
+        # These exist in two dimensions only. The second axis has two cells that copy themselves: of
+        # an image of width 1 torch antialiases another one, by mistake.
+        cells = torch.stack([cells, cells], -1)
+        separable = "bicubic" if mode == "bicubic" else "bilinear"
+        size = (m, 2) if factor is None else None
         scale = None if factor is None else (factor, 1.0)
     weights = F.interpolate(
         cells[:, None],
@@ -471,7 +488,7 @@ def _interpolation_reads(
         align_corners=align_corners,
         antialias=antialias,
     )
-    return (weights.reshape(n, m) != 0).double().mT
+    return (weights.reshape(n, m, -1)[..., 0] != 0).double().mT
 
 
 # ---------------------------------------------------------------------- joins, reductions
@@ -610,6 +627,11 @@ def both(a: Tensor, b: Tensor) -> Tensor:
 def either(a: Tensor, b: Tensor) -> Tensor:
     """Which cells of a joined pair exist."""
     return a | b
+
+
+def picked(activity: Tensor, places: Tensor, axis: int) -> Tensor:
+    """What an index with a list of places does, done to the activity."""
+    return activity[(slice(None),) * axis + (places,)]
 
 
 def upsampled(activity: Tensor, factor: int, axes: tuple[int, ...] = (2, 3)) -> Tensor:

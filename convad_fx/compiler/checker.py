@@ -83,7 +83,7 @@ def report_of(traced: Trace, plan: Plan, model: str) -> Report:
         model,
         traced.front_end,
         tuple(sorted(kinds.items())),
-        len(plan.activities),
+        len(plan.decided_rows()),
         sum(bool(node.reads) for node in plan.nodes.values()),
         plan.size_bound,
         plan.findings,

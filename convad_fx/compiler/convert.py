@@ -11,7 +11,7 @@ from convad_fx.compiler.policy import Policy
 from convad_fx.compiler.region import region_of
 from convad_fx.compiler.rewrite import rewrite
 from convad_fx.compiler.simplify import simplify as simplify_graph
-from convad_fx.compiler.trace import FRONT_ENDS, trace
+from convad_fx.compiler.trace import FRONT_ENDS, trace, unwrapped
 from convad_fx.errors import PolicyError, UnsupportedModel, UntraceableModel
 
 ON_FINDING = ("raise", "ignore")
@@ -36,7 +36,8 @@ def convert(
     >>> masked.compile()                  # torch.compile, nothing of our own
 
     Args:
-        model: in eval mode. It is not changed; its parameters are shared.
+        model: in eval mode. It is not changed; its parameters are shared. What torch.compile or
+            DataParallel put around it is taken off.
         example: an image batch (N, C, *grid): its shape, dtype and device count, not its values.
             Afterwards any batch works, and other image sizes wherever the model takes them.
         policy: how activity travels; default `Policy()`.
@@ -61,7 +62,7 @@ def convert(
     _choice("front_end", front_end, ("auto", *FRONT_ENDS))
     traced = trace(model, example, front_end)
     decided = plan(traced, policy, ignore_findings=on_finding == "ignore")
-    report = report_of(traced, decided, type(model).__name__)
+    report = report_of(traced, decided, type(unwrapped(model)).__name__)
     if decided.findings and on_finding == "raise":
         raise UnsupportedModel(
             str(report), hint="convad_fx.check(model, example) gives these findings as objects"
@@ -89,8 +90,8 @@ def check(
     try:
         traced = trace(model, example, front_end)
     except UntraceableModel as error:
-        return untraceable(type(model).__name__, error.path, error.what, error.hint)
-    return report_of(traced, plan(traced, policy or Policy()), type(model).__name__)
+        return untraceable(type(unwrapped(model)).__name__, error.path, error.what, error.hint)
+    return report_of(traced, plan(traced, policy or Policy()), type(unwrapped(model)).__name__)
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ import torchvision.ops
 from torch import nn
 from torchvision.models import swin_transformer
 
-from convad_fx.compiler.trace import facts
+from convad_fx.compiler.trace import facts, function_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class Signature:
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by name. A last name with a star takes all that follow, as a tuple."""
+        kwargs = {self._own_name(name): value for name, value in kwargs.items()}
         bound = dict(self.defaults)
         if self.names and self.names[-1].startswith("*"):
             *fixed, rest = self.names
@@ -113,7 +114,26 @@ class Signature:
                 bound[rest[1:]] = ()
         else:
             bound |= dict(zip(self.names, args, strict=False))
-        return bound | dict(kwargs)
+        return bound | kwargs
+
+    def _own_name(self, keyword: str) -> str:
+        plain = {name.removeprefix("*") for name in self.names}
+        own = _SYNONYMS.get(keyword, keyword)
+        return own if own in plain and keyword not in plain else keyword
+
+
+#: What torch also calls a parameter, NumPy's names among them -> what our signatures call it.
+_SYNONYMS = {
+    **dict.fromkeys(("self", "x", "a", "x1", "A", "tensor", "tensors", "data"), "input"),
+    **dict.fromkeys(("x2", "exponent", "end", "mask", "tensor1"), "other"),
+    **dict.fromkeys(("condition", "weight", "tensor2"), "third"),
+    "axis": "dim",
+    "axes": "dims",
+    "axis0": "dim0",
+    "axis1": "dim1",
+    "keepdims": "keepdim",
+    "size": "shape",
+}
 
 
 def _is_list(value: Any) -> bool:
@@ -129,7 +149,7 @@ class Spelling:
         signature: parameter names in order, see `Signature`.
         modules: classes in torch.nn. ``#d`` stands for 1d, 2d and 3d, here and in functions.
         functions: names in torch.nn.functional, torch and aten, wherever they exist.
-        methods: of tensors.
+        methods, attributes: of tensors.
         others: functions from elsewhere.
         foreign: qualified names of module classes in other packages, which need not be installed.
     """
@@ -141,6 +161,7 @@ class Spelling:
     methods: str = ""
     others: tuple[Any, ...] = ()
     foreign: str = ""
+    attributes: str = ""
 
     def all_modules(self) -> list[type[nn.Module]]:
         """Classes, as far as this torch has them."""
@@ -248,12 +269,12 @@ SPELLINGS: tuple[Spelling, ...] = (
     ),
     Spelling(
         "upsample_nearest",
-        "input size scale_factor=None",
+        "input size *scale_factor",
         others=tuple(f for d in "123" for f in aten(f"upsample_nearest{d}d")),
     ),
     Spelling(
         "upsample_linear",
-        "input size align_corners scale_factor=None",
+        "input size align_corners *scale_factor",
         others=(
             *aten("upsample_linear1d"),
             *aten("upsample_bilinear2d"),
@@ -262,7 +283,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     ),
     Spelling(
         "upsample_bicubic",
-        "input size align_corners scale_factor=None",
+        "input size align_corners *scale_factor",
         others=tuple(aten("upsample_bicubic2d")),
     ),
     # ---- same cell
@@ -275,6 +296,7 @@ SPELLINGS: tuple[Spelling, ...] = (
         _SAME_CELL + _ATEN_SAME_CELL,
         _SAME_CELL + _CASTS,
         (operator.neg, operator.pos, operator.abs, operator.invert, abs, round),
+        attributes="data real",
     ),
     Spelling(
         "dropout",
@@ -388,6 +410,16 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("minimum", "input other", "", "minimum fmin", "minimum fmin"),
     # ---- reductions
     Spelling("linear", "input weight bias=None", "Linear", "linear"),
+    Spelling(
+        "matmul",
+        "input other",
+        "",
+        "matmul bmm mm",
+        "matmul bmm mm __matmul__",
+        (operator.matmul,),
+    ),
+    Spelling("addmm", "third input other beta=1 alpha=1", "", "addmm baddbmm", "addmm baddbmm"),
+    Spelling("einsum", "equation *input", "", "einsum"),
     Spelling("mean", "input dim=None keepdim=False dtype=None", "", "mean", "mean"),
     Spelling("sum", "input dim=None keepdim=False dtype=None", "", "sum", "sum"),
     Spelling("spread", "input dim=None unbiased=True keepdim=False", "", "std var", "std var"),
@@ -422,6 +454,8 @@ SPELLINGS: tuple[Spelling, ...] = (
         "transpose swapaxes swapdims",
         "transpose swapaxes swapdims",
     ),
+    Spelling("swap_last", "input", "", "adjoint mT", "adjoint", attributes="mT mH"),
+    Spelling("reverse_axes", "input", "", "t numpy_T", "t", attributes="T H"),
     Spelling("movedim", "input source destination", "", "movedim moveaxis", "movedim moveaxis"),
     Spelling("squeeze", "input dim=None", "", "squeeze", "squeeze"),
     Spelling("unsqueeze", "input dim", "", "unsqueeze", "unsqueeze"),
@@ -429,6 +463,8 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("repeat", "input *repeats", "", "tile repeat", "repeat tile"),
     Spelling("getitem", "input index", others=(operator.getitem,)),
     Spelling("slice", "input dim=0 start=None end=None step=1", others=tuple(aten("slice"))),
+    Spelling("index", "input indices", others=tuple(aten("index"))),
+    Spelling("index_select", "input dim index", "", "index_select", "index_select"),
     Spelling("narrow", "input dim start length", "", "narrow", "narrow"),
     Spelling("select", "input dim index", "", "select", "select"),
     Spelling("flip", "input *dims", "", "flip", "flip"),
@@ -462,22 +498,14 @@ SPELLINGS: tuple[Spelling, ...] = (
         others=(swin_transformer.shifted_window_attention,),
     ),
     Spelling(
-        "matmul",
-        "input other",
-        "",
-        "matmul bmm mm einsum baddbmm addmm",
-        "matmul bmm mm __matmul__",
-        (operator.matmul,),
-    ),
-    Spelling(
         "data_dependent",
         "input *more",
         "",
         "gather take take_along_dim sort argsort topk msort kthvalue masked_select nonzero unique"
-        " scatter scatter_add median mode bincount searchsorted index"
-        " index_select argmax argmin multinomial bernoulli",
+        " scatter scatter_add median mode bincount searchsorted"
+        " argmax argmin multinomial bernoulli",
         "gather take sort argsort topk kthvalue masked_select nonzero item tolist scatter"
-        " index_select argmax argmin median mode",
+        " argmax argmin median mode",
     ),
     Spelling("grid_sample", "input grid", "", "grid_sample grid_sampler"),
     Spelling(
@@ -514,15 +542,17 @@ class _Tables:
     foreign: dict[str, Spelling]
     functions: dict[Any, Spelling]
     methods: dict[str, Spelling]
+    attributes: dict[str, Spelling]
 
 
 def _build_tables(rows: tuple[Spelling, ...]) -> _Tables:
-    tables = _Tables({}, {}, {}, {})
+    tables = _Tables({}, {}, {}, {}, {})
     for row in rows:
         _enter(tables.modules, row.all_modules(), row)
         _enter(tables.foreign, row.foreign.split(), row)
         _enter(tables.functions, row.all_functions(), row)
         _enter(tables.methods, row.methods.split(), row)
+        _enter(tables.attributes, row.attributes.split(), row)
     return tables
 
 
@@ -548,6 +578,7 @@ def _spelling_of_module(module: nn.Module) -> Spelling | None:
 #: What may be asked of a tensor without reading its values.
 _PLAIN_ATTRIBUTES = """
     shape device dtype ndim is_cuda is_mps layout requires_grad is_sparse is_quantized names
+    itemsize nbytes is_meta is_leaf
 """.split()  # noqa: SIM905  (a list of words reads better)
 _PLAIN_METHODS = """
     size dim ndimension numel nelement get_device is_floating_point is_complex stride is_contiguous
@@ -616,23 +647,21 @@ def view(node: torch.fx.Node, root: nn.Module, masked: Callable[[torch.fx.Node],
         first = node.args[0] if node.args else next(iter(node.kwargs.values()))
         more = {"more": tuple(node.args[1:])} if len(node.args) > 1 else {}
         return done(row.kind, spelling, {"input": first, **own, **extra, **more})
-    if node.op == "call_method":
+    if node.target is getattr:
+        row = _TABLES.attributes.get(str(node.args[1]))
+        spelling = f".{node.args[1]}"
+    elif node.op == "call_method":
         row = _TABLES.methods.get(str(node.target))
         spelling = f".{node.target}()"
     else:
         row = _TABLES.functions.get(node.target)
-        spelling = _function_name(node.target)
+        spelling = function_name(node.target)
     if row is None:
         return done("unknown", spelling, {"inputs": (*node.args, *node.kwargs.values())})
-    return done(row.kind, spelling, Signature.parse(row.signature).bind(node.args, node.kwargs))
+    args = node.args[:1] if node.target is getattr else node.args
+    return done(row.kind, spelling, Signature.parse(row.signature).bind(args, node.kwargs))
 
 
 def _attribute(module: nn.Module, name: str) -> Any:
     value = getattr(module, name.lstrip("*"), None)
     return TensorView(tuple(value.shape)) if isinstance(value, torch.Tensor) else value
-
-
-def _function_name(target: Any) -> str:
-    name = getattr(target, "__name__", str(target))
-    home = (getattr(target, "__module__", "") or "").removeprefix("torch.nn.")
-    return f"{home}.{name}" if home and not home.startswith(("_", "torch._")) else name

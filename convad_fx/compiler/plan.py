@@ -20,7 +20,7 @@ from convad_fx.compiler import steps
 from convad_fx.compiler.ops import OpView, TensorView, reads_no_values, view
 from convad_fx.compiler.policy import Policy
 from convad_fx.compiler.rules import step_of
-from convad_fx.compiler.trace import Trace, facts
+from convad_fx.compiler.trace import BATCH, Trace, facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +121,10 @@ class Finding:
 def _show(shape: Any) -> str:
     if shape and isinstance(shape[0], tuple):
         return " and ".join(_show(s) for s in shape)
-    if shape is None:
-        return "?"
-    return f"(N{''.join(f', {n}' for n in shape[1:])})"
+    if not shape:
+        return "a number" if shape == () else "?"
+    batch = "N" if shape[0] == BATCH else shape[0]
+    return f"({', '.join(map(str, (batch, *shape[1:])))})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,16 @@ class Plan:
     def findings(self) -> tuple[Finding, ...]:
         """All of them, in graph order."""
         return tuple(plan.finding for plan in self.nodes.values() if plan.finding is not None)
+
+    def decided_rows(self) -> set[int]:
+        """Rows that nodes have, and those they come from; not what is guessed behind findings."""
+        found, queue = {0}, [t.row for p in self.nodes.values() for t in iter_tracked(p.result)]
+        while queue:
+            row = queue.pop()
+            if row not in found:
+                found.add(row)
+                queue += [i for i in self.activities[row].of if i is not None]
+        return found
 
     def __str__(self) -> str:
         lines = [f"activity {i}: {_describe(row)}" for i, row in enumerate(self.activities)]
@@ -220,6 +231,8 @@ class _Walk:
     interned: dict[Any, int] = field(default_factory=dict)
     tracked: dict[str, Tracked | tuple[Tracked, ...] | None] = field(default_factory=dict)
     nodes: dict[str, NodePlan] = field(default_factory=dict)
+    refused: dict[str, OpView] = field(default_factory=dict)
+    behind: set[str] = field(default_factory=set)  # what is tracked there is a guess
     size_bound: str = ""
     first_only: bool = False  # of the tensors that the node at hand gives, only the first is used
 
@@ -253,8 +266,10 @@ class _Walk:
             )
 
     def _is_gated_output(self, node: torch.fx.Node) -> bool:
-        tracked = self.tracked.get(node.name)
-        return isinstance(tracked, Tracked) and not self.rows[tracked.row].is_global
+        tracked = iter_tracked(self.tracked.get(node.name))
+        return node.name not in self.behind and any(
+            not self.rows[one.row].is_global for one in tracked
+        )
 
     def _visit(self, node: torch.fx.Node) -> None:
         if reads_no_values(node):
@@ -273,12 +288,19 @@ class _Walk:
             if isinstance(step, steps.Refused):
                 raise _Refusal(step.why, step.hint)
             sources = self._sources(op, step)
-            if isinstance(step, steps.Constant):
-                return
+            if isinstance(step, steps.Constant) or sources == []:
+                return  # of the image it takes a shape at most
             if sources is None:  # a finding further up leaves it open
                 self._note(node, op, step, None)
                 return
             outcome = self._outcome(step, op, sources)
+            if isinstance(outcome.result, Tracked) and not facts(node).is_tensor:
+                if not self.first_only:  # aten.adaptive_max_pool1d gives the places as well
+                    raise _Refusal(
+                        "it returns the places of the maxima, which depend on values",
+                        "use the values alone",
+                    )
+                outcome.result = (outcome.result,) * len(op.output)
         except _Refusal as refusal:
             self._refused(node, op, refusal.why, refusal.hint)
             return
@@ -318,17 +340,32 @@ class _Walk:
         **decided: Any,
     ) -> None:
         self.tracked[node.name] = result
+        if self._behind_a_finding(node):  # the walk goes on, but nothing is decided
+            self.behind.add(node.name)
+            result, decided = None, {"finding": decided.get("finding")}
         self.nodes[node.name] = NodePlan(op.path, op.kind, step, result, **decided)
+
+    def _behind_a_finding(self, node: torch.fx.Node) -> bool:
+        if self.ignore_findings:
+            return False
+        return node.name in self.refused or any(
+            source.name in self.behind for source in node.all_input_nodes
+        )
 
     def _pick(
         self,
         node: torch.fx.Node,
         several: Tracked | tuple[Tracked, ...] | None,
-        index: int,
+        index: int | slice,
         refill: bool,
     ) -> None:
         result = several[index] if isinstance(several, tuple) else None
+        if several is None and (op := self.refused.get(str(node.args[0]))) is not None:
+            result = self._in_place_of(op, facts(node).shape)
         self.tracked[node.name] = result
+        if self._behind_a_finding(node):
+            self.behind.add(node.name)
+            result = None
         self.nodes[node.name] = NodePlan(
             facts(node).path, "getitem", None, result, refill=refill and index == 0
         )
@@ -341,8 +378,27 @@ class _Walk:
     def _refused(self, node: torch.fx.Node, op: OpView, why: str, hint: str) -> None:
         shapes = tuple(item.shape for _, item in op.masked())
         finding = Finding(op.path, op.spelling, shapes, op.output, why, hint)
-        result = self._guess(op) if self.ignore_findings and facts(node).has_tensors else None
+        result: Tracked | tuple[Tracked, ...] | None = None
+        if facts(node).has_tensors:
+            result = self._guess(op) if self.ignore_findings else self._in_place_of(op, op.output)
+        self.refused[node.name] = op
         self._note(node, op, None, result, finding=finding)
+
+    def _in_place_of(self, op: OpView, shape: Any) -> Tracked | None:
+        """With what the walk goes on behind a finding, to meet the next in the same report.
+
+        Of an output with the grid of an operand, cells are taken to stay: what is then refused is
+        refused for a reason of its own. Of other outputs nothing is known, and nothing behind them
+        is refused but for what it is.
+        """
+        for _, item in op.masked():
+            tracked = self._tracked_of(item)
+            if not isinstance(tracked, Tracked) or not shape or len(shape) != item.rank:
+                continue
+            full = (True, *self.rows[tracked.row].full[1:])
+            if all(n == m for n, m, f in zip(shape, item.shape, full, strict=True) if f):
+                return tracked
+        return None
 
     def _guess(self, op: OpView) -> Tracked | tuple[Tracked, ...] | None:
         """What every hook-based tool assumes: same shape, same cells. Not proved."""
@@ -379,6 +435,8 @@ class _Walk:
     def _sources(self, op: OpView, step: steps.Step) -> list[tuple[str, Tracked]] | None:
         """Masked operands with their activities; None where one is left open by a finding."""
         allowed = {"input", "other", "third", "dim"} if isinstance(step, steps.Join) else {"input"}
+        if isinstance(step, steps.Reduce):
+            allowed = {step.operand}
         found = []
         for name, item in op.masked():
             if name not in allowed and not isinstance(step, steps.Constant):
@@ -537,8 +595,13 @@ class _Walk:
     def _take(self, step: steps.Take, op: OpView, source: Tracked) -> Tracked:
         full = self.rows[source.row].full
         axis, index, result = 0, list[Any](), list[bool]()
+        places: tuple[int, TensorView] | None = None
         self._keep_batch(step.index[0] == slice(None))
         for item in step.index:
+            if isinstance(item, TensorView):  # a list in the graph: taken when all else is
+                if full[axis]:
+                    places = (len(result), item)
+                item = slice(None)
             if item is None:
                 index.append(None)
                 result.append(False)
@@ -551,10 +614,15 @@ class _Walk:
             if full[axis] and item != slice(None) and op.sized:
                 self._bind_to_size(op)
             axis += 1
-        if all(item == slice(None) for item in index):
-            return source
-        how = Derivation("take", (("index", tuple(index)),))
-        return Tracked(self._moved(how, source.row, tuple(result)), source.image_level)
+        row = source.row
+        if any(item != slice(None) for item in index):
+            how = Derivation("take", (("index", tuple(index)),))
+            row = self._moved(how, row, tuple(result))
+        if places is not None:
+            at, item = places
+            how = Derivation("picked", (("axis", at),), (item.node,), (item.node,))
+            row = self._moved(how, row, tuple(result))
+        return Tracked(row, source.image_level)
 
     def _padded(self, step: steps.Pad, op: OpView, row: int) -> int:
         full = self.rows[row].full
@@ -840,7 +908,9 @@ class _Walk:
         row = self.rows[source.row]
         self._keep_batch(0 not in step.axes)
         axes = tuple(axis for axis in step.axes if row.full[axis])
-        kept = tuple(a for a in range(len(row.full)) if step.keepdim or a not in step.axes)
+        kept = step.order or tuple(
+            a for a in range(len(row.full)) if step.keepdim or a not in step.axes
+        )
 
         def finished(index: int, image_level: bool) -> Tracked | tuple[Tracked, ...]:
             tracked = Tracked(self._rearranged(index, kept), image_level)
@@ -869,9 +939,9 @@ class _Walk:
         self.size_bound = self.size_bound or op.path
 
 
-def _pick(node: torch.fx.Node) -> int | None:
-    """Which tensor of a tuple this node takes: ``[0]``, ``.values``, ``.indices``."""
-    if node.target is operator.getitem and isinstance(node.args[1], int):
+def _pick(node: torch.fx.Node) -> int | slice | None:
+    """Which tensors of a tuple this node takes: ``[0]``, ``[::-1]``, ``.values``, ``.indices``."""
+    if node.target is operator.getitem and isinstance(node.args[1], int | slice):
         return node.args[1]
     if node.target is getattr and node.args[1] in ("values", "indices"):
         return ("values", "indices").index(str(node.args[1]))

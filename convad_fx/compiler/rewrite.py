@@ -74,7 +74,7 @@ class _Writer:
             if node.op == "placeholder":
                 self._write_inputs(node)
             elif node.op == "output":
-                self.graph.output(torch.fx.map_arg(node.args[0], self.read.__getitem__))
+                self.graph.output(torch.fx.map_arg(node.args[0], self._answer))
             else:
                 self._write(node)
         self.graph.lint()
@@ -84,12 +84,18 @@ class _Writer:
         x = self.graph.placeholder("x")
         mask = self.graph.placeholder("mask", default_value=None)
         x.meta[META] = node.meta[META]
-        size = self.traced.grid if self.plan.size_bound else None
+        options: dict[str, Any] = {
+            "channels": self.traced.channels,
+            "size": self.traced.grid if self.plan.size_bound else None,
+            "rank": 2 + len(self.traced.grid),
+        }
+        if self.traced.like:
+            options["like"] = self.graph.get_attr(self.traced.like)
         checked = self._insert(
             "mask",
             tensors.checked_mask,
             (x, mask),
-            {"channels": self.traced.channels, "size": size, "rank": 2 + len(self.traced.grid)},
+            options,
             row=0,
             name="kept",
         )
@@ -123,6 +129,32 @@ class _Writer:
             self.read[node] = self._gate(node, row, "refill")
         elif not self.plan.activities[row].is_global and not self._stays_raw(plan.result):
             self.read[node] = self._gate(node, row, "gate")
+
+    def _answer(self, node: torch.fx.Node) -> Any:
+        """What is returned: gated also where nothing else gates it (raw input, tuples)."""
+        if node.name not in self.plan.outputs:
+            return self.read[node]
+        plan = self.plan.nodes.get(node.name)
+        result = plan.result if plan is not None else Tracked(0, image_level=True)
+        if isinstance(result, tuple):
+            pieces = [self._tensor((node.name, i)) for i in range(len(result))]
+            return tuple(
+                self._gated_answer(piece, one, node.name)
+                for piece, one in zip(pieces, result, strict=True)
+            )
+        assert result is not None
+        value = self.read[node]
+        return self._gated_answer(value, result, node.name) if self._stays_raw(result) else value
+
+    def _gated_answer(
+        self, value: torch.fx.Node | None, tracked: Tracked, source: str
+    ) -> torch.fx.Node:
+        assert value is not None
+        if self.plan.activities[tracked.row].is_global:
+            return value
+        args = (value, self._activity(tracked.row))
+        name = f"{value.name}_gated"
+        return self._insert("gate", tensors.gate, args, row=tracked.row, name=name, source=source)
 
     def _stays_raw(self, tracked: Tracked) -> bool:
         return self.policy.input == "raw" and tracked.image_level

@@ -94,7 +94,7 @@ class Resize:
 
     mode: str
     align_corners: bool | None = None
-    scale_factor: tuple[float, ...] | None = None
+    scale_factor: tuple[float | None, ...] | None = None
     antialias: bool = False
 
 
@@ -117,6 +117,9 @@ class Reduce:
         keepdim: they stay with size 1, or (a linear layer) as a new feature axis.
         reads: "sum", "mean", "max" or "min".
         results: how many tensors come back (``max`` along an axis also gives indices).
+        order: for each axis of the result the axis it was, None for a new one; where keepdim does
+            not say it.
+        operand: which parameter is reduced.
         refuse_full: as in `Statistic`.
     """
 
@@ -125,6 +128,8 @@ class Reduce:
     reads: str = "sum"
     results: int = 0
     refuse_full: str = ""
+    order: tuple[int | None, ...] | None = None
+    operand: str = "input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,10 @@ class Expand:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Basic indexing: one slice or integer per input axis (None: a new axis)."""
+    """Indexing: one slice, integer or list of constant places per input axis (None: a new axis).
+
+    A list is a tuple of integers, or the `TensorView` of a constant of rank 1; at most one of them.
+    """
 
     index: tuple[Any, ...]
 

@@ -5,8 +5,11 @@ The model is never changed: the graph's modules are shallow copies that share it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import io
+import logging
 import operator
 import warnings
 from collections import Counter
@@ -17,6 +20,7 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx._symbolic_trace import _assert_is_none
 from torch.fx.node import map_aggregate
@@ -128,6 +132,7 @@ class Trace:
         module: graph and modules, in eval form; every node carries `Facts`.
         front_end: what captured it.
         channels, grid: of the example image.
+        like: a parameter that has the example's dtype, by name; "" where none has.
         problems: what the checker must report beside what the rules say.
     """
 
@@ -135,6 +140,7 @@ class Trace:
     front_end: str
     channels: int
     grid: tuple[int, ...]
+    like: str = ""
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -143,20 +149,39 @@ class Trace:
         return self.front_end == FRONT_ENDS["symbolic"]
 
 
+#: ``y += 1`` and its like, and what gives the same as a new tensor.
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+}
+
+
 class InPlaceProxy(torch.fx.Proxy):
     """Records ``y += 1`` as what it is; torch.fx takes it for ``y = y + 1``, a new tensor."""
 
-    def __iadd__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+    def __getattr__(self, name: str) -> Any:
+        """``x.mT`` where it is written; torch.fx records it where it is used, maybe elsewhere."""
+        if inspect.isdatadescriptor(getattr(Tensor, name, None)):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
 
-    def __isub__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
 
-    def __imul__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+def _recorded(function: Any) -> Callable[[InPlaceProxy, Any], Any]:
+    return lambda self, other: self.tracer.create_proxy(
+        "call_function", function, (self, other), {}
+    )
 
-    def __itruediv__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+for _function in _OUT_OF_PLACE:
+    setattr(InPlaceProxy, f"__{_function.__name__}__", _recorded(_function))
 
 
 class ModelTracer(torch.fx.Tracer):
@@ -196,6 +221,7 @@ def trace(model: nn.Module, example: Tensor, front_end: str = "auto") -> Trace:
         ImageError: the example is no image batch, or the model does not take it.
         UntraceableModel: its forward has control flow that depends on the image.
     """
+    model = unwrapped(model)
     _require_eval(model)
     _require_image(example)
     before = _Snapshot(model)
@@ -235,8 +261,10 @@ def _finish(
     graph.eliminate_dead_code()
     graph.lint()
     traced.recompile()
+    named = traced.named_parameters()
+    like = next((name for name, value in named if value.dtype == example.dtype), "")
     grid = tuple(example.shape[2:])
-    return Trace(traced, FRONT_ENDS[front_end], example.shape[1], grid, problems)
+    return Trace(traced, FRONT_ENDS[front_end], example.shape[1], grid, like, problems)
 
 
 def _symbolic(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
@@ -291,8 +319,7 @@ def _exported(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph, nn.Mod
     """The graph of aten operations that torch.export captures, for any batch."""
     pair = example.detach().expand(2, *example.shape[1:]) if example.shape[0] == 1 else example
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # about torch's own deprecations
+        with _silence(), torch.no_grad():
             program = torch.export.export(
                 model, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
             )
@@ -318,6 +345,23 @@ def _exported(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph, nn.Mod
     return graph, tree
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Where torch.export fails it prints graphs and logs guesses; the error says what we need."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")  # about torch's own deprecations
+            yield
+    finally:
+        logging.disable(before)
+
+
 def _get(module: nn.Module, target: str) -> Any:
     return functools.reduce(getattr, target.split("."), module)
 
@@ -333,7 +377,24 @@ def _has(module: nn.Module, target: str) -> bool:
 # ------------------------------------------------------------------------ what we are given
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, out of torch.compile's and DataParallel's modules around it."""
+    while isinstance(model, _WRAPPERS):
+        inner = model._orig_mod if isinstance(model, OptimizedModule) else model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
+
+
+_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
 def _require_eval(model: object) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a TorchScript module has no Python code left to capture",
+            hint="pass the torch.nn.Module it was scripted or traced from",
+        )
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"expected a torch.nn.Module, not {type(model).__name__}",
@@ -488,16 +549,32 @@ def _name_paths(graph: torch.fx.Graph) -> None:
         else:
             stack = node.meta.get("nn_module_stack") or {}
             module = next(reversed(stack.values()))[0] if stack else ""
-            name = node.target if isinstance(node.target, str) else _bare_name(node.target)
+            name = _bare_name(node)
             path = f"{module}.{name}" if module else str(name)
         count = seen[path]
         seen[path] += 1
         node.meta[META] = Facts(f"{path}_{count}" if count else path, None)
 
 
-def _bare_name(target: Any) -> str:
-    target = _OUT_OF_PLACE.get(target, target)  # the path of what it becomes
-    return str(getattr(target, "__name__", target)).strip("_")
+def _bare_name(node: torch.fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
+    if node.target is getattr:
+        return str(node.args[1])
+    target = _OUT_OF_PLACE.get(node.target, node.target)  # the path of what it becomes
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.__name__)
+    return function_name(target).rpartition(".")[2].strip("_")
+
+
+def function_name(target: Any) -> str:
+    """As a person would write it: ``torch.cat``, ``torch.fft.fft2``, ``functional.relu``."""
+    name = str(getattr(target, "__name__", target))
+    space, _, rest = name.partition("_")  # torch.fft.fft2 calls itself fft_fft2
+    if getattr(getattr(torch, space, None), rest, None) is target:
+        return f"torch.{space}.{rest}"
+    home = (getattr(target, "__module__", "") or "").removeprefix("torch.nn.")
+    return f"{home}.{name}" if home and not home.startswith(("_", "torch._")) else name
 
 
 def _propagate(
@@ -561,13 +638,6 @@ def _fact(value: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------- out of place
-
-_OUT_OF_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
 
 
 def _out_of_place(
@@ -637,7 +707,7 @@ def _changed_in_place(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node | 
             node.target = _OUT_OF_PLACE[node.target]
             return operand
         name = getattr(node.target, "__name__", "")
-        if name.endswith("_") and not name.endswith("__"):
+        if _says_in_place(node.target, name):
             plain = getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
             if plain is not None:
                 node.target = plain
@@ -645,7 +715,7 @@ def _changed_in_place(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node | 
         return operand if _clear_inplace_argument(node) else None
     if node.op == "call_method":
         name = str(node.target)
-        if name.endswith("_") and not name.endswith("__") and hasattr(Tensor, name[:-1]):
+        if _says_in_place(node.target, name) and hasattr(Tensor, name[:-1]):
             node.target = name[:-1]
             return operand
     return None
@@ -659,8 +729,14 @@ def _changes_without_twin(node: torch.fx.Node) -> bool:
         name = node.target.overloadpacket.__name__
     else:
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    in_place = str(name).endswith("_") and not str(name).endswith("__")
-    return node.op in ("call_method", "call_function") and in_place and name != "requires_grad_"
+    in_place = _says_in_place(node.target, str(name)) and name != "requires_grad_"
+    return node.op in ("call_method", "call_function") and in_place
+
+
+def _says_in_place(target: Any, name: str) -> bool:
+    """``relu_`` does; ``__and__`` and ``operator.and_`` only look like it."""
+    keyword = getattr(target, "__module__", "") == operator.and_.__module__
+    return name.endswith("_") and not name.endswith("__") and not keyword
 
 
 _RANDOM = (
@@ -675,12 +751,19 @@ _RANDOM = (
     "rand_like",
     "randn_like",
     "randint_like",
+    "uniform",
+    "exponential",
+    "geometric",
+    "log_normal",
+    "cauchy",
+    "random",
 )
 
 
 def _random_numbers(graph: torch.fx.Graph) -> tuple[Problem, ...]:
     """Operations that give something else at every call, whether the image reaches them or not."""
-    targets = {getattr(torch, name) for name in _RANDOM}
+    targets: set[Any] = {getattr(torch, name) for name in _RANDOM if hasattr(torch, name)}
+    methods = {name for plain in _RANDOM for name in (plain, f"{plain}_")}
     return tuple(
         Problem(
             node.name,
@@ -690,9 +773,10 @@ def _random_numbers(graph: torch.fx.Graph) -> tuple[Problem, ...]:
         )
         for node in graph.nodes
         if node.target in targets
+        or (node.op == "call_method" and node.target in methods)
         or (
             isinstance(node.target, torch._ops.OpOverload)
-            and node.target.overloadpacket.__name__ in _RANDOM
+            and node.target.overloadpacket.__name__ in methods
         )
     )
 

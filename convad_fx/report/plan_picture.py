@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convad_fx.compiler import Policy, Report
 from convad_fx.compiler.checker import report_of, untraceable
 from convad_fx.compiler.plan import Activity, Plan, plan
-from convad_fx.compiler.trace import Trace, trace
+from convad_fx.compiler.trace import Trace, trace, unwrapped
 from convad_fx.errors import PolicyError, Unavailable, UntraceableModel
 from convad_fx.report.layered import BOX_HEIGHT, BOX_WIDTH, Layout, Point, arrange
 from convad_fx.report.plan_graph import (
@@ -101,7 +101,7 @@ def save_plan(
         ModelError, ImageError: as in `convad_fx.check`.
     """
     target = writable_picture(file)
-    name = type(model).__name__
+    name = type(unwrapped(model)).__name__
     try:
         traced = trace(model, example, front_end)
     except UntraceableModel as error:

@@ -28,6 +28,7 @@ from tests.compiler.broken import (
     SHAPE,
     WIDTH,
     Broken,
+    Call,
     Cumsum,
     Fourier,
     Host,
@@ -80,6 +81,19 @@ def test_what_nothing_captures_cannot_be_forced(case: Broken) -> None:
     for on_finding in ("raise", "ignore"):
         with pytest.raises(errors.UntraceableModel, match=case.says[0].why):
             convad_fx.convert(host(case.fault()), torch.zeros(SHAPE), on_finding=on_finding)
+
+
+def test_checking_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.export prints graphs where it fails."""
+    case = next(case for case in BROKEN if case.fault.__name__ == "ByValue")
+    assert not convad_fx.check(host(case.fault()), torch.zeros(SHAPE)).ok
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_attribute_is_called_by_its_name() -> None:
+    report = convad_fx.check(host(Call(lambda x: x + x.mean((1, 2)).mT[0, 0])), torch.zeros(SHAPE))
+    assert [(f.path, f.op) for f in report.findings] == [("fault.mT", ".mT")]
+    assert "batch" in report.findings[0].why
 
 
 def test_without_the_fault_there_is_no_finding() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx import errors
+from convad_fx import Policy, errors
 from tests.compiler.toys import SHAPE, TOYS, build
 
 
@@ -87,6 +88,23 @@ def test_double(model: nn.Module) -> None:
     double = masked.double()(x.double(), masks)
     assert double.dtype == torch.float64
     torch.testing.assert_close(double, single.double(), rtol=1e-4, atol=1e-5)
+
+
+class Casts(nn.Module):
+    """It takes any dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.double())
+
+
+def test_a_network_that_casts_takes_what_it_is_given() -> None:
+    masked = convad_fx.convert(Casts().eval(), torch.zeros(SHAPE))
+    x = torch.rand(SHAPE)
+    assert torch.equal(masked(x), masked(x.double()))
 
 
 def test_channels_last(model: nn.Module) -> None:
@@ -172,6 +190,9 @@ def test_bad_mask(mask: Any, message: str) -> None:
     [
         (torch.zeros(1, 4, 8, 8), r"shape \(1, 4, 8, 8\); expected \(N, 3, height, width\)"),
         (torch.zeros(3, 8, 8), r"add the batch axis"),
+        (torch.zeros(SHAPE).double(), r"dtype torch.float64; expected torch.float32.*x\.to\("),
+        (torch.zeros(SHAPE).byte(), r"dtype torch.uint8; expected torch.float32.*normalise"),
+        (torch.zeros(SHAPE, device="meta"), r"on meta, the network on cpu; use x\.to"),
     ],
 )
 def test_bad_image(image: Tensor, message: str) -> None:
@@ -192,6 +213,21 @@ class Branches(nn.Module):
         return y.mean((2, 3)) if y.sum() > 0 else y.amax((2, 3))
 
 
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about TorchScript's own end
+        return torch.jit.trace(nn.Conv2d(3, 2, 1).eval(), torch.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_what_is_around_a_network_is_taken_off(wrap: Any) -> None:
+    model, (x, masks) = build("Residual"), images_and_masks()
+    masked = convad_fx.convert(wrap(model), x)
+    assert masked.report.model == "Residual"
+    assert torch.equal(masked(x, masks), convad_fx.convert(model, x)(x, masks))
+    assert convad_fx.check(wrap(model), x) == masked.report
+
+
 class TwoImages(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
@@ -204,6 +240,7 @@ class TwoImages(nn.Module):
         (nn.Sequential(nn.Conv2d(3, 2, 1).eval(), nn.Dropout()).eval().append(nn.Dropout()),
          torch.zeros(SHAPE), errors.ModelError, r"2: Sequential is in training mode"),
         (len, torch.zeros(SHAPE), errors.ModelError, r"expected a torch.nn.Module"),
+        (scripted(), torch.zeros(SHAPE), errors.ModelError, r"TorchScript .*scripted or traced"),
         (nn.Conv2d(3, 2, 1).eval(), torch.zeros(8, 8), errors.ImageError, r"expected an image"),
         (nn.Conv2d(3, 2, 1).eval(), torch.zeros(SHAPE).int(), errors.ImageError, r"floating point"),
         (nn.Conv2d(4, 2, 1).eval(), torch.zeros(SHAPE), errors.ImageError, r"not take a batch"),
@@ -250,6 +287,26 @@ def test_all_findings_come_at_once() -> None:
     assert torch.equal(forced(torch.zeros(SHAPE)), model(torch.zeros(SHAPE)))
 
 
+class Attends(nn.Module):
+    """A softmax over positions is told from one over channels by the activity that arrives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 1, 1)
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).roll(1, 2)
+        x = x * x.softmax(1) * x.flatten(2).softmax(-1).view(x.shape)
+        y = x.flatten(2).transpose(1, 2)
+        return self.attention(y, y, y)[0].softmax(1).mean(1)
+
+
+def test_a_finding_behind_a_finding_is_found() -> None:
+    report = convad_fx.check(Attends().eval(), torch.zeros(SHAPE))
+    assert [f.path for f in report.findings] == ["roll", "softmax_1", "attention", "softmax_2"]
+
+
 def test_unknown_choice_is_refused() -> None:
     with pytest.raises(errors.PolicyError, match="raise, ignore"):
         convad_fx.convert(build("Residual"), torch.zeros(SHAPE), on_finding="shrug")
@@ -282,6 +339,56 @@ class ByShape(nn.Module):
         while x.shape[-1] > 4:
             x = self.conv(x)[:, :3]
         return x.mean((2, 3))
+
+
+class ImageLevel(nn.Module):
+    """Answers for every cell, of which no layer has read another."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x, x + 1, *(x * 2).split([1, 2], 1)
+
+
+@pytest.mark.parametrize("input_", ["gate", "raw", "strict"])
+def test_every_grid_is_gated_before_it_is_returned(input_: str) -> None:
+    masked = convad_fx.convert(ImageLevel().eval(), torch.zeros(SHAPE), Policy(input=input_))
+    x, masks = images_and_masks()
+    for answer, value in zip(masked(x, masks), ImageLevel()(x), strict=True):
+        assert torch.equal(answer, torch.where(masks, value, 0.0))
+    for answer, value in zip(masked(x), ImageLevel()(x), strict=True):
+        assert torch.equal(answer, value)
+
+
+class Returns(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.chunk(x, 3, 1)
+
+
+def test_a_tuple_is_gated_piece_by_piece() -> None:
+    masked = convad_fx.convert(Returns().eval(), torch.zeros(SHAPE))
+    x, masks = images_and_masks()
+    assert torch.equal(torch.cat(masked(x, masks), 1), torch.where(masks, x, 0.0))
+
+
+class Pieces(nn.Module):
+    """Over the pieces of a tensor, as Python does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = self.conv(x).chunk(2, 1)
+        y = torch.cat([piece * len(pieces) for piece in pieces[::-1]], 1)
+        return y.mean((2, 3))
+
+
+def test_a_loop_over_pieces_is_exported() -> None:
+    model = Pieces().eval()
+    x, masks = images_and_masks()
+    masked = convad_fx.convert(model, x)
+    assert masked.report.front_end == "torch.export"
+    assert torch.equal(masked(x), model(x))
+    assert torch.equal(masked(torch.where(masks, x, torch.nan), masks), masked(x, masks))
 
 
 def test_control_flow_on_shapes_is_exported() -> None:

@@ -15,14 +15,6 @@ def attention(op: OpView) -> Step:
     )
 
 
-@rule("matmul")
-def matmul(op: OpView) -> Step:
-    return Refused(
-        "a matrix product combines positions by weights that no window bounds",
-        "use a convolution or a linear layer where it is one",
-    )
-
-
 @rule("data_dependent")
 def data_dependent(op: OpView) -> Step:
     return Refused(

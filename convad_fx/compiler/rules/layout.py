@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from convad_fx.compiler.axes import merge_blocks, reshape_blocks, split_blocks
-from convad_fx.compiler.ops import OpView
+from convad_fx.compiler.ops import OpView, TensorView
 from convad_fx.compiler.rules.registry import rule
 from convad_fx.compiler.steps import (
     ChannelShuffle,
@@ -60,6 +60,18 @@ def transpose(op: OpView) -> Step:
     a, b = op.dim0 % op.input.rank, op.dim1 % op.input.rank
     axes[a], axes[b] = axes[b], axes[a]
     return Rearrange(tuple(axes))
+
+
+@rule("swap_last")
+def swap_last(op: OpView) -> Step:
+    *rest, a, b = range(op.input.rank)
+    return Rearrange((*rest, b, a))
+
+
+@rule("reverse_axes")
+def reverse_axes(op: OpView) -> Step:
+    # of (N, C) it makes (C, N): refused, as whatever moves the batch
+    return Rearrange(tuple(reversed(range(op.input.rank))))
 
 
 @rule("movedim")
@@ -115,10 +127,9 @@ def _expanded(op: OpView) -> Step:
 def getitem(op: OpView) -> Step:
     index = op.index if isinstance(op.index, tuple) else (op.index,)
     if not all(i is None or i is Ellipsis or isinstance(i, int | slice) for i in index):
-        return Refused(
-            "it indexes with a tensor or a list, so cells are picked one by one",
-            "use slices, chunk or split",
-        )
+        lists = [i for i in index if isinstance(i, tuple | TensorView)]
+        if refused := _not_one_list(lists):
+            return refused
     named = sum(i is not None and i is not Ellipsis for i in index)
     rest = (slice(None),) * (op.input.rank - named)
     if Ellipsis in index:
@@ -129,6 +140,40 @@ def getitem(op: OpView) -> Step:
     return Take(tuple(_plain(item) for item in index))
 
 
+@rule("index")
+def aten_index(op: OpView) -> Step:
+    rest = (None,) * (op.input.rank - len(op.indices))
+    index = tuple(slice(None) if i is None else i for i in (*op.indices, *rest))
+    return _not_one_list([i for i in op.indices if i is not None]) or Take(index)
+
+
+@rule("index_select")
+def index_select(op: OpView) -> Step:
+    return _not_one_list([op.index]) or _take(op, op.dim, op.index)
+
+
+def _not_one_list(lists: list[Any]) -> Refused | None:
+    """One list of places along one axis is a relabelling; several pick cells one by one."""
+    if len(lists) > 1 or any(not _is_list_of_places(item) for item in lists):
+        return Refused(
+            "it indexes several axes at once, or by something else than a list of places, so its"
+            " cells are picked one by one",
+            "index one axis at a time, with a list of places",
+        )
+    if any(item.masked for item in lists if isinstance(item, TensorView)):
+        return Refused(
+            "the places it takes are computed from the image",
+            "give it indices that do not depend on the image",
+        )
+    return None
+
+
+def _is_list_of_places(item: Any) -> bool:
+    if isinstance(item, TensorView):
+        return item.rank == 1
+    return isinstance(item, tuple) and all(type(place) is int for place in item)
+
+
 @rule("slice")
 def aten_slice(op: OpView) -> Step:
     return _take(op, op.dim, slice(op.start, op.end, op.step))
@@ -136,7 +181,9 @@ def aten_slice(op: OpView) -> Step:
 
 @rule("narrow")
 def narrow(op: OpView) -> Step:
-    return _take(op, op.dim, slice(op.start, op.start + op.length))
+    stop = op.start + op.length
+    from_the_end = op.start < 0 == stop  # -1 + 1 is not cell 0 but the end
+    return _take(op, op.dim, slice(op.start, None if from_the_end else stop))
 
 
 @rule("select")

@@ -168,8 +168,12 @@ def upsample(op: OpView) -> Step:
     name = op.kind.removeprefix("upsample_")
     by_rank = {3: "linear", 4: "bilinear", 5: "trilinear"}
     mode = by_rank[op.input.rank] if name == "linear" else name
-    factors = op.get("scale_factor")
-    return Resize(mode, op.get("align_corners"), None if factors is None else tuple(factors))
+    # one list of factors, or one number per axis; None where torch derives it from the two sizes
+    dims = op.input.rank - 2
+    names = ("scales",) if dims == 1 else ("scales_d", "scales_h", "scales_w")[-dims:]
+    named = dict(zip(names, op.scale_factor, strict=False)) | dict(op.params)
+    factors = tuple(named.get(name) for name in names)
+    return Resize(mode, op.get("align_corners"), factors if any(factors) else None)
 
 
 @rule("interpolate")
