@@ -10,6 +10,7 @@ torch.Size([8, 1000])
 ((64, 64), True)
 """
 
+from convad_fx import metrics
 from convad_fx.compiler import Finding, MaskedModule, Policy, Report, check, convert
 
 # `convad_fx.explain` is the function; the package of that name stays importable from
@@ -34,5 +35,6 @@ __all__ = [
     "convert",
     "explain",
     "explain_disjoint",
+    "metrics",
     "occlusion",
 ]
