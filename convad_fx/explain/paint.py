@@ -7,6 +7,7 @@ A network reads normalised pixels, `(p - mean) / std` for p in [0, 1]. Black is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class Normalisation:
     [-2.118, -2.036, -1.804]
 
     Args:
-        mean: one number per channel, or a single one for all.
+        mean: one number per channel, or one for all: (0.5,).
         std: the same; none of them zero.
 
     Raises:
@@ -41,9 +42,7 @@ class Normalisation:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            given: object = getattr(self, name)
-            numbers = given if isinstance(given, tuple | list) else (given,)
-            values = tuple(float(v) for v in numbers)
+            values = tuple(float(v) for v in getattr(self, name))
             if not values or not all(math.isfinite(v) for v in values):
                 raise PolicyError(
                     f"{name} must be finite numbers, not {values}", hint="one per channel"
@@ -70,6 +69,16 @@ class Normalisation:
                 hint="pass one per channel as mean and std, or a single one",
             )
         return torch.tensor(values, dtype=torch.float64)[:, None, None].expand(channels, 1, 1)
+
+
+def normalisation(mean: float | Sequence[float], std: float | Sequence[float]) -> Normalisation:
+    """A `Normalisation` of numbers, or of one number per channel.
+
+    >>> normalisation(0.5, [0.2, 0.3])
+    Normalisation(mean=(0.5,), std=(0.2, 0.3))
+    """
+    given = ((v,) if isinstance(v, int | float) else tuple(v) for v in (mean, std))
+    return Normalisation(*given)
 
 
 def noise(x: Tensor, random: np.random.Generator, normalisation: Normalisation) -> Tensor:
