@@ -415,7 +415,7 @@ def _spare(
         if not len(passing):  # by rounding: the first of them passed a moment ago
             return False
         best = int(passing[-1])
-        states.append((sets[best], float(together.confidence[best])))
+        states += [(sets[i], float(together.confidence[i])) for i in passing]
         gone = set(spare[: numbers[best]])
         present = [i for i in present if i not in gone]
         candidates = [i for i in spare if i not in gone]
