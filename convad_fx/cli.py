@@ -224,6 +224,9 @@ def explain(
         str, typer.Option("--input", help="gate, strict, or raw as in the paper.")
     ] = "gate",
     pool: Annotated[str, typer.Option(help="dilute, or renormalize.")] = "dilute",
+    fill: Annotated[
+        str, typer.Option(help="What hidden cells read as in convolutions: zero, or neighbour.")
+    ] = "zero",
     partitions: Annotated[
         int, typer.Option(min=1, help="Random partitions; more make smoother maps and take longer.")
     ] = Search().partitions,
@@ -288,7 +291,7 @@ def explain(
     several of one image, the second is called NAME-reason-2. Images that cannot be read are listed
     at the end, and the exit code is then 1.
     """
-    policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool)
+    policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
     search = Search(
         partitions=partitions,
         min_box=min_box,

@@ -85,7 +85,18 @@ def test_explain_leaves_a_table_pictures_and_json(tmp_path, photos):
 
 def test_explain_for_machines(tmp_path, photos):
     options = ("--json", "--gamma", 0.5, "--seed", 3, "--tau", 0.25, "--attribution", "receptive")
-    options += ("--input", "raw", "--pool", "renormalize", "--min-box", 64, "--batch-size", 7)
+    options += (
+        "--input",
+        "raw",
+        "--pool",
+        "renormalize",
+        "--fill",
+        "neighbour",
+        "--min-box",
+        64,
+        "--batch-size",
+        7,
+    )
     result = run("explain", photos[0], "--model", "demo", "--out", tmp_path, *options, *QUICK)
     assert (result.exit_code, result.stderr) == (0, "")
     answer = json.loads(result.stdout)
@@ -98,6 +109,7 @@ def test_explain_for_machines(tmp_path, photos):
         "attribution": "receptive",
         "input": "raw",
         "pool": "renormalize",
+        "fill": "neighbour",
     }
     assert (why["search"]["partitions"], why["search"]["min_box"]) == (1, 64)
     assert why["confidence_recheck"] >= 0.5 * why["confidence_whole"]
