@@ -77,7 +77,9 @@ def searches() -> dict[str, convad_fx.Search]:
                     made[f"{name} p{partitions}"] = convad_fx.Search(
                         partitions=partitions, confidence=confidence, order=order, minimal=minimal
                     )
-    made["c0 responsibility p20"] = convad_fx.Search(partitions=20)
+    made["c0 responsibility p20"] = convad_fx.Search(
+        partitions=20, confidence=0.0, order="responsibility"
+    )
     for stable in (0.8, 0.9):
         made[f"c0.9 spatial stable {stable:g}"] = convad_fx.Search(
             partitions=10, confidence=0.9, order="spatial", stable=stable

@@ -234,8 +234,11 @@ def explain(
         int, typer.Option(min=1, help="Boxes of this many pixels are not split further.")
     ] = Search().min_box,
     confidence: Annotated[
-        float,
-        typer.Option(help="Share of the confidence a part must keep to pass; 0: class alone."),
+        float | None,
+        typer.Option(
+            help="Share of the confidence a part must keep to pass; 0: class alone.  "
+            "[default: gamma, at most 0.9]"
+        ),
     ] = Search().confidence,
     order: Annotated[
         str, typer.Option(help="How the set grows: responsibility, or spatial: around the peak.")
@@ -391,9 +394,7 @@ def demo(
 
     folder = _folder(out)
     classifier = models.resolve("demo")
-    # Half the usual search: on two cores the whole demo is to take far less than half a minute.
-    search = Search(partitions=10)
-    asker = _Asker(classifier, devices.choose(device), search=search, seed=seed)
+    asker = _Asker(classifier, devices.choose(device), seed=seed)
     typer.echo(str(asker.masked.report))
 
     held_out = scenes.held_out(3)

@@ -464,7 +464,7 @@ def test_networks_are_reproducible_and_in_evaluation_mode(spec: Network, seed: i
 
 
 def test_neighbours_are_the_mean_of_what_is_active_around() -> None:
-    """One row; the convolution takes what is one to the left, so hidden cells show what they read."""
+    """One row; the convolution takes what is one to the left: what a hidden cell reads as."""
     model = nn.Conv2d(1, 1, (1, 3), padding=(0, 1), bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([1.0, 0, 0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -18,7 +18,7 @@ from convad_fx.errors import PolicyError
 from convad_fx.explain.evaluate import Evaluator, Mask, as_batch
 from convad_fx.explain.explanation import Contrast, Explanation
 from convad_fx.explain.masker import Masker, policy_of
-from convad_fx.explain.options import Search, check_count, check_share
+from convad_fx.explain.options import STRICT, Search, check_count, check_share
 from convad_fx.explain.responsibility import responsibility
 from convad_fx.explain.sufficient import (
     SPATIAL_QUESTIONS,
@@ -58,7 +58,7 @@ def explain(
     >>> why = explain(corner, torch.ones(1, 32, 32), labels=["other", "corner"])
     >>> why.target_name, why.sufficient, why.size < 0.15
     ('corner', True, True)
-    >>> bool(why.mask[8:, 8:].any())
+    >>> bool(why.mask[16:, 16:].any())
     False
 
     Kept alone, the pixels of `Explanation.mask` give the class `target` with at least `gamma`
@@ -177,6 +177,13 @@ class _Case:
     def at_least(self) -> float:
         return self.gamma * self.confidence_whole
 
+    @property
+    def asked(self) -> Search:
+        """The search with nothing left open."""
+        if self.search.confidence is not None:
+            return self.search
+        return replace(self.search, confidence=min(self.gamma, STRICT))
+
     def name(self, number: int) -> str | None:
         return _name(number, self.labels, self.classes)
 
@@ -231,7 +238,7 @@ def _explained(case: _Case, number: int, within: Mask | None, contrastive: bool)
             evaluator,
             case.target,
             case.confidence_whole,
-            search,
+            case.asked,
             entropy,
             within=within,
             limit=left.for_search(),

@@ -11,6 +11,9 @@ SPLITS = ("uniform", "binomial", "beta-binomial")
 QUEUES = ("area", "intersection", "all")
 ORDERS = ("responsibility", "spatial")
 
+#: The most that a combination must keep where `Search.confidence` is left open.
+STRICT = 0.9
+
 
 def check_count(name: str, value: object, *, least: int, hint: str) -> None:
     """Refuses what is not a whole number of at least `least`.
@@ -60,7 +63,8 @@ class Search:
         depth: how often a part may be split again, or None for no limit (ReX: tree_depth).
         confidence: a combination passes if the class is the target and its confidence is at least
             this share of that on the whole image; in [0, 1]. At 0 the class decides alone, as in
-            ReX by default (ReX: confidence_filter).
+            ReX by default (ReX: confidence_filter). None: what the set itself must keep, `gamma`,
+            but at most `STRICT`: parts that keep all of the confidence are seldom met.
         weighted: passing combinations count by their confidence relative to the whole image's
             (at most 1, in sixty-fourths) instead of one each.
         split: where a box is cut: "uniform", or nearer the middle: "binomial" (p = 1/2) or
@@ -82,10 +86,10 @@ class Search:
         PolicyError: a field out of its range.
     """
 
-    partitions: int = 20
+    partitions: int = 10
     min_box: int = 10
     max_splits: int = 8
-    confidence: float = 0.0
+    confidence: float | None = None
     depth: int | None = None
     weighted: bool = False
     split: str = "uniform"
@@ -93,7 +97,7 @@ class Search:
     queue: str = "area"
     queue_len: int = 1
     stable: float | None = None
-    order: str = "responsibility"
+    order: str = "spatial"
     minimal: int = 0
     budget: int | None = None
 
@@ -105,9 +109,9 @@ class Search:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), least=1, hint="None sets no limit")
         check_count("minimal", self.minimal, least=0, hint="0 leaves the set as it is found")
-        check_share(
-            "confidence", self.confidence, zero=True, hint="at 0 the class decides alone, as in ReX"
-        )
+        if self.confidence is not None:
+            hint = "at 0 the class decides alone, as in ReX"
+            check_share("confidence", self.confidence, zero=True, hint=hint)
         if self.stable is not None:
             check_share("stable", self.stable, zero=False, hint="0.9 is strict; None never stops")
         weighted: object = self.weighted

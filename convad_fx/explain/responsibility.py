@@ -283,7 +283,7 @@ def responsibility(
         evaluator: the network and the image.
         target: the class to be kept.
         confidence_whole: its confidence on the whole image.
-        search: how much to ask.
+        search: how much to ask; a `confidence` left open counts as 0 here.
         entropy: non-negative integers that the random stream depends on, and nothing else does.
         within: the only pixels (H, W) that may be kept; the others have responsibility 0.
         limit: the most masks to ask about, or None. Questions are asked whole or not at all.
@@ -295,7 +295,7 @@ def responsibility(
         for number, stream in enumerate(streams)
     ]
     halves = np.zeros((2, height, width), np.int64)
-    at_least = search.confidence * confidence_whole
+    at_least = (search.confidence or 0.0) * confidence_whole
     size = ROUND if search.stable is not None else len(waiting)
     left = limit
     for first in range(0, len(waiting), size):
