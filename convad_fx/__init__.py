@@ -10,12 +10,21 @@ torch.Size([8, 1000])
 ((64, 64), True)
 """
 
+from convad_fx import metrics
 from convad_fx.compiler import Finding, MaskedModule, Policy, Report, check, convert
 
 # `convad_fx.explain` is the function; the package of that name stays importable from
-from convad_fx.explain import Explanation, Search, explain, occlusion
+from convad_fx.explain import (
+    Contrast,
+    Explanation,
+    Search,
+    explain,
+    explain_disjoint,
+    occlusion,
+)
 
 __all__ = [
+    "Contrast",
     "Explanation",
     "Finding",
     "MaskedModule",
@@ -25,5 +34,7 @@ __all__ = [
     "check",
     "convert",
     "explain",
+    "explain_disjoint",
+    "metrics",
     "occlusion",
 ]

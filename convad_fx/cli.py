@@ -26,8 +26,7 @@ from convad_fx import device as devices
 from convad_fx import images, models, report
 from convad_fx.compiler import Policy
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
-from convad_fx.explain import Explanation, Search
-from convad_fx.explain import explain as search_for
+from convad_fx.explain import Explanation, Search, explain_disjoint
 from convad_fx.explain.explainer import versions
 
 FOUND, FAILED = 1, 2
@@ -191,6 +190,8 @@ EXPLAIN_EXAMPLES = """Examples:
   convad-fx explain cat.jpg --model resnet18 --weights mine.pt --labels mine.txt --out why
   convad-fx explain cat.jpg --model mine:build --size 96 --mean 0.5 --std 0.5 --out why
   convad-fx explain cat.jpg --model resnet50 --target "tabby" --gamma 0.8 --out why
+  convad-fx explain cat.jpg --model resnet50 --disjoint 3 --contrastive --out why
+  convad-fx explain cat.jpg --model resnet50 --budget 1000 --minimal 16 --out why
 """
 
 
@@ -223,12 +224,65 @@ def explain(
         str, typer.Option("--input", help="gate, strict, or raw as in the paper.")
     ] = "gate",
     pool: Annotated[str, typer.Option(help="dilute, or renormalize.")] = "dilute",
+    fill: Annotated[
+        str, typer.Option(help="What hidden cells read as in convolutions: zero, or neighbour.")
+    ] = "zero",
     partitions: Annotated[
         int, typer.Option(min=1, help="Random partitions; more make smoother maps and take longer.")
     ] = Search().partitions,
     min_box: Annotated[
         int, typer.Option(min=1, help="Boxes of this many pixels are not split further.")
     ] = Search().min_box,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the confidence a part must keep to pass; 0: class alone.  "
+            "[default: gamma, at most 0.9]"
+        ),
+    ] = Search().confidence,
+    order: Annotated[
+        str, typer.Option(help="How the set grows: responsibility, or spatial: around the peak.")
+    ] = Search().order,
+    minimal: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Shrink it until no block of this many pixels' side can be spared; 0: no."
+        ),
+    ] = Search().minimal,
+    disjoint: Annotated[
+        int, typer.Option(min=1, help="Find up to this many explanations that share no pixel.")
+    ] = 1,
+    contrastive: Annotated[
+        bool,
+        typer.Option(
+            "--contrastive", help="Find, too, what must be hidden for the class to change."
+        ),
+    ] = False,
+    budget: Annotated[
+        int | None,
+        typer.Option(min=1, help="The most masks to ask about, per explanation.  [default: none]"),
+    ] = None,
+    stable: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop when the ranking is this reliable, in (0, 1].  [default: never]",
+        ),
+    ] = Search().stable,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="How often a box is split again.  [default: no limit]")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Where boxes are cut: uniform, binomial, beta-binomial.")
+    ] = Search().split,
+    queue: Annotated[
+        str, typer.Option(help="Combinations followed: area, intersection, all.")
+    ] = Search().queue,
+    queue_len: Annotated[
+        int, typer.Option(min=1, help="How many of them, for area and intersection.")
+    ] = Search().queue_len,
+    weighted: Annotated[
+        bool, typer.Option("--weighted", help="Count combinations by their confidence.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Masks at a time.")] = 64,
     device: Device = "auto",
     as_json: Json = False,
@@ -236,11 +290,25 @@ def explain(
 ) -> None:
     """Find a small part of each IMAGE that suffices for the network's answer.
 
-    Leaves a PNG (picture, responsibility, explanation) and a JSON file per image in DIR. Images
-    that cannot be read are listed at the end, and the exit code is then 1.
+    Leaves a PNG (picture, responsibility, explanation) and a JSON file per explanation in DIR; of
+    several of one image, the second is called NAME-reason-2. Images that cannot be read are listed
+    at the end, and the exit code is then 1.
     """
-    policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool)
-    search = Search(partitions=partitions, min_box=min_box)
+    policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
+    search = Search(
+        partitions=partitions,
+        min_box=min_box,
+        confidence=confidence,
+        order=order,
+        minimal=minimal,
+        budget=budget,
+        stable=stable,
+        depth=depth,
+        split=split,
+        queue=queue,
+        queue_len=queue_len,
+        weighted=weighted,
+    )
     classifier = models.resolve(
         model,
         weights,
@@ -259,9 +327,9 @@ def explain(
     table = None if as_json else _Table([str(path) for path in pictures])
     done: list[Result] = []
     failed: list[tuple[Path, ConvadError]] = []
-    for path, stem in zip(pictures, _stems(pictures), strict=True):
+    for path, stem in zip(pictures, _stems(pictures, disjoint), strict=True):
         try:
-            result = asker.ask(
+            results = asker.ask(
                 images.open_image(path),
                 str(path),
                 folder=folder,
@@ -269,14 +337,17 @@ def explain(
                 progress=_wanted(progress),
                 target=index,
                 gamma=gamma,
+                disjoint=disjoint,
+                contrastive=contrastive,
             )
         # A picture that cannot be read, or whose answer is not the target: the next may do.
         except (ImageError, PolicyError) as error:
             failed.append((path, error))
             continue
-        done.append(result)
+        done += results
         if table:
-            table.add(result)
+            for result in results:
+                table.add(result)
 
     if as_json:
         _print_json(
@@ -323,9 +394,7 @@ def demo(
 
     folder = _folder(out)
     classifier = models.resolve("demo")
-    # Half the usual search: on two cores the whole demo is to take far less than half a minute.
-    search = Search(partitions=10)
-    asker = _Asker(classifier, devices.choose(device), search=search, seed=seed)
+    asker = _Asker(classifier, devices.choose(device), seed=seed)
     typer.echo(str(asker.masked.report))
 
     held_out = scenes.held_out(3)
@@ -340,7 +409,9 @@ def demo(
     table = _Table(names, extra="on the object")
     for scene, picture, name in zip(held_out, pictures, names, strict=True):
         with _one_thread():
-            result = asker.ask(picture, name, folder=folder, stem=name, progress=_wanted(progress))
+            (result,) = asker.ask(
+                picture, name, folder=folder, stem=name, progress=_wanted(progress)
+            )
         kept = result.explanation.mask
         inside = (kept & scene.mask).sum() / max(1, kept.sum())
         table.add(result, f"{inside:.0%} (fills {scene.mask.mean():.0%})")
@@ -375,27 +446,35 @@ class _Asker:
         progress: bool,
         target: int | None = None,
         gamma: float = 0.9,
-    ) -> Result:
+        disjoint: int = 1,
+        contrastive: bool = False,
+    ) -> list[Result]:
         began = time.perf_counter()
         x = images.to_input(picture, self.classifier.preprocess)
-        explanation = search_for(
+        explanations = explain_disjoint(
             self.masked,
             x.to(self.device),
+            disjoint,
             target,
             gamma,
             progress=progress,
             seed=self.seed,
             search=self.search,
+            contrastive=contrastive,
             batch_size=self.batch_size,
             labels=self.classifier.labels or None,
         )
-        seconds = time.perf_counter() - began
+        seconds = (time.perf_counter() - began) / len(explanations)
         shown = images.displayable(x, self.classifier.preprocess)
-        try:
-            files = report.save(explanation, shown, folder, stem)
-        except OSError as error:
-            raise _not_writable(folder, error) from error
-        return Result(source, explanation, files, seconds)
+        results = []
+        for explanation in explanations:
+            try:
+                name = _reason(stem, explanation.number)
+                files = report.save(explanation, shown, folder, name)
+            except OSError as error:
+                raise _not_writable(folder, error) from error
+            results.append(Result(source, explanation, files, seconds))
+        return results
 
 
 @contextlib.contextmanager
@@ -426,6 +505,10 @@ class _Table:
             remark = " (said with everything hidden, too)"
         elif why.mask.all():
             remark = " (nothing smaller was found)"
+        if why.number:
+            remark += f" (reason {why.number + 1})"
+        if why.contrast is not None:
+            remark += f" ({why.contrast})"
         self._print(
             result.source,
             f"{why.size:.1%}",
@@ -499,14 +582,24 @@ def _class(wanted: str | None, labels: Sequence[str]) -> int | None:
     )
 
 
-def _stems(paths: Sequence[Path]) -> list[str]:
+def _stems(paths: Sequence[Path], reasons: int = 1) -> list[str]:
     """A name for the files of each picture, even where `a/1.png` meets `b/1.png` and `b/1.jpg`."""
     stems: list[str] = []
+    taken: set[str] = set()
     for path in paths:
         plain = re.sub(r"[\\/\0]", "_", path.stem) or "picture"
         names = (plain if n == 1 else f"{plain}-{n}" for n in itertools.count(1))
-        stems.append(next(name for name in names if name not in stems))
+        for name in names:
+            files = {_reason(name, number) for number in range(reasons)}
+            if not files & taken:
+                break
+        stems.append(name)
+        taken |= files
     return stems
+
+
+def _reason(stem: str, number: int) -> str:
+    return f"{stem}-reason-{number + 1}" if number else stem
 
 
 def _folder(path: Path) -> Path:

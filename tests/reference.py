@@ -36,6 +36,8 @@ class PolicyLike(Protocol):
     def input(self) -> str: ...
     @property
     def pool(self) -> str: ...
+    @property
+    def fill(self) -> str: ...
 
 
 @dataclass(eq=False)
@@ -456,6 +458,28 @@ def _factor(cells: Tensor, active: Tensor) -> Tensor:
     return torch.where(active > 0, cells / active.clamp(min=1), torch.ones_like(cells))
 
 
+def _with_neighbours(policy: PolicyLike, x: Cells, total: Sequence[int]) -> Cells:
+    """`x` with each inactive cell replaced by the mean of the active cells around it.
+
+    Around it: up to half of `total`, the window's length less one, rounded down, on every side.
+    """
+    if x.is_global or (x.image and policy.input == "raw") or not any(k > 0 for k in total):
+        return x
+    grid = x.value.shape[2:]
+    near = []
+    for n, t in zip(grid, total, strict=True):
+        table = torch.zeros(n, n, dtype=torch.float64)
+        for i in range(n):
+            for j in range(n):
+                table[i, j] = abs(i - j) <= t // 2
+        near.append(table)
+    real = x.spread(x.active) & x.spread(x.exists)
+    zero = torch.zeros_like(x.value)
+    number = _count(real, near)
+    mean = _count(torch.where(real, x.value, zero), near) / number.clamp(min=1)
+    return _with(x, torch.where(x.active, x.value, mean.to(x.value.dtype)))
+
+
 def _conv(
     policy: PolicyLike,
     x: Cells,
@@ -480,6 +504,8 @@ def _conv(
         low = high = [0] * rank if padding == "valid" else list(_per_axis(padding, rank))
     keeps = all(s == 1 and p + q == t for s, p, q, t in zip(stride, low, high, total, strict=True))
     name = ("conv", tuple(kernel), stride, tuple(low), tuple(high), dilation, padding_mode)
+    if policy.fill == "neighbour":
+        x = _with_neighbours(policy, x, total)
     before = x
     convolution = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[rank]
     if padding_mode == "zeros":

@@ -1483,6 +1483,7 @@ def policies(**fixed: Any) -> st.SearchStrategy[SimpleNamespace]:
         "attribution": ["positional", "receptive"],
         "input": ["gate", "raw", "strict"],
         "pool": ["dilute", "renormalize"],
+        "fill": ["zero", "neighbour"],
     }
     return st.builds(
         SimpleNamespace,

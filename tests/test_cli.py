@@ -85,7 +85,18 @@ def test_explain_leaves_a_table_pictures_and_json(tmp_path, photos):
 
 def test_explain_for_machines(tmp_path, photos):
     options = ("--json", "--gamma", 0.5, "--seed", 3, "--tau", 0.25, "--attribution", "receptive")
-    options += ("--input", "raw", "--pool", "renormalize", "--min-box", 64, "--batch-size", 7)
+    options += (
+        "--input",
+        "raw",
+        "--pool",
+        "renormalize",
+        "--fill",
+        "neighbour",
+        "--min-box",
+        64,
+        "--batch-size",
+        7,
+    )
     result = run("explain", photos[0], "--model", "demo", "--out", tmp_path, *options, *QUICK)
     assert (result.exit_code, result.stderr) == (0, "")
     answer = json.loads(result.stdout)
@@ -98,6 +109,7 @@ def test_explain_for_machines(tmp_path, photos):
         "attribution": "receptive",
         "input": "raw",
         "pool": "renormalize",
+        "fill": "neighbour",
     }
     assert (why["search"]["partitions"], why["search"]["min_box"]) == (1, 64)
     assert why["confidence_recheck"] >= 0.5 * why["confidence_whole"]
@@ -286,3 +298,63 @@ def test_the_whole_way_in_a_process_of_its_own(tmp_path, photos):
     assert done.stderr.startswith(
         "convad-fx: torchvision has no classifier called 'resnet5O'; did you mean resnet50 or "
     )
+
+
+# ------------------------------------------------------------------------ more than one question
+def test_disjoint_and_contrastive_explanations(tmp_path, photos):
+    options = ("--disjoint", 2, "--contrastive", "--order", "spatial", "--minimal", 8, *QUICK)
+    result = run("explain", *photos, "--model", "demo", "--out", tmp_path / "o", *options)
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = result.stdout.splitlines()[1:-1]
+    assert "(without " in rows[0]
+    files = sorted(path.stem for path in (tmp_path / "o").glob("*.json"))
+    assert files[-1].startswith("ladybird")
+    assert len(files) == len(rows)
+    whys = {
+        stem: Explanation.from_json((tmp_path / "o" / f"{stem}.json").read_text()) for stem in files
+    }
+    first = whys["ladybird"]
+    assert first.contrast is not None
+    assert (first.minimal, first.search.order, first.search.minimal) == (True, "spatial", 8)
+    for stem, why in whys.items():
+        assert stem.endswith("-reason-2") == (why.number == 1)
+    if "ladybird-reason-2" in whys:
+        assert not (whys["ladybird-reason-2"].mask & first.mask).any()
+        assert any("(reason 2)" in row for row in rows)
+    with Image.open(tmp_path / "o" / "ladybird.png") as wide:
+        assert wide.width > 3 * wide.height
+
+
+def test_search_options_reach_the_search(tmp_path, photos):
+    options = ("--json", "--confidence", 0.5, "--budget", 400, "--stable", 0.9, "--depth", 6)
+    options += ("--split", "binomial", "--queue", "intersection", "--queue-len", 2, "--weighted")
+    result = run("explain", photos[0], "--model", "demo", "--out", tmp_path, *options, *QUICK)
+    (why,) = json.loads(result.stdout)["explained"]
+    wanted = {
+        "confidence": 0.5, "budget": 400, "stable": 0.9, "depth": 6, "split": "binomial",
+        "queue": "intersection", "queue_len": 2, "weighted": True,
+    }  # fmt: skip
+    assert wanted.items() <= why["search"].items()
+    assert why["evaluations"] <= 400
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--budget", 10), "a budget of 10 does not pay for finding the set"),
+        (("--order", "nearest"), "order must be one of responsibility, spatial, not 'nearest'"),
+        (("--stable", 2), "stable must lie in (0, 1], not 2.0"),
+    ],
+)
+def test_search_options_out_of_range(tmp_path, photos, options, message):
+    result = run("explain", photos[0], "--model", "demo", "--out", tmp_path, *QUICK, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr.splitlines()[0]
+
+
+def test_names_of_further_reasons_do_not_meet_those_of_pictures():
+    from pathlib import Path
+
+    paths = [Path("cat.png"), Path("cat-reason-2.png"), Path("b/cat.jpg")]
+    assert cli._stems(paths) == ["cat", "cat-reason-2", "cat-2"]
+    assert cli._stems(paths, 2) == ["cat", "cat-reason-2-2", "cat-2"]

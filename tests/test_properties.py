@@ -51,7 +51,9 @@ USUAL = Network(
     ),
     LinearHead(3),
 )
-DEFAULT = SimpleNamespace(tau=0.0, attribution="positional", input="gate", pool="dilute")
+DEFAULT = SimpleNamespace(
+    tau=0.0, attribution="positional", input="gate", pool="dilute", fill="zero"
+)
 
 
 def _policy(fields: SimpleNamespace) -> convad_fx.Policy:
@@ -183,13 +185,14 @@ def test_the_usual_network_meets_every_policy(simplify: bool) -> None:
         for attribution in ("positional", "receptive"):
             for reads in ("gate", "raw", "strict"):
                 for pool in ("dilute", "renormalize"):
-                    policy = convad_fx.Policy(
-                        tau=tau, attribution=attribution, input=reads, pool=pool
-                    )
-                    masked = convert_plainly(model, x, policy=policy, simplify=simplify)
-                    with torch.no_grad():
-                        expected = reference(model, x, mask, policy)
-                        assert_same_to_rounding(masked(x, mask), expected, str(policy))
+                    for fill in ("zero", "neighbour"):
+                        policy = convad_fx.Policy(
+                            tau=tau, attribution=attribution, input=reads, pool=pool, fill=fill
+                        )
+                        masked = convert_plainly(model, x, policy=policy, simplify=simplify)
+                        with torch.no_grad():
+                            expected = reference(model, x, mask, policy)
+                            assert_same_to_rounding(masked(x, mask), expected, str(policy))
 
 
 def _drawn(

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 
 def _policy(**fields: Any) -> SimpleNamespace:
-    default = {"tau": 0.0, "attribution": "positional", "input": "gate", "pool": "dilute"}
+    default = {
+        "tau": 0.0,
+        "attribution": "positional",
+        "input": "gate",
+        "pool": "dilute",
+        "fill": "zero",
+    }
     return SimpleNamespace(**default | fields)
 
 
@@ -478,3 +484,16 @@ def test_networks_are_reproducible_and_in_evaluation_mode(spec: Network, seed: i
     for (name, p), q in zip(first.named_parameters(), second.parameters(), strict=True):
         assert torch.equal(p, q), name
     assert eval(repr(spec), vars(__import__("strategies"))) == spec
+
+
+def test_neighbours_are_the_mean_of_what_is_active_around() -> None:
+    """One row; the convolution takes what is one to the left: what a hidden cell reads as."""
+    model = nn.Conv2d(1, 1, (1, 3), padding=(0, 1), bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([1.0, 0, 0]))
+    x = torch.tensor([[[[1.0, 3, 100, 7, 100, 100, 100, 2]]]])
+    mask = _mask("##.#...#")
+    # Read: 1 3 5 7 7 0 2 2; what follows an inactive cell and is active itself is seen.
+    answer = _answer(model, x, mask, fill="neighbour")
+    assert answer.flatten().tolist() == [0, 1, 0, 5, 0, 0, 0, 2]
+    assert _answer(model, x, mask).flatten().tolist() == [0, 1, 0, 0, 0, 0, 0, 0]

@@ -311,6 +311,45 @@ def _counts(
     return active, existing * scale
 
 
+def neighbours(
+    z: Tensor,
+    activity: Tensor,
+    kernel: tuple[int, ...],
+    dilation: tuple[int, ...],
+    *,
+    exists: Tensor | None = None,
+) -> Tensor:
+    """``z`` as a convolution reads it under ``fill="neighbour"``.
+
+    >>> z, activity = torch.tensor([[[1.0, 3, 9, 9]]]), torch.tensor([[[True, True, False, False]]])
+    >>> neighbours(z, activity, kernel=(3,), dilation=(1,))
+    tensor([[[1., 3., 3., 0.]]])
+
+    An inactive cell is the mean of the active cells that exist, channel by channel, in the box
+    around it that reaches half a window, rounded down, to each side.
+
+    Args:
+        z: (N, C, *grid).
+        activity, exists: as in `window_activity`.
+    """
+    reach = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+    counted = activity if exists is None else activity & exists
+    counted = counted.expand(*counted.shape[:2], *z.shape[2:])
+    # Copied into a clone: as in `gate`, strides decide which kernels run.
+    kept = z.expand(torch.broadcast_shapes(z.shape, counted.shape)).clone()  # type: ignore[no-untyped-call]
+    around = functools.partial(
+        _over_window,
+        combine=operator.add,
+        kernel=[2 * r + 1 for r in reach],
+        stride=[1] * len(reach),
+        padding=tuple((r, r) for r in reach),
+        dilation=[1] * len(reach),
+    )
+    total = around(torch.where(counted, kept, 0))
+    number = around(counted.to(torch.int32)).clamp(min=1)
+    return kept.copy_(torch.where(activity, kept, total / number.to(z.dtype)))
+
+
 def _over_window(
     t: Tensor,
     combine: Callable[[Tensor, Tensor], Tensor],

@@ -9,6 +9,7 @@ from convad_fx.errors import PolicyError
 ATTRIBUTIONS = ("positional", "receptive")
 INPUTS = ("gate", "raw", "strict")
 POOLS = ("dilute", "renormalize")
+FILLS = ("zero", "neighbour")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class Policy:
     """How activity travels through the network (docs/meaning.md, "Policy").
 
     >>> Policy(tau=0.5)
-    Policy(tau=0.5, attribution='positional', input='gate', pool='dilute')
+    Policy(tau=0.5, attribution='positional', input='gate', pool='dilute', fill='zero')
     >>> Policy.paper().attribution
     'receptive'
 
@@ -27,6 +28,8 @@ class Policy:
         input: "gate": the image is gated first; "raw": the first layer sees the whole image;
             "strict": gated, and the first window stays active only where it is kept whole.
         pool: "dilute": means divide by the full count; "renormalize": by the active count.
+        fill: what an inactive cell reads as in a convolution: "zero", or "neighbour": the mean of
+            the active cells around it, zero where there are none.
 
     Raises:
         PolicyError: a field out of its range, naming the range.
@@ -36,6 +39,7 @@ class Policy:
     attribution: str = "positional"
     input: str = "gate"
     pool: str = "dilute"
+    fill: str = "zero"
 
     def __post_init__(self) -> None:
         if isinstance(self.tau, bool) or not isinstance(self.tau, int | float):
@@ -49,6 +53,7 @@ class Policy:
             ("attribution", ATTRIBUTIONS),
             ("input", INPUTS),
             ("pool", POOLS),
+            ("fill", FILLS),
         ):
             if (value := getattr(self, field)) not in allowed:
                 raise PolicyError(f"{field} must be one of {', '.join(allowed)}, not {value!r}")
@@ -57,6 +62,11 @@ class Policy:
     def paper(cls) -> Policy:
         """The literal reading of arXiv 2510.01038: mean-kernel attribution, raw input, tau 0."""
         return cls(tau=0.0, attribution="receptive", input="raw", pool="dilute")
+
+    @classmethod
+    def layer_masking(cls) -> Policy:
+        """After arXiv 2211.14646: pooling divides by the active count, borders read neighbours."""
+        return cls(pool="renormalize", fill="neighbour")
 
     def to_dict(self) -> dict[str, float | str]:
         """The fields by name, for JSON."""

@@ -6,6 +6,7 @@ facts, so that the simplifier can ask what a node is for instead of guessing fro
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from convad_fx.compiler import activity as tensors
 from convad_fx.compiler.plan import Activity, Derivation, NodePlan, Plan, Tracked
 from convad_fx.compiler.policy import Policy
+from convad_fx.compiler.steps import Window
 from convad_fx.compiler.trace import META, Trace
 
 #: Relabellings that are torch's own operation, applied to the activity.
@@ -42,7 +44,8 @@ class Inserted:
     """What a node that is not the model's own is for.
 
     Attributes:
-        role: "mask", "activity", "exists", "gate", "refill", "renormalise", "piece" or "per_mask".
+        role: "mask", "activity", "exists", "gate", "fill", "refill", "renormalise", "piece" or
+            "per_mask".
         source: the model's node whose value or activity it is.
         row: the activity, as a row of the plan.
     """
@@ -115,6 +118,8 @@ class _Writer:
 
         def operand(source: torch.fx.Node) -> torch.fx.Node:
             fill = fills.get(source.name, 0.0)
+            if source.name in fills and plan is not None and self._reads_neighbours(plan):
+                return self._neighbours(source, plan)
             return self.read[source] if fill == 0.0 else self._filled(source, fill)
 
         copied = self.graph.node_copy(node, operand)
@@ -163,14 +168,45 @@ class _Writer:
         args = (self.read[node], self._activity(row))
         return self._insert(role, tensors.gate, args, row=row, name=f"{node.name}_gated")
 
-    def _filled(self, source: torch.fx.Node, fill: float) -> torch.fx.Node:
+    def _reads_neighbours(self, plan: NodePlan) -> bool:
+        """A convolution over more than one cell of the grid, under ``fill="neighbour"``."""
+        step = plan.step
+        return (
+            self.policy.fill == "neighbour"
+            and isinstance(step, Window)
+            and step.groups > 0
+            and not step.transposed
+            and math.prod(step.kernel) > 1
+        )
+
+    def _neighbours(self, source: torch.fx.Node, plan: NodePlan) -> torch.fx.Node:
+        assert isinstance(plan.step, Window)
+        row = self._row(source)
+        kwargs: dict[str, Any] = {"kernel": plan.step.kernel, "dilation": plan.step.dilation}
+        if (exists := self._exists(row)) is not None:
+            kwargs["exists"] = exists
+        return self._insert(
+            "fill",
+            tensors.neighbours,
+            (self.read[source], self._activity(row)),
+            kwargs,
+            row=row,
+            name=f"{source.name}_filled",
+            source=source.name,
+        )
+
+    def _row(self, source: torch.fx.Node) -> int:
         tracked = Tracked(0) if source.op == "placeholder" else self.plan.nodes[source.name].result
         assert isinstance(tracked, Tracked)
+        return tracked.row
+
+    def _filled(self, source: torch.fx.Node, fill: float) -> torch.fx.Node:
+        row = self._row(source)
         return self._insert(
             "gate",
             tensors.gate,
-            (self.read[source], self._activity(tracked.row), fill),
-            row=tracked.row,
+            (self.read[source], self._activity(row), fill),
+            row=row,
             name=f"{source.name}_gated",
             source=source.name,
         )

@@ -11,12 +11,14 @@ regions off, and one that is shown paint, are explained by the same code.
 """
 
 from convad_fx.explain.evaluate import Evaluator, Scores
-from convad_fx.explain.explainer import explain
-from convad_fx.explain.explanation import DamagedExplanation, Explanation
-from convad_fx.explain.masker import Masker, Occlusion, occlusion
-from convad_fx.explain.responsibility import Search
+from convad_fx.explain.explainer import explain, explain_disjoint
+from convad_fx.explain.explanation import Contrast, DamagedExplanation, Explanation
+from convad_fx.explain.masker import PAINTS, Masker, Occlusion, occlusion
+from convad_fx.explain.options import Search
 
 __all__ = [
+    "PAINTS",
+    "Contrast",
     "DamagedExplanation",
     "Evaluator",
     "Explanation",
@@ -25,5 +27,6 @@ __all__ = [
     "Scores",
     "Search",
     "explain",
+    "explain_disjoint",
     "occlusion",
 ]

@@ -14,13 +14,64 @@ from numpy.typing import NDArray
 
 from convad_fx.errors import ConvadError
 from convad_fx.explain.evaluate import Mask
-from convad_fx.explain.responsibility import Search
+from convad_fx.explain.options import Search
 
-FORMAT = 1
+FORMAT = 2
 
 
 class DamagedExplanation(ConvadError, ValueError):
     """A text that is not an explanation, or not one that this version can read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contrast:
+    """What must be hidden for the class to change.
+
+    Args:
+        mask: (H, W) bool, True = must be hidden; all False where even hiding everything does not
+            change the class.
+        changes: whether hiding these pixels, and no others, gave another class when asked alone, at
+            batch size 1.
+        becomes: the class given then.
+        becomes_name: its name, where names are known.
+        confidence: of the class that was explained, then.
+        suffices: whether these pixels, kept alone, also suffice for the class: then they are
+            necessary and sufficient, which is what ReX calls contrastive.
+        minimal: whether uncovering any one block of `Search.minimal` pixels' side was seen to bring
+            the class back.
+    """
+
+    mask: Mask
+    changes: bool
+    becomes: int
+    becomes_name: str | None
+    confidence: float
+    suffices: bool
+    minimal: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", np.array(self.mask, dtype=np.bool_))
+
+    @property
+    def size(self) -> float:
+        """Share of the image's pixels that must be hidden, in [0, 1]."""
+        return float(self.mask.mean())
+
+    @property
+    def title(self) -> str:
+        """The other class for people."""
+        return self.becomes_name if self.becomes_name is not None else f"class {self.becomes}"
+
+    def __str__(self) -> str:
+        if not self.changes:
+            return "hiding pixels does not change the class"
+        too = "; they also suffice" if self.suffices else ""
+        return f"without {self.size:.1%} of the image it is {self.title}{too}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the mask."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "mask"}
+        return {**plain, "size": self.size, "pixels": int(self.mask.sum())}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +106,11 @@ class Explanation:
         search: how much was asked.
         image_digest: SHA-256 of the image tensor's dtype, shape and values.
         versions: of this package and of torch.
+        number: how many explanations of the same image were found before it, none of whose pixels
+            it may use (`explain_disjoint`).
+        minimal: whether leaving out any one block of `search.minimal` pixels' side was seen to make
+            the set insufficient.
+        contrast: what must be hidden for the class to change, where that was asked.
     """
 
     mask: Mask
@@ -72,6 +128,9 @@ class Explanation:
     search: Search
     image_digest: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    number: int = 0
+    minimal: bool = False
+    contrast: Contrast | None = None
 
     def __post_init__(self) -> None:
         # Copies, and writable: torch.from_numpy warns of arrays that are not.
@@ -104,17 +163,20 @@ class Explanation:
             what = "nothing: the network gives this class with everything hidden;"
         elif self.mask.all():
             what = "the whole image: nothing smaller was found;"
+        if self.minimal:
+            verdict += f", minimal in blocks of {self.search.minimal}"
+        contrast = f"; {self.contrast}" if self.contrast is not None else ""
         return (
             f"{self.title}: {what} kept, confidence {self.confidence_recheck:.3f} of "
-            f"{self.confidence_whole:.3f}, {verdict}; {self.evaluations} evaluations"
+            f"{self.confidence_whole:.3f}, {verdict}{contrast}; {self.evaluations} evaluations"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the two maps, as plain numbers and strings: for a table or a log."""
+        """Everything but the maps, as plain numbers and strings: for a table or a log."""
         plain = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in ("mask", "responsibility")
+            if f.name not in ("mask", "responsibility", "contrast")
         }
         return {
             **plain,
@@ -124,6 +186,7 @@ class Explanation:
             "policy": dict(self.policy),
             "search": asdict(self.search),
             "versions": dict(self.versions),
+            "contrast": None if self.contrast is None else self.contrast.to_dict(),
         }
 
     def to_json(self) -> str:
@@ -138,6 +201,11 @@ class Explanation:
             "mask": encode_mask(self.mask),
             "responsibility": _encode_map(self.responsibility),
         }
+        if self.contrast is not None:
+            content["contrast"] = {
+                **self.contrast.to_dict(),
+                "mask": encode_mask(self.contrast.mask),
+            }
         return json.dumps(content, indent=1, ensure_ascii=False)
 
     @classmethod
@@ -158,6 +226,11 @@ class Explanation:
             content["mask"] = decode_mask(content["mask"], (height, width))
             content["responsibility"] = _decode_map(content["responsibility"], (height, width))
             content["search"] = Search(**content["search"])
+            if (contrast := content["contrast"]) is not None:
+                contrast["mask"] = decode_mask(contrast["mask"], (height, width))
+                content["contrast"] = Contrast(
+                    **{f.name: contrast[f.name] for f in fields(Contrast)}
+                )
             return cls(**{f.name: content[f.name] for f in fields(cls)})
         except DamagedExplanation:
             raise

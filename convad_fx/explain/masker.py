@@ -6,14 +6,18 @@ A masked network switches the hidden region off inside; `occlusion` paints over 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convad_fx.errors import ImageError, MaskError, ModelError
+from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
+from convad_fx.explain.options import check_count
+from convad_fx.explain.paint import Normalisation, blurred, inpainted, noise, normalisation
 
 
 class Masker(Protocol):
@@ -38,24 +42,58 @@ class Masker(Protocol):
         ...
 
 
+#: What `occlusion` paints with, by name.
+PAINTS = (
+    "zero",
+    "mean",
+    "black",
+    "white",
+    "grey",
+    "image-mean",
+    "blur",
+    "noise",
+    "inpaint",
+)
+_LEVELS = {"black": 0.0, "white": 1.0, "grey": 0.5}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Occlusion:
     """A model that is shown paint where the mask hides; made by `occlusion`."""
 
     model: Callable[[Tensor], Tensor]
-    value: float | Tensor
+    value: float | Tensor | str
+    normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
+    sigma: float | None = None
+    seed: int = 0
 
     @property
-    def policy(self) -> dict[str, float | str]:
+    def policy(self) -> dict[str, Any]:
         """What an `Explanation` says about how pixels were hidden."""
         if isinstance(self.value, Tensor):
             return {"paint": f"tensor {tuple(self.value.shape)}"}
-        return {"paint": self.value}
+        recorded: dict[str, Any] = {"paint": self.value}
+        if self.value in ("black", "white", "grey", "noise"):
+            recorded["mean"] = list(self.normalisation.mean)
+            recorded["std"] = list(self.normalisation.std)
+        if self.value == "blur":
+            recorded["sigma"] = self.sigma
+        if self.value == "noise":
+            recorded["seed"] = self.seed
+        return recorded
 
     def __call__(self, x: Tensor, mask: Tensor, /) -> Tensor:
         """Logits (N, classes) of the painted images."""
         if isinstance(self.model, nn.Module) and self.model.training:
             raise ModelError("the model is in training mode", hint="call model.eval() first")
+        return self.model(self.painted(x, mask))
+
+    def painted(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What the model is shown, (N, C, H, W), in the units of its input.
+
+        Raises:
+            MaskError, ImageError, PolicyError: mask, paint or normalisation do not fit the image.
+        """
         if mask.dtype != torch.bool or mask.ndim != 4 or mask.shape[1] != 1:
             raise MaskError(
                 f"a mask is bool (N, 1, H, W), not {mask.dtype} {tuple(mask.shape)}",
@@ -66,47 +104,104 @@ class Occlusion:
                 f"a mask of {_size(mask)} does not fit an image of {_size(x)}",
                 hint="make it at the size of the network's input",
             )
+        if self.value == "inpaint":
+            return inpainted(x, mask)
         # `where`, not a product: whatever is hidden, NaN included, must not reach the model.
-        return self.model(torch.where(mask, x, self._paint(x)))
+        return torch.where(mask, x, self._paint(x))
 
     def _paint(self, x: Tensor) -> float | Tensor:
-        if not isinstance(self.value, Tensor):
+        if isinstance(self.value, Tensor):
+            return _fitting(self.value, x)
+        if not isinstance(self.value, str):
             return self.value
-        paint = self.value.to(x)
-        if paint.ndim == 1:  # one value per channel
-            paint = paint[:, None, None]
-        try:
-            paint.expand(len(x), *x.shape[1:])
-        except RuntimeError:
-            raise ImageError(
-                f"paint of shape {tuple(self.value.shape)} does not fit an image of shape "
-                f"{tuple(x.shape)}",
-                hint="pass a number, one value per channel (C,), or an image (C, H, W)",
-            ) from None
-        return paint
+        if self.value in _LEVELS:
+            pixel = torch.full((1, x.shape[1], 1, 1), _LEVELS[self.value])
+            return self.normalisation.apply(pixel, x)
+        if self.value == "noise":
+            # The same for every mask and every image of a size: a background, not a dither.
+            return noise(x[:1], np.random.default_rng(self.seed), self.normalisation)
+        if self.value == "image-mean":
+            return x.mean((2, 3), keepdim=True)
+        if self.value == "blur":
+            return blurred(x, min(x.shape[2:]) / 10 if self.sigma is None else self.sigma)
+        return 0.0  # "zero" and "mean"
 
 
-def occlusion(model: Callable[[Tensor], Tensor], value: float | Tensor = 0.0) -> Occlusion:
+def _fitting(value: Tensor, x: Tensor) -> Tensor:
+    paint = value.to(x)
+    if paint.ndim == 1:  # one value per channel
+        paint = paint[:, None, None]
+    try:
+        paint.expand(len(x), *x.shape[1:])
+    except RuntimeError:
+        raise ImageError(
+            f"paint of shape {tuple(value.shape)} does not fit an image of shape {tuple(x.shape)}",
+            hint="pass a number, one value per channel (C,), or an image (C, H, W)",
+        ) from None
+    return paint
+
+
+def occlusion(
+    model: Callable[[Tensor], Tensor],
+    value: float | Tensor | str = 0.0,
+    *,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    sigma: float | None = None,
+    seed: int = 0,
+) -> Occlusion:
     """The baseline: hide pixels by painting over them, as perturbation explainers usually do.
 
-    >>> grey = occlusion(torch.nn.Flatten().eval(), 0.5)
+    >>> half = occlusion(torch.nn.Flatten().eval(), 0.5)
     >>> mask = torch.tensor([[[[True, False]]]])
-    >>> grey(torch.ones(1, 1, 1, 2), mask)
+    >>> half(torch.ones(1, 1, 1, 2), mask)
     tensor([[1.0000, 0.5000]])
+    >>> black = occlusion(torch.nn.Flatten().eval(), "black", mean=0.5, std=0.25)
+    >>> black(torch.ones(1, 1, 1, 2), mask)                  # (0 - 0.5) / 0.25
+    tensor([[ 1., -2.]])
+
+    | name | hidden pixels become |
+    |---|---|
+    | `"zero"` | 0 in the units of the model's input |
+    | `"mean"` | the colour that the preprocessing subtracts: 0 in those units, whatever it is |
+    | `"black"`, `"white"`, `"grey"` | pixels of 0, 1, 1/2, normalised by `mean` and `std` |
+    | `"image-mean"` | the image's own mean colour, hidden pixels included |
+    | `"blur"` | the image, blurred by a Gaussian, hidden pixels included |
+    | `"noise"` | uniform in [0, 1] per pixel and channel, normalised; the same for every mask |
+    | `"inpaint"` | filled from the kept pixels around them (`paint.inpainted`) |
+
+    Through `"image-mean"` and `"blur"` hidden pixels reach the model, by definition.
 
     Args:
         model: images (N, C, H, W) -> logits (N, classes), in evaluation mode.
-        value: the paint, in the units of the model's input (so 0 is mid-grey for most normalised
-            networks): a number, one number per channel (C,), or a whole image (C, H, W).
+        value: the paint: one of the names; or, in the units of the model's input (so 0 is mid-grey
+            for most normalised networks): a number, one number per channel (C,), or a whole image
+            (C, H, W).
+        mean: what the preprocessing subtracts from pixels in [0, 1]: a number, or one per channel.
+            The default, with that of std, is a network that reads such pixels as they are.
+        std: what it then divides by.
+        sigma: deviation of the blur, in pixels; None: a tenth of the shorter side.
+        seed: of the noise, a non-negative integer.
 
     Returns:
         A `Masker`.
 
-    Raises (when called):
-        ModelError: the model is in training mode.
-        MaskError, ImageError: the mask or the paint does not fit the image.
+    Raises:
+        PolicyError: an unknown name; a mean, std, sigma or seed out of range.
+        ModelError (when called): the model is in training mode.
+        MaskError, ImageError, PolicyError (when called): mask, paint or normalisation do not fit.
     """
-    return Occlusion(model, value if isinstance(value, Tensor) else float(value))
+    if isinstance(value, str) and value not in PAINTS:
+        raise PolicyError(
+            f"there is no paint called {value!r}", hint=f"pass one of {', '.join(PAINTS)}"
+        )
+    if sigma is not None and not 0 < sigma < math.inf:
+        raise PolicyError(
+            f"sigma must be a positive number of pixels, not {sigma!r}", hint="None chooses one"
+        )
+    check_count("seed", seed, least=0, hint="pass 0")
+    paint = value if isinstance(value, Tensor | str) else float(value)
+    return Occlusion(model, paint, normalisation(mean, std), sigma, seed)
 
 
 def policy_of(masker: Any) -> dict[str, Any]:

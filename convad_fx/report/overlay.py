@@ -17,7 +17,8 @@ from convad_fx.errors import ImageError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from convad_fx.explain import Explanation
+    from convad_fx.explain import Contrast, Explanation
+    from convad_fx.explain.evaluate import Mask
 
 COLOURS = "inferno"
 """The responsibility's colour map: even to the eye, and readable in grey."""
@@ -29,7 +30,7 @@ _DIMMED = 0.25
 def draw(
     explanation: Explanation, image: NDArray[Any], axes: Sequence[Axes] | None = None
 ) -> Figure:
-    """Image, responsibility map and explanation, side by side.
+    """Image, responsibility map and explanation, side by side; and the contrast, if there is one.
 
     >>> import torch
     >>> from convad_fx.explain import explain, occlusion
@@ -45,7 +46,8 @@ def draw(
         explanation: what to show.
         image: what a person sees, before normalisation: (H, W, 3) or (H, W), uint8 in 0..255 or
             floating point in [0, 1].
-        axes: three matplotlib axes to draw into, for a figure of one's own; None makes a figure.
+        axes: matplotlib axes to draw into, for a figure of one's own: three, or four if the
+            explanation has a contrast; None makes a figure.
 
     Returns:
         The figure; no display is needed, and matplotlib's global state is not touched.
@@ -57,14 +59,17 @@ def draw(
     if axes is None:
         height, width = explanation.mask.shape
         # Three panels of 3 inches; the height follows the image's, within reason.
-        figure = Figure(figsize=(9.6, 0.62 + min(6.0, max(1.5, 3.0 * height / width))))
+        panels = 3 if explanation.contrast is None else 4
+        figure = Figure(figsize=(3.2 * panels, 0.62 + min(6.0, max(1.5, 3.0 * height / width))))
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         FigureCanvasAgg(figure)
-        axes = list(figure.subplots(1, 3))
-    left, middle, right = axes
+        axes = list(figure.subplots(1, panels))
+    left, middle, right, *fourth = axes
     _draw_image(left, explanation, shown)
     _draw_map(middle, explanation, shown)
     _draw_kept(right, explanation, shown)
+    if explanation.contrast is not None and fourth:
+        _draw_contrast(fourth[0], explanation.contrast, shown)
     for panel in axes:
         panel.set_axis_off()
     root = left.get_figure(root=True)
@@ -155,15 +160,7 @@ def _draw_map(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) 
 
 
 def _draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
-    mask = explanation.mask
-    hidden = np.repeat((_grey(shown) * _DIMMED)[:, :, None], 3, axis=2)
-    axes.imshow(np.where(mask[:, :, None], shown, hidden))
-    if mask.any():
-        # A margin of hidden pixels closes the outline where the set touches the border.
-        rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
-        outline = np.pad(mask, 1).astype(float)
-        axes.contour(columns, rows, outline, levels=[0.5], colors=_OUTLINE, linewidths=1.2)
-        axes.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
+    _draw_set(axes, explanation.mask, shown, outlined=explanation.mask)
     verdict = "sufficient" if explanation.sufficient else "NOT sufficient"
     _title(
         axes,
@@ -171,6 +168,27 @@ def _draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64])
         f"confidence {explanation.confidence_recheck:.3f}, "
         f"needed {explanation.gamma * explanation.confidence_whole:.3f}",
     )
+
+
+def _draw_contrast(axes: Axes, contrast: Contrast, shown: NDArray[np.float64]) -> None:
+    """What is left when the contrast is hidden; the hidden part is outlined."""
+    _draw_set(axes, ~contrast.mask, shown, outlined=contrast.mask)
+    if not contrast.changes:
+        _title(axes, "nothing changes the class", "not even hiding everything")
+        return
+    too = ", which suffice, too" if contrast.suffices else ""
+    _title(axes, f"else: {contrast.title}", f"without {contrast.size:.1%} of the pixels{too}")
+
+
+def _draw_set(axes: Axes, kept: Mask, shown: NDArray[np.float64], *, outlined: Mask) -> None:
+    hidden = np.repeat((_grey(shown) * _DIMMED)[:, :, None], 3, axis=2)
+    axes.imshow(np.where(kept[:, :, None], shown, hidden))
+    if outlined.any():
+        # A margin of pixels outside closes the outline where the set touches the border.
+        rows, columns = (np.arange(-1, n + 1) for n in outlined.shape)
+        outline = np.pad(outlined, 1).astype(float)
+        axes.contour(columns, rows, outline, levels=[0.5], colors=_OUTLINE, linewidths=1.2)
+        axes.set(xlim=(-0.5, outlined.shape[1] - 0.5), ylim=(outlined.shape[0] - 0.5, -0.5))
 
 
 def _grey(shown: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -227,7 +227,7 @@ MASKER = Counting(share(LEFT))
          lambda: explain(MASKER, IMAGE, seed=-1)),
         (PolicyError, "batch_size must be .* at least 1, not 0; 64",
          lambda: explain(MASKER, IMAGE, batch_size=0)),
-        (PolicyError, "partitions must be .* not 0; the default is 20",
+        (PolicyError, "partitions must be .* not 0; the default is 10",
          lambda: Search(partitions=0)),
         (PolicyError, "min_box must be .* not 2.5; the default is 10",
          lambda: Search(min_box=2.5)),  # type: ignore[arg-type]

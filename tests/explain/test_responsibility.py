@@ -15,7 +15,7 @@ from maskers import Counting, both, share, whole
 from convad_fx.explain import Evaluator, Search
 from convad_fx.explain.responsibility import (
     Box,
-    Partition,
+    Branch,
     Question,
     proper_combinations,
     responsibility,
@@ -161,13 +161,13 @@ def test_all_masks_of_a_step_go_in_one_call() -> None:
 def test_what_is_kept_passes_at_every_moment() -> None:
     masker = Counting(both(whole(PATCH), share(Box(24, 30, 2, 9))))
     evaluator = Evaluator(masker, IMAGE)
-    partition = Partition([Box(0, 32, 0, 40)], np.random.default_rng(0))
+    branch, random, search = Branch([Box(0, 32, 0, 40)]), np.random.default_rng(0), Search()
     areas = []
-    while (question := partition.ask(Search(max_splits=12))) is not None:
+    while len(areas) < 12 and (question := branch.ask(search, random)) is not None:
         scores = evaluator.scores(question.masks((32, 40)), 1)
-        partition.answer(question, scores.passing(1, 0.0))
+        (branch,) = branch.answer(question, scores.passing(1, 0.0), search)
         kept = np.zeros((32, 40), bool)
-        for box in (*partition.kept, *partition.whole):
+        for box in (*branch.kept, *branch.whole):
             assert not kept[box.slices].any()
             kept[box.slices] = True
         assert evaluator.scores([kept], 1).top[0] == 1

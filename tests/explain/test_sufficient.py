@@ -12,7 +12,7 @@ from maskers import Counting, share
 
 from convad_fx.explain import Evaluator
 from convad_fx.explain.responsibility import Box
-from convad_fx.explain.sufficient import order, sufficient
+from convad_fx.explain.sufficient import Suffices, order, shortest
 
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
 
@@ -58,7 +58,7 @@ class Prefixes:
 def test_the_shortest_prefix_of_a_monotone_network_is_found(needed: int) -> None:
     masker = Prefixes(lambda n: n >= needed)
     evaluator = Evaluator(masker, torch.zeros(1, 20, 20))
-    found = sufficient(evaluator, 1, 0.9, np.zeros((20, 20), np.float32))
+    found = shortest(evaluator, Suffices(1, 0.9), order(np.zeros((20, 20), np.float32)))
     assert found.mask.sum() == needed
     assert found.passed
     assert evaluator.evaluations == len(masker.asked) < 60
@@ -67,8 +67,10 @@ def test_the_shortest_prefix_of_a_monotone_network_is_found(needed: int) -> None
 @given(st.sets(st.integers(0, 143)))
 def test_what_is_promised_where_sufficiency_is_not_monotone(passing: set[int]) -> None:
     masker = Prefixes(lambda n: n in passing or n == 144)
-    found = sufficient(
-        Evaluator(masker, torch.zeros(1, 12, 12)), 1, 0.9, np.zeros((12, 12), np.float32)
+    found = shortest(
+        Evaluator(masker, torch.zeros(1, 12, 12)),
+        Suffices(1, 0.9),
+        order(np.zeros((12, 12), np.float32)),
     )
     length = int(found.mask.sum())
     assert found.passed
@@ -81,7 +83,7 @@ def test_what_is_promised_where_sufficiency_is_not_monotone(passing: set[int]) -
 def test_kept_pixels_are_the_most_responsible() -> None:
     values = np.random.default_rng(0).random((16, 16)).astype(np.float32)
     evaluator = Evaluator(Counting(share(Box(0, 16, 0, 16))), torch.zeros(1, 16, 16))
-    found = sufficient(evaluator, 1, 0.9, values)
+    found = shortest(evaluator, Suffices(1, 0.9), order(values))
     assert 0 < found.mask.sum() < 256
     assert values[found.mask].min() > values[~found.mask].max()
     assert found.confidence == pytest.approx(found.recheck)

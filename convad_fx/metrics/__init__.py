@@ -1,0 +1,65 @@
+"""How good is an explanation? Plain functions on any `(x, mask) -> logits`, and the original model.
+
+>>> import torch
+>>> from convad_fx import metrics
+>>> from convad_fx.explain import explain, occlusion
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 2)).eval()
+>>> masker, image = occlusion(model, 0.5), torch.rand(3, 8, 8)
+>>> why = explain(masker, image)
+>>> rho = metrics.robustness(model, image, why.mask, why.target, n=20).rho
+>>> 0 <= rho <= 1 and metrics.size(why.mask) == why.size
+True
+
+| question | function |
+|---|---|
+| does the class survive on other backgrounds, in the original model? | `robustness` |
+| how large is the set, how sure is the network of it? | `size`, `confidence` |
+| is it sufficient, is it minimal? | `confidence(...).sufficient`, `minimality` |
+| is the ranking good? | `insertion`, `deletion` |
+| does it lie on the object? | `localisation` |
+| is what a masker calls sufficient robust? | `agreement` |
+| how sure are we? | `bootstrap`, `paired` |
+
+Everything is asked in batches, seeded where it is random, and refuses what does not fit.
+"""
+
+from convad_fx.explain.paint import Normalisation
+from convad_fx.metrics.agreement import Agreement, agreement, auc, rank_correlation
+from convad_fx.metrics.curves import Curve, deletion, insertion
+from convad_fx.metrics.localisation import Localisation, localisation
+from convad_fx.metrics.masks import random_masks
+from convad_fx.metrics.robustness import (
+    Robustness,
+    backgrounds,
+    robustness,
+    robustness_by_kind,
+)
+from convad_fx.metrics.sets import Confidence, Minimality, confidence, minimality, size
+from convad_fx.metrics.statistics import Interval, Paired, bootstrap, paired
+
+__all__ = [
+    "Agreement",
+    "Confidence",
+    "Curve",
+    "Interval",
+    "Localisation",
+    "Minimality",
+    "Normalisation",
+    "Paired",
+    "Robustness",
+    "agreement",
+    "auc",
+    "backgrounds",
+    "bootstrap",
+    "confidence",
+    "deletion",
+    "insertion",
+    "localisation",
+    "minimality",
+    "paired",
+    "random_masks",
+    "rank_correlation",
+    "robustness",
+    "robustness_by_kind",
+    "size",
+]

@@ -1,0 +1,124 @@
+"""Insertion and deletion: how confidence follows the pixels of a ranking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import integrate
+from torch import Tensor
+
+from convad_fx.errors import ImageError, PolicyError
+from convad_fx.explain.evaluate import Evaluator
+from convad_fx.explain.masker import Masker
+from convad_fx.explain.options import check_count
+from convad_fx.explain.sufficient import order
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Confidence of one class as pixels are added or taken away.
+
+    Args:
+        share: of the pixels that is kept (insertion) or hidden (deletion), ascending from 0 to 1.
+        confidence: softmax of the class there, in [0, 1].
+    """
+
+    share: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+
+    @property
+    def area(self) -> float:
+        """Under the curve, by trapezia, in [0, 1]."""
+        return float(integrate.trapezoid(self.confidence, self.share))
+
+
+def insertion(
+    masker: Masker,
+    image: Tensor,
+    ranking: NDArray[np.floating],
+    target: int,
+    *,
+    steps: int = 50,
+    batch_size: int = 64,
+) -> Curve:
+    """Confidence as the most responsible pixels are shown first; a good ranking has a large area.
+
+    >>> import torch
+    >>> def corner(x, mask):
+    ...     seen = mask[:, 0, :4, :4].float().mean((1, 2))
+    ...     return torch.stack([0 * seen, 8 * seen - 4], 1)
+    >>> good = np.zeros((16, 16), np.float32)
+    >>> good[:4, :4] = 1
+    >>> image = torch.ones(1, 16, 16)
+    >>> insertion(corner, image, good, 1).area > 0.9 > insertion(corner, image, -good, 1).area
+    True
+
+    Source: Petsiuk, Das, Saenko, *RISE* (BMVC 2018), section 4.2. What is hidden is hidden as
+    `masker` does it, so compare areas under one and the same masker only. Where responsibility is
+    equal, pixels follow as they do in explanations (`convad_fx.explain.sufficient.order`).
+
+    Args:
+        masker: `(x, mask) -> logits`.
+        image: (C, H, W) or (1, C, H, W).
+        ranking: (H, W), larger = more responsible.
+        target: the class.
+        steps: the curve has this many steps, as even as whole pixels allow.
+        batch_size: masks that go through the network at once.
+
+    Raises:
+        ImageError, ModelError, PolicyError: what does not fit.
+    """
+    return _curve(masker, image, ranking, target, steps, batch_size, delete=False)
+
+
+def deletion(
+    masker: Masker,
+    image: Tensor,
+    ranking: NDArray[np.floating],
+    target: int,
+    *,
+    steps: int = 50,
+    batch_size: int = 64,
+) -> Curve:
+    """Confidence as the most responsible pixels are hidden first; a good ranking: a small area.
+
+    >>> import torch
+    >>> def corner(x, mask):
+    ...     seen = mask[:, 0, :4, :4].float().mean((1, 2))
+    ...     return torch.stack([0 * seen, 8 * seen - 4], 1)
+    >>> good = np.zeros((16, 16), np.float32)
+    >>> good[:4, :4] = 1
+    >>> deletion(corner, torch.ones(1, 16, 16), good, 1).area < 0.1
+    True
+
+    Arguments, errors and source as for `insertion`.
+    """
+    return _curve(masker, image, ranking, target, steps, batch_size, delete=True)
+
+
+def _curve(
+    masker: Masker,
+    image: Tensor,
+    ranking: NDArray[np.floating],
+    target: int,
+    steps: int,
+    batch_size: int,
+    *,
+    delete: bool,
+) -> Curve:
+    check_count("steps", steps, least=1, hint="50 are usual")
+    evaluator = Evaluator(masker, image, batch_size=batch_size)
+    values = np.asarray(ranking)
+    if values.shape != evaluator.shape:
+        raise ImageError(
+            f"the ranking has shape {values.shape}, the image {evaluator.shape}",
+            hint="pass Explanation.responsibility, or any map of the image's size",
+        )
+    if not np.isfinite(values).all():
+        raise PolicyError("the ranking is not finite", hint="look for NaN in the map")
+    rank = order(values.astype(np.float32))
+    counts = np.unique(np.linspace(0, rank.size, steps + 1).round().astype(np.int64))
+    masks = ((rank >= n) if delete else (rank < n) for n in counts)
+    return Curve(counts / rank.size, evaluator.scores(masks, target).confidence)

@@ -1,0 +1,99 @@
+"""Masks as users have them, in one form; and masks to try a masker on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convad_fx.errors import MaskError
+from convad_fx.explain.evaluate import Mask
+from convad_fx.explain.options import check_count
+
+
+def as_array(mask: Mask | Tensor, shape: tuple[int, int] | None = None) -> Mask:
+    """A mask as a bool array (H, W), from (H, W), (1, H, W) or (1, 1, H, W), array or tensor.
+
+    >>> as_array(torch.ones(1, 1, 2, 3, dtype=torch.bool)).shape
+    (2, 3)
+
+    Raises:
+        MaskError: another dtype or shape.
+    """
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if array.dtype != np.bool_:
+        raise MaskError(f"the mask is {array.dtype}, not bool", hint="pass `mask > 0.5`")
+    while array.ndim > 2 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 2 or (shape is not None and array.shape != shape):
+        expected = "(H, W)" if shape is None else str(shape)
+        raise MaskError(
+            f"the mask has shape {tuple(array.shape)}, not {expected}",
+            hint="pass one mask, at the size of the network's input",
+        )
+    return array
+
+
+def as_mask(mask: Mask | Tensor, x: Tensor) -> Tensor:
+    """A mask as a bool tensor (1, 1, H, W) on the image's device."""
+    array = as_array(mask, (int(x.shape[2]), int(x.shape[3])))
+    return torch.from_numpy(np.ascontiguousarray(array))[None, None].to(x.device)
+
+
+def random_masks(shape: tuple[int, int], n: int, seed: int = 0) -> list[Mask]:
+    """Masks to try a masker on: boxes, ellipses, complements of boxes, and cells of a 7 x 7 grid.
+
+    >>> masks = random_masks((32, 32), n=8)
+    >>> len(masks), bool(0 < masks[0].mean() < 1)
+    (8, True)
+
+    The four kinds take turns. Each keeps a share of the image drawn uniformly from 5 to 95 %, up to
+    rounding (boxes and ellipses are cut off nowhere, so theirs may be a little less).
+
+    Args:
+        shape: (H, W), 1 or more each.
+        n: how many.
+        seed: a non-negative integer; the stream depends on it alone.
+    """
+    check_count("n", n, least=1, hint="32 per image are usual")
+    check_count("seed", seed, least=0, hint="pass 0")
+    random = np.random.default_rng([seed, 7])
+    return [_KINDS[i % len(_KINDS)](shape, random.uniform(0.05, 0.95), random) for i in range(n)]
+
+
+def _box(shape: tuple[int, int], share: float, random: np.random.Generator) -> Mask:
+    height, width = shape
+    # The aspect is free as far as the image holds the box.
+    h = float(np.exp(random.uniform(np.log(share), 0)))
+    rows = max(1, round(h * height))
+    columns = max(1, min(width, round(share * height * width / rows)))
+    top = int(random.integers(0, height - rows + 1))
+    left = int(random.integers(0, width - columns + 1))
+    mask = np.zeros(shape, bool)
+    mask[top : top + rows, left : left + columns] = True
+    return mask
+
+
+def _ellipse(shape: tuple[int, int], share: float, random: np.random.Generator) -> Mask:
+    box = _box(shape, min(1.0, share * 4 / np.pi), random)
+    rows, columns = np.flatnonzero(box.any(1)), np.flatnonzero(box.any(0))
+    y = (np.arange(shape[0])[:, None] - rows.mean()) / (len(rows) / 2)
+    x = (np.arange(shape[1])[None] - columns.mean()) / (len(columns) / 2)
+    mask: Mask = y**2 + x**2 <= 1
+    return mask if mask.any() else box
+
+
+def _without_box(shape: tuple[int, int], share: float, random: np.random.Generator) -> Mask:
+    return ~_box(shape, 1 - share, random)
+
+
+def _grid(shape: tuple[int, int], share: float, random: np.random.Generator) -> Mask:
+    cells = np.zeros(49, bool)
+    cells[random.permutation(49)[: max(1, round(share * 49))]] = True
+    rows = np.arange(shape[0]) * 7 // shape[0]
+    columns = np.arange(shape[1]) * 7 // shape[1]
+    mask: Mask = cells.reshape(7, 7)[rows[:, None], columns[None]]
+    return mask
+
+
+_KINDS = (_box, _ellipse, _without_box, _grid)

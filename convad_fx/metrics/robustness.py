@@ -1,0 +1,244 @@
+"""Do the kept pixels still give the class on other backgrounds, in the *original* model?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convad_fx.errors import ImageError, ModelError, PolicyError
+from convad_fx.explain.evaluate import Mask, as_batch
+from convad_fx.explain.options import check_count
+from convad_fx.explain.paint import Normalisation, blurred, noise
+from convad_fx.metrics.masks import as_mask
+
+Model = Callable[[Tensor], Tensor]
+
+#: Kinds of background that `backgrounds` makes by name.
+BACKGROUNDS = ("colours", "images", "noise", "blur")
+
+
+@dataclass(frozen=True, slots=True)
+class Robustness:
+    """How often the class survived.
+
+    Args:
+        kept: for each background, whether the model gave the class, in order.
+        confidence: softmax of the class on each background, in [0, 1].
+    """
+
+    kept: tuple[bool, ...]
+    confidence: tuple[float, ...]
+
+    @property
+    def rho(self) -> float:
+        """The share of backgrounds on which the class is given, in [0, 1]."""
+        return float(np.mean(self.kept))
+
+    def __float__(self) -> float:
+        return self.rho
+
+
+def backgrounds(
+    image: Tensor,
+    kind: str = "colours",
+    n: int = 100,
+    *,
+    others: Sequence[Tensor] = (),
+    seed: int = 0,
+    normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
+) -> Iterator[Tensor]:
+    """Backgrounds (1, C, H, W) of one kind, in the units of the model's input, one after the other.
+
+    >>> list(backgrounds(torch.zeros(3, 4, 4), "colours", n=2))[0].shape
+    torch.Size([1, 3, 4, 4])
+
+    Args:
+        image: (C, H, W) or (1, C, H, W): its shape, and for "blur" its content.
+        kind: "colours": solid colours, uniform over the unit cube, as in the paper's experiment
+            (arXiv 2510.01038, section 5); "images": other images, drawn without repetition from
+            `others`; "noise": every pixel and channel uniform; "blur": the image itself, blurred
+            by Gaussians whose deviation grows evenly from 1/32 to 1/4 of its shorter side.
+        n: how many; of "images" at most `len(others)`.
+        others: images of the same shape, as the model reads them. The image itself must not be
+            among them.
+        seed: a non-negative integer. The stream depends on it and on nothing else, so that all
+            images of a study are planted on the same colours.
+        normalisation: mean and deviation that the preprocessing subtracts and divides by: colours
+            and noise are uniform in [0, 1] *before* it.
+
+    Raises:
+        PolicyError: an unknown kind, n < 1, or too few other images.
+        ImageError: shapes that do not fit.
+    """
+    x = as_batch(image)
+    check_count("n", n, least=1, hint="100 colours are usual")
+    check_count("seed", seed, least=0, hint="pass 0")
+    if kind not in BACKGROUNDS:
+        raise PolicyError(
+            f"kind must be one of {', '.join(BACKGROUNDS)}, not {kind!r}", hint="pass 'colours'"
+        )
+    generator = np.random.default_rng([seed, BACKGROUNDS.index(kind)])
+    if kind == "images":
+        if n > len(others):
+            raise PolicyError(
+                f"{n} backgrounds cannot be drawn from {len(others)} other images",
+                hint="pass more as `others`, or a smaller n",
+            )
+        return _others(x, others, generator.permutation(len(others))[:n].tolist())
+    return _made(x, kind, n, generator, normalisation)
+
+
+def _others(x: Tensor, others: Sequence[Tensor], order: Sequence[int]) -> Iterator[Tensor]:
+    for i in order:
+        other = as_batch(others[i])
+        if other.shape != x.shape:
+            raise ImageError(
+                f"background {i} has shape {tuple(other.shape)}, the image {tuple(x.shape)}",
+                hint="preprocess all images alike",
+            )
+        yield other.to(x)
+
+
+def _made(
+    x: Tensor, kind: str, n: int, generator: np.random.Generator, normalisation: Normalisation
+) -> Iterator[Tensor]:
+    shorter = min(x.shape[2:])
+    for i in range(n):
+        if kind == "colours":
+            colour = torch.from_numpy(generator.random((1, x.shape[1], 1, 1)))
+            yield normalisation.apply(colour, x).expand(x.shape)
+        elif kind == "noise":
+            yield noise(x, generator, normalisation)
+        else:
+            share = i / max(1, n - 1)
+            yield blurred(x, shorter * (1 / 32 + share * (1 / 4 - 1 / 32)))
+
+
+def robustness(
+    model: Model,
+    image: Tensor,
+    mask: Mask | Tensor,
+    target: int,
+    on: Iterator[Tensor] | Sequence[Tensor] | str = "colours",
+    *,
+    n: int = 100,
+    others: Sequence[Tensor] = (),
+    seed: int = 0,
+    normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
+    batch_size: int = 64,
+) -> Robustness:
+    """Plant the kept pixels on n backgrounds: how often does the model still give the class?
+
+    >>> def red(x):                                     # class 1: there is a lot of red
+    ...     amount = x[:, 0].mean((1, 2))
+    ...     return torch.stack([0.4 - amount, amount - 0.4], 1)
+    >>> image, mask = torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.bool)
+    >>> image[0], mask[:4] = 1, True                    # red all over; half of it kept
+    >>> robustness(red, image, mask, target=1).rho       # 0.5 of it is already enough
+    1.0
+
+    rho = |{b : argmax model(where(mask, image, b)) = target}| / n, as in the paper (arXiv
+    2510.01038, section 5). The model is asked as it is, without any masking: so explanations
+    found by switching off and by painting are judged alike. Larger sets are robust for free; report
+    their size, or compare at equal size.
+
+    Args:
+        model: images (N, C, H, W) -> logits (N, classes): the *original* one, in evaluation mode.
+        image: (C, H, W) or (1, C, H, W), as the model reads it.
+        mask: (H, W) or (1, 1, H, W), bool, True = kept.
+        target: the class that is to survive.
+        on: a kind of background, made by `backgrounds` from the remaining arguments; or the
+            backgrounds themselves, (1, C, H, W) or (C, H, W) each.
+        n, others, seed, normalisation: as in `backgrounds`.
+        batch_size: compositions that go through the model at once.
+
+    Raises:
+        ImageError, MaskError, PolicyError: what does not fit.
+        ModelError: the model is in training mode, or its answers are not finite logits.
+    """
+    x = as_batch(image)
+    kept = as_mask(mask, x)
+    check_count("batch_size", batch_size, least=1, hint="64 is usual")
+    if isinstance(on, str):
+        on = backgrounds(x, on, n, others=others, seed=seed, normalisation=normalisation)
+    logits = answers(model, (torch.where(kept, x, as_batch(b).to(x)) for b in on), batch_size)
+    if not len(logits):
+        raise PolicyError("there are no backgrounds", hint="pass one or more")
+    check_class(target, logits.shape[1])
+    confidence = torch.softmax(logits, 1)[:, target]
+    return Robustness(tuple((logits.argmax(1) == target).tolist()), tuple(confidence.tolist()))
+
+
+def robustness_by_kind(
+    model: Model,
+    image: Tensor,
+    mask: Mask | Tensor,
+    target: int,
+    kinds: Mapping[str, int],
+    *,
+    others: Sequence[Tensor] = (),
+    seed: int = 0,
+    normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
+    batch_size: int = 64,
+) -> dict[str, Robustness]:
+    """`robustness` for several kinds of background at once: `{"colours": 100, "noise": 20}`."""
+    return {
+        kind: robustness(
+            model,
+            image,
+            mask,
+            target,
+            kind,
+            n=n,
+            others=others,
+            seed=seed,
+            normalisation=normalisation,
+            batch_size=batch_size,
+        )
+        for kind, n in kinds.items()
+    }
+
+
+def check_class(target: int, classes: int) -> None:
+    """Refuses a class that the model does not have."""
+    if target not in range(classes):
+        raise PolicyError(
+            f"target {target!r} is no class of this model",
+            hint=f"pass a number from 0 to {classes - 1}",
+        )
+
+
+def answers(model: Model, images: Iterator[Tensor], batch_size: int) -> Tensor:
+    """Logits (K, classes), float64 on the CPU, of K images (1, C, H, W), in bounded batches."""
+    if isinstance(model, nn.Module) and model.training:
+        raise ModelError("the model is in training mode", hint="call model.eval() first")
+    found: list[Tensor] = []
+    batch: list[Tensor] = []
+
+    def ask() -> None:
+        with torch.inference_mode():
+            logits = model(torch.cat(batch))
+        came = tuple(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
+        if not isinstance(came, tuple) or len(came) != 2 or len(logits) != len(batch):
+            raise ModelError(
+                f"the model answered {len(batch)} images with {came}, not (N, classes)",
+                hint="wrap it so that it returns logits alone",
+            )
+        if not logits.isfinite().all():
+            raise ModelError(
+                "the logits are not finite", hint="look for NaN in the images and the weights"
+            )
+        found.append(logits.double().cpu())
+        batch.clear()
+
+    for image in images:
+        batch.append(image)
+        if len(batch) == batch_size:
+            ask()
+    if batch:
+        ask()
+    return torch.cat(found) if found else torch.zeros(0, 0, dtype=torch.float64)
