@@ -411,8 +411,8 @@ def merged(
 ) -> dict[tuple[int, ...], list[int]]:
     """Size of box -> the masks that run on it. Small groups go on larger boxes, if that is cheaper.
 
-    >>> merged([(2, 2), (7, 7), (7, 7)], tiles=(7, 7))
-    {(7, 7): [0, 1, 2]}
+    >>> merged([(2, 2), (9, 10), (10, 10)], tiles=(10, 10))
+    {(2, 2): [0], (10, 10): [1, 2]}
     """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, size in enumerate(sizes):

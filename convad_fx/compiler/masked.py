@@ -122,7 +122,7 @@ class MaskedModule(Emitted):
         >>> torch.allclose(found.logits, masked(x, masks), atol=1e-4)
         True
         >>> found.area                                # what of each image was computed
-        0.5625
+        0.75
 
         The same as ``masked(x, masks)`` to rounding, for less: identical masks are asked once, the
         empty mask once and for all, and where the graph allows it (see ``masked.region``, or

@@ -849,12 +849,13 @@ class _Walk:
         reduced = tuple(axis for axis in axes if sizes[axis] == 1)
         if reduced == axes:
             return self._reduce(steps.Reduce(axes, keepdim=True, reads=step.reads), source)
+        several = isinstance(op.output[0], tuple)  # aten's maximum gives the places as well
         how = Derivation(
             "adaptive_activity",
             (("axes", axes), ("tau", self.policy.tau))
             + ((("whole", True),) if self._strict(source) else ()),
-            (op.node,),
-            (op.output[1:],),
+            ((op.node, 0) if several else op.node,),
+            (op.output[0][1:] if several else op.output[1:],),
         )
         left = tuple(f and axis not in reduced for axis, f in enumerate(full))
         outcome = _Outcome(

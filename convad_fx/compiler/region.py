@@ -148,8 +148,13 @@ class _Builder:
         self.on_box = False  # whether the operation at hand is given boxes
 
     def build(self) -> Region:
-        if any(_role(node) == "renormalise" for node in self.old.nodes):
+        roles = {_role(node) for node in self.old.nodes}
+        if "renormalise" in roles:
             return self._none("means are divided by the active count, which a box does not know")
+        if "fill" in roles:
+            return self._none(
+                "inactive cells read as their neighbours, so a box is not all there is"
+            )
         try:
             for node in self.old.nodes:
                 self._write(node)
@@ -197,7 +202,7 @@ class _Builder:
             args = (self._whole(x), self._activity(mask))  # type: ignore[arg-type]
             self.wholes[node] = self._call(node.target, args, f"{node.name}")
             self.levels[node] = self.levels[x]  # type: ignore[index]
-        elif role:
+        elif role or META not in node.meta:
             pass  # activities: they have a graph of their own
         elif facts(node).has_tensors and self._is_value(node):
             self._write_operation(node)
@@ -302,7 +307,9 @@ class _Builder:
         if node not in self.boxes:
             return self._number(node, whole=True)
         level = self.levels[node]
-        assert isinstance(level, Level)
+        if not isinstance(level, Level):  # several tensors: taken apart once more, of whole grids
+            self.wholes[node] = self._copy(node, whole=True)
+            return self.wholes[node]
         source = node.args[0] if node.target is gate else node
         while isinstance(source.meta.get(META), Inserted):  # type: ignore[union-attr]
             source = source.args[0]  # type: ignore[union-attr]
@@ -610,6 +617,8 @@ class _Builder:
 
         def of(node: Node) -> Node:
             known = node.meta.get(META)
+            if node not in copies and known is None:  # the parameter that the image must be like
+                copies[node] = graph.node_copy(node)
             if node not in copies and isinstance(known, Facts):
                 args = (copies[image], tuple(facts(node).shape[1:]))
                 copies[node] = graph.call_function(crop.shape_only, args)
