@@ -820,6 +820,7 @@ class _Walk:
             or step.mode != "constant"
             or steps.SAME in step.padding
             or len(explicit["padding"]) > len(step.kernel)
+            or any(n < 0 for pair in explicit["padding"] for n in pair)  # cut off is not unread
         ):
             return geometry, row
         missing = len(step.kernel) - len(explicit["padding"])
