@@ -283,7 +283,9 @@ def explain(
     weighted: Annotated[
         bool, typer.Option("--weighted", help="Count combinations by their confidence.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Masks at a time.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Masks at a time; by default as is fastest.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
     progress: Progress = None,
@@ -322,7 +324,7 @@ def explain(
         typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
     index = _class(target, classifier.labels)
     folder = _folder(out)
-    asker = _Asker(classifier, devices.choose(device), policy, search, batch_size, seed)
+    asker = _Asker(classifier, devices.choose(device), policy, search, batch_size or "auto", seed)
 
     table = None if as_json else _Table([str(path) for path in pictures])
     done: list[Result] = []
@@ -428,7 +430,7 @@ class _Asker:
         device: torch.device,
         policy: Policy = Policy(),  # noqa: B008 (frozen)
         search: Search = Search(),  # noqa: B008 (frozen)
-        batch_size: int = 64,
+        batch_size: int | str = "auto",
         seed: int = 0,
     ) -> None:
         self.classifier, self.device, self.search = classifier, device, search

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -159,6 +160,32 @@ def test_optimised_equals_naive_equals_reference(spec: Network, seed: int, data:
         note(f"optimised:\n{masked.code}")
         assert_same_to_rounding(naive(x, mask), expected, "naive against the reference")
         assert_same_to_rounding(masked(x, mask), expected, "optimised against the reference")
+
+
+@given(networks(), seeds, st.data())
+@example(USUAL, 0, None)
+def test_evaluating_on_boxes_equals_whole_images(spec: Network, seed: int, data: Any) -> None:
+    # Larger images than the other laws need: a box of a few tiles has to be smaller than they are.
+    wide = replace(spec, grid=tuple(n * (3 if len(spec.grid) < 3 else 2) for n in spec.grid))
+    policy, _ = _drawn(data, spec)
+    model, x = _network(wide, seed)
+    generator = torch.Generator().manual_seed(seed)
+    many = torch.zeros(5, 1, *wide.grid, dtype=torch.bool)
+    for mask in many[:4]:
+        sizes = [int(torch.randint(1, n // 2 + 1, (), generator=generator)) for n in wide.grid]
+        starts = [
+            int(torch.randint(0, n - size + 1, (), generator=generator))
+            for n, size in zip(wide.grid, sizes, strict=True)
+        ]
+        box = tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True))
+        mask[(0, *box)] = torch.rand(sizes, generator=generator) < 0.8
+    masked = convad_fx.convert(model, x, policy=_policy(policy))
+    with torch.no_grad():
+        note(str(masked.region))
+        found = masked.evaluate(x, many, batch_size=2)
+        assert_same_to_rounding(found.logits, masked(x, many), "boxes against whole images")
+        assert found.area <= 1
+        assert masked.region.ok or found.area == 1
 
 
 @given(networks(), seeds)

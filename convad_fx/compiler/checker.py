@@ -31,6 +31,7 @@ class Report:
         gated: operations that read gated input.
         size_bound: path of the operation that holds for the example's image size only, or "".
         findings: every place where the assumption is not shown to hold.
+        boxes: whether masks run on the boxes that hold them, or why not; "" where not asked.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Report:
     gated: int
     size_bound: str
     findings: tuple[Finding, ...]
+    boxes: str = ""
 
     @property
     def ok(self) -> bool:
@@ -58,6 +60,8 @@ class Report:
             count = len(self.findings)
             lines = [head, f"Assumption 1 is not shown to hold: {count} finding{'s'[: count > 1]}"]
             lines += [f"  {i}. {finding}" for i, finding in enumerate(self.findings, 1)]
+        if self.boxes:
+            lines.append(f"It {self.boxes}.")
         if self.size_bound:
             lines.append(f"Holds for the example's image size only, because of {self.size_bound}.")
         return "\n".join(lines)
@@ -73,6 +77,7 @@ class Report:
             "gated": self.gated,
             "size_bound": self.size_bound,
             "findings": [asdict(finding) for finding in self.findings],
+            "boxes": self.boxes,
         }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from convad_fx.compiler.checker import Report, report_of, untraceable
@@ -70,7 +72,9 @@ def convert(
     graph = rewrite(traced, decided, policy)
     if simplify:
         simplify_graph(graph, decided)
-    return MaskedModule(traced.module, graph, policy, report, region_of(traced, decided, graph))
+    region = region_of(traced, decided, graph)
+    report = replace(report, boxes=str(region))
+    return MaskedModule(traced.module, graph, policy, report, region)
 
 
 def check(
@@ -91,7 +95,14 @@ def check(
         traced = trace(model, example, front_end)
     except UntraceableModel as error:
         return untraceable(type(unwrapped(model)).__name__, error.path, error.what, error.hint)
-    return report_of(traced, plan(traced, policy or Policy()), type(unwrapped(model)).__name__)
+    policy = policy or Policy()
+    decided = plan(traced, policy)
+    report = report_of(traced, decided, type(unwrapped(model)).__name__)
+    if not report.ok:
+        return report
+    graph = rewrite(traced, decided, policy)
+    simplify_graph(graph, decided)
+    return replace(report, boxes=str(region_of(traced, decided, graph)))
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -78,8 +78,8 @@ class BatchSize:
 
     def of(self, share: float) -> int:
         """Boxes of this share of the image, at once."""
-        if self.fixed is not None:
-            return self.fixed
+        if self.fixed is not None or self.size == 1:
+            return self.size
         return max(LEAST, min(round(self.size / max(share, 0.02)), 8 * self.size))
 
     def record(self, images: float, seconds: float) -> None:
@@ -101,10 +101,9 @@ class BatchSize:
 
     def halve(self) -> None:
         """It did not fit."""
-        if self.fixed is not None:
-            self.fixed = self.fixed // 2
-        self.most = self.size // 2
-        self.found = max(1, self.most)
+        self.most = max(1, self.size // 2)
+        if self.fixed is None:
+            self.found = self.most
 
 
 class Engine:

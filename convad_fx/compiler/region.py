@@ -70,7 +70,7 @@ class Region:
         levels: of those activities that gates of boxes read; None for the others.
         tile: boxes start at, and have the size of, multiples of this.
         canvas: the image size this holds for.
-        share: of the network's multiplications that run on boxes.
+        share: of the multiplications that each mask costs, those that run on boxes.
         leaves: operations that are given whole grids again, and why.
         why: what keeps it from running on boxes, or "".
     """
@@ -145,6 +145,7 @@ class _Builder:
         self.leaves: list[tuple[str, str]] = []
         self.work = {True: 0, False: 0}
         self.last_input: Node | None = None
+        self.unmasked: set[Node] = set()  # the same for every mask: computed once
         self.on_box = False  # whether the operation at hand is given boxes
 
     def build(self) -> Region:
@@ -212,6 +213,7 @@ class _Builder:
         if node.name == "mask":
             return
         self.wholes[node] = self.graph.placeholder("x")
+        self.unmasked.add(node)
         dims = len(self.traced.grid)
         self.places = tuple(self.graph.placeholder(name) for name in PLACES[:dims])
         self.last_input = self.places[-1]
@@ -250,6 +252,8 @@ class _Builder:
             if boxed:
                 self.leaves.append((facts(node).path, str(leaves)))
         boxed = boxed and passes is not None
+        if set(operands) <= self.unmasked:
+            self.unmasked.add(node)
         self._count(node, boxed=boxed and bool(passes and passes.level))
         self.levels[node] = passes.level if passes else None
         if not boxed:
@@ -650,6 +654,8 @@ class _Builder:
         """Multiplications of convolutions and linear layers."""
         decided = self.plan.nodes.get(node.name)
         if decided is None or not isinstance(decided.step, steps.Window | steps.Reduce):
+            return
+        if node in self.unmasked:
             return
         op = view(self.originals[node.name], self.traced.module, lambda _: True)
         weight = op.params.get("weight")

@@ -694,7 +694,8 @@ def _changed_in_place(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node | 
     if node.op == "call_module":
         # the flag is cleared in the graph's own modules; the model's still say what was meant
         module = model.get_submodule(str(node.target))
-        return operand if getattr(module, "inplace", False) is True else None
+        nothing = isinstance(module, nn.modules.dropout._DropoutNd)  # what it does in eval mode
+        return operand if getattr(module, "inplace", False) is True and not nothing else None
     if isinstance(node.target, torch._ops.OpOverload):
         packet, overload = node.target.overloadpacket.__name__, node.target._overloadname
         twin = getattr(torch.ops.aten, packet[:-1], None)

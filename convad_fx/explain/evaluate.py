@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convad_fx.compiler import MaskedModule
+from convad_fx.compiler.evaluate import CHUNK
 from convad_fx.errors import ImageError, ModelError
 from convad_fx.explain.options import check_count
 
@@ -53,24 +55,32 @@ class Evaluator:
     >>> evaluator.evaluations                                  # identical masks are asked once
     2
 
-    Masks are drawn from their iterable one batch at a time, so that there may be more of them than
-    fit in memory; what is kept of each is its logits.
+    Masks are drawn from their iterable a few hundred at a time, so that there may be more of them
+    than fit in memory; what is kept of each is its logits. A masked network answers by its
+    `evaluate`, on boxes where it can.
 
     Args:
         masker: `(x, mask) -> logits`.
         image: (C, H, W) or (1, C, H, W), floating point; masks are moved to its device.
-        batch_size: masks that go through the network at once.
+        batch_size: masks that go through the network at once, or "auto": what the masked network
+            finds fastest, 64 for other maskers.
         bar: a tqdm-like object, told of every evaluation by `bar.update(n)`.
 
     Raises:
         ImageError: the image is not one floating-point image.
-        PolicyError: batch_size is not a positive whole number.
+        PolicyError: batch_size is neither "auto" nor a positive whole number.
     """
 
     def __init__(
-        self, masker: Masker, image: Tensor, *, batch_size: int = 64, bar: Any = None
+        self,
+        masker: Masker,
+        image: Tensor,
+        *,
+        batch_size: int | str = "auto",
+        bar: Any = None,
     ) -> None:
-        check_count("batch_size", batch_size, least=1, hint="64 is usual; 1 needs least memory")
+        if batch_size != "auto":
+            check_count("batch_size", batch_size, least=1, hint="'auto' is usual")
         self.image = as_batch(image)
         self.batch_size = batch_size
         self.evaluations = 0
@@ -81,26 +91,33 @@ class Evaluator:
         """Height and width of the image, and of every mask."""
         return int(self.image.shape[2]), int(self.image.shape[3])
 
-    def scores(self, masks: Iterable[Mask], target: int) -> Scores:
+    def scores(self, masks: Iterable[Mask], target: int, *, plainly: bool = False) -> Scores:
         """What the network says of each mask (H, W), in order.
+
+        Args:
+            plainly: by plain calls on whole images, as anybody would check it.
 
         Raises:
             ModelError: the masker's answer is not one row of two or more finite logits per mask.
         """
-        logits = self.logits(masks)
+        logits = self.logits(masks, plainly=plainly)
         if not len(logits):
             return Scores(np.zeros(0, np.int64), np.zeros(0, np.float64))
         confidence = torch.softmax(logits, 1)[:, target]
         return Scores(logits.argmax(1).numpy(), confidence.numpy())
 
-    def logits(self, masks: Iterable[Mask]) -> Tensor:
+    def logits(self, masks: Iterable[Mask], *, plainly: bool = False) -> Tensor:
         """Logits (K, classes) of K masks (H, W), in order; float64, on the CPU."""
         seen: dict[bytes, int] = {}
         rows: list[int] = []
         found: list[Tensor] = []
         fresh = self._fresh(masks, seen, rows)
-        while batch := list(islice(fresh, self.batch_size)):
-            found.append(self._ask(np.stack(batch)))
+        by_engine = isinstance(self._masker, MaskedModule) and not plainly
+        at_once = (
+            CHUNK if by_engine else 64 if isinstance(self.batch_size, str) else self.batch_size
+        )
+        while batch := list(islice(fresh, at_once)):
+            found.append(self._ask(np.stack(batch), by_engine=by_engine))
         if not found:
             return torch.zeros(0, 0, dtype=torch.float64)
         return torch.cat(found)[rows]
@@ -116,24 +133,29 @@ class Evaluator:
             if new:
                 yield mask
 
-    def _ask(self, masks: NDArray[np.bool_]) -> Tensor:
+    def _ask(self, masks: NDArray[np.bool_], *, by_engine: bool) -> Tensor:
         mask = torch.from_numpy(masks)[:, None].to(self.image.device)
         with torch.inference_mode():
-            logits = self._masker(self.image, mask)
-        if not isinstance(logits, Tensor):
+            if by_engine:
+                assert isinstance(self._masker, MaskedModule)
+                found = self._masker.evaluate(self.image, mask, batch_size=self.batch_size)
+                answer: Any = found.logits
+            else:
+                answer = self._masker(self.image, mask)
+        if not isinstance(answer, Tensor):
             raise ModelError(
-                f"the masker returned {type(logits).__name__}, not a tensor of logits",
+                f"the masker returned {type(answer).__name__}, not a tensor of logits",
                 hint="wrap it so that it returns logits (N, classes) alone",
             )
-        if logits.ndim != 2 or len(logits) != len(masks) or logits.shape[1] < 2:
+        if answer.ndim != 2 or len(answer) != len(masks) or answer.shape[1] < 2:
             raise ModelError(
-                f"the masker answered {len(masks)} masks with shape {tuple(logits.shape)}, "
+                f"the masker answered {len(masks)} masks with shape {tuple(answer.shape)}, "
                 "not (N, classes) with two classes or more",
                 hint="wrap it so that it returns one row of logits per mask "
                 "(for one yes-or-no logit z: the two columns 0 and z)",
             )
         # Softmax in double precision on the CPU: the same on every device.
-        logits = logits.double().cpu()
+        logits: Tensor = answer.double().cpu()
         finite = logits.isfinite().all(1)
         if not finite.all():
             kept = masks[int(finite.logical_not().nonzero()[0])].mean()

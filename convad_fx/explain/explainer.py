@@ -47,7 +47,7 @@ def explain(
     seed: int = 0,
     search: Search = _DEFAULT,
     contrastive: bool = False,
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
     labels: Sequence[str] | Mapping[int, str] | None = None,
 ) -> Explanation:
     """Find a small set of pixels that suffices for the network's answer.
@@ -88,7 +88,7 @@ def explain(
         search: how much to ask, and how.
         contrastive: find, too, what must be hidden for the class to change
             (`Explanation.contrast`): the most responsible pixels, as many as it takes.
-        batch_size: masks that go through the network at once.
+        batch_size: masks that go through the network at once; "auto": as is fastest.
         labels: class names, one for every class, or a mapping from class numbers.
 
     Raises:
@@ -112,7 +112,7 @@ def explain_disjoint(
     seed: int = 0,
     search: Search = _DEFAULT,
     contrastive: bool = False,
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
     labels: Sequence[str] | Mapping[int, str] | None = None,
 ) -> tuple[Explanation, ...]:
     """Up to `count` explanations that share no pixel: different reasons for the same answer.
@@ -195,7 +195,7 @@ def _case(
     gamma: float,
     seed: int,
     search: Search,
-    batch_size: int,
+    batch_size: int | str,
     labels: Sequence[str] | Mapping[int, str] | None,
     bar: Any,
 ) -> _Case:

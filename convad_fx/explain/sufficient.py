@@ -239,7 +239,7 @@ def shortest(
 
 def recheck(evaluator: Evaluator, goal: Goal, chosen: Mask, confidence: float) -> Found:
     """What the network says at batch size 1: the last word on a set."""
-    alone = evaluator.scores([goal.mask(chosen)], goal.target)
+    alone = evaluator.scores([goal.mask(chosen)], goal.target, plainly=True)
     passed = bool(goal.reached(alone)[0])
     return Found(chosen, confidence, float(alone.confidence[0]), int(alone.top[0]), passed)
 

@@ -67,7 +67,7 @@ def confidence(
     target: int,
     gamma: float = 0.9,
     *,
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
 ) -> Confidence:
     """How sure the masker is of the target on the kept pixels, and is that enough?
 
@@ -133,7 +133,7 @@ def minimality(
     at_least: float = 0.0,
     *,
     side: int = 16,
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
 ) -> Minimality:
     """Does leaving out any one block break the set?
 

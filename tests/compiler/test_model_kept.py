@@ -96,3 +96,19 @@ def test_counting_calls_is_not_done_by_converting() -> None:
     model.calls.zero_()
     convad_fx.check(model, X)
     assert model.calls.item() == 0
+
+
+class Dropped(nn.Module):
+    """An in-place dropout, which does nothing in eval mode, on memory that is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.drop = nn.Conv2d(3, 4, 3), nn.Dropout(0.5, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        return (self.drop(z.contiguous()) + z).mean((2, 3))
+
+
+def test_a_dropout_in_place_changes_nothing() -> None:
+    assert_laws(Dropped().eval())

@@ -225,7 +225,7 @@ MASKER = Counting(share(LEFT))
          lambda: explain(MASKER, IMAGE, labels=["a", "b"], search=QUICK)),
         (PolicyError, "seed must be a whole number of at least 0, not -1; pass 0",
          lambda: explain(MASKER, IMAGE, seed=-1)),
-        (PolicyError, "batch_size must be .* at least 1, not 0; 64",
+        (PolicyError, "batch_size must be .* at least 1, not 0; 'auto'",
          lambda: explain(MASKER, IMAGE, batch_size=0)),
         (PolicyError, "partitions must be .* not 0; the default is 10",
          lambda: Search(partitions=0)),

@@ -1,0 +1,341 @@
+"""Running on boxes: where it is allowed, that it gives the same, and what `evaluate` saves."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+import convad_fx
+from convad_fx.compiler import region
+from convad_fx.compiler.evaluate import BatchSize, Engine, boxes, merged, tiles_of
+from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
+from tests.compiler.toys import Dense, ExplicitPadding, FlattenHead, PadShortcut, SqueezeExcite
+
+GRID = (64, 48)
+
+
+def some_masks(grid: tuple[int, ...] = GRID, seed: int = 0) -> Tensor:
+    """Boxes at borders and corners, noise in boxes, one pixel, nothing, everything."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(12, 1, *grid, dtype=torch.bool)
+    for i in range(6):
+        corner = [int(torch.randint(0, n - 8, (1,), generator=generator)) for n in grid]
+        part = tuple(slice(c, c + 8 + 4 * i) for c in corner)
+        masks[(i, 0, *part)] = torch.rand(masks[(i, 0, *part)].shape, generator=generator) < 0.7
+    masks[6, 0, :9, :9] = True
+    masks[7, 0, -9:, -9:] = True
+    masks[8, 0, 0, -1] = True
+    masks[9, 0, -1, 0] = True
+    masks[10] = True
+    return masks
+
+
+class Net(nn.Module):
+    """Any body, then a mean and a linear layer."""
+
+    def __init__(self, body: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.body, self.head = body, nn.Linear(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def conv(*args: Any, **kwargs: Any) -> nn.Module:
+    return nn.Conv2d(*args, **kwargs)
+
+
+class Sliced(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2))
+
+
+class ByChunks(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        return torch.cat([F.relu(b), a * 2], 1)
+
+
+class OverChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(4), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+BODIES = {
+    "strided": lambda: nn.Sequential(conv(3, 4, 3, 2, 1), nn.BatchNorm2d(4), conv(4, 4, 3, 2, 1)),
+    "wide-stride": lambda: nn.Sequential(conv(3, 4, 5, 2, 2), nn.ReLU(), conv(4, 4, 5, 2, 2)),
+    "valid": lambda: nn.Sequential(conv(3, 4, 3), nn.ReLU(), conv(4, 4, 3, 2)),
+    "even-kernel": lambda: nn.Sequential(conv(3, 4, 4, padding=2), conv(4, 4, 2, 2)),
+    "far-padding": lambda: nn.Sequential(conv(3, 4, 1, padding=1), conv(4, 4, 3, 2, 2)),
+    "dilated": lambda: nn.Sequential(conv(3, 4, 3, padding=2, dilation=2), conv(4, 4, 3, 2)),
+    "explicit-pad": lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv(3, 4, 3, 2)),
+    "max-pool": lambda: nn.Sequential(conv(3, 4, 3, padding=1), nn.MaxPool2d(3, 2, 1)),
+    "ceil-mode": lambda: nn.Sequential(conv(3, 4, 3), nn.MaxPool2d(3, 2, ceil_mode=True)),
+    "ceil-padded": lambda: nn.Sequential(conv(3, 4, 1), nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
+    "avg-pool": lambda: nn.Sequential(conv(3, 4, 3, padding=1), nn.AvgPool2d(3, 2, 1)),
+    "free-shortcut": lambda: nn.Sequential(conv(3, 1, 3, padding=1), Sliced()),
+    "chunks": lambda: nn.Sequential(conv(3, 4, 3, 2, 1), ByChunks()),
+    "channels-last": lambda: nn.Sequential(conv(3, 4, 2, 2), OverChannelsLast(), conv(6, 4, 3)),
+}
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    body = BODIES[name]()
+    channels = body(torch.zeros(1, 3, *GRID)).shape[1]
+    return Net(body, channels).eval().double()
+
+
+@pytest.mark.parametrize("policy", [
+    convad_fx.Policy(),
+    convad_fx.Policy(tau=0.3, attribution="receptive"),
+    convad_fx.Policy(input="raw"),
+    convad_fx.Policy(input="strict"),
+], ids=lambda policy: f"{policy.input}-{policy.attribution}")  # fmt: skip
+@pytest.mark.parametrize("name", BODIES)
+def test_a_box_gives_what_the_whole_image_gives(
+    name: str, policy: convad_fx.Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(region, "WORTHWHILE", 0.0)  # however little there is to save
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(built(name), x, policy)
+    assert masked.region.ok, masked.region.why
+    found = masked.evaluate(x, masks, batch_size=5)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+    # a cell that reads nothing but padding is always active: boxes then hold the whole border
+    assert (found.area < 0.8) != (name == "far-padding")
+    assert found.passes == len(masks)
+
+
+@pytest.mark.parametrize("toy", [Dense, ExplicitPadding, FlattenHead, PadShortcut, SqueezeExcite])
+def test_toys_give_the_same(toy: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = toy().eval().double(), torch.randn(1, 3, 8, 8, dtype=torch.double)
+    masked = convad_fx.convert(model, x)
+    masks = torch.rand(20, 1, 8, 8) < 0.3
+    masks[:10, :, 4:] = False
+    found = masked.evaluate(x, masks, batch_size=4)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+
+
+def test_a_network_without_boxes_says_why() -> None:
+    body = nn.Sequential(nn.GroupNorm(1, 3), conv(3, 4, 3), nn.GroupNorm(2, 4), conv(4, 4, 3))
+    model, x = Net(body, 4).eval(), torch.randn(1, 3, *GRID)
+    masked = convad_fx.convert(model, x)
+    assert not masked.region.ok
+    assert "statistics are those of the whole grid" in masked.region.why
+    found = masked.evaluate(x, some_masks())
+    assert found.area == 1
+    torch.testing.assert_close(found.logits, masked(x, some_masks()), rtol=1e-4, atol=1e-5)
+    report = convad_fx.check(model, x)
+    assert report.boxes == masked.report.boxes == str(masked.region)
+    assert report.boxes in str(report)
+
+
+def test_policies_that_read_more_than_zeros_have_no_boxes() -> None:
+    model, x = built("avg-pool"), torch.zeros(1, 3, *GRID, dtype=torch.double)
+    for policy in (convad_fx.Policy(pool="renormalize"), convad_fx.Policy(fill="neighbour")):
+        assert not convad_fx.convert(model, x, policy).region.ok
+
+
+def test_another_size_than_the_example_runs_on_whole_images() -> None:
+    masked = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID, dtype=torch.double))
+    x, masks = torch.randn(1, 3, 40, 40, dtype=torch.double), some_masks((40, 40))
+    found = masked.evaluate(x, masks)
+    assert found.area == 1
+    torch.testing.assert_close(found.logits, masked(x, masks))
+
+
+def test_the_head_of_a_torchvision_network_gets_its_whole_grid_back() -> None:
+    torch.manual_seed(0)
+    model, x = torchvision.models.squeezenet1_1().eval(), torch.randn(1, 3, 96, 96)
+    vgg = torchvision.models.vgg11(num_classes=4).eval()
+    for network, ends in ((model, 0), (vgg, 1)):
+        masked = convad_fx.convert(network, x)
+        assert len(masked.region.leaves) == ends
+        masks = some_masks((96, 96))
+        found = masked.evaluate(x, masks)
+        torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-4, atol=1e-5)
+        assert found.area < 0.8
+
+
+def test_identical_masks_and_the_empty_one_are_asked_once() -> None:
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(built("strided"), x)
+    told: list[int] = []
+    twice = masked.evaluate(x, torch.cat([masks, masks]), told=told.append)
+    assert twice.passes == len(masks)
+    assert sum(told) == len(masks) - 1  # the empty one is told of once, at the start
+    assert torch.equal(twice.logits[:12], twice.logits[12:])
+    again = masked.evaluate(2 * x, masks)
+    assert again.passes == len(masks) - 1
+    assert torch.equal(again.logits[11], twice.logits[11])
+
+
+def test_with_raw_input_the_empty_mask_is_asked_for_every_image() -> None:
+    x = torch.randn(1, 3, *GRID, dtype=torch.double)
+    masked = convad_fx.convert(built("strided"), x, convad_fx.Policy(input="raw"))
+    nothing = torch.zeros(1, 1, *GRID, dtype=torch.bool)
+    for image in (x, 2 * x):
+        found = masked.evaluate(image, nothing)
+        assert found.passes == 1
+        torch.testing.assert_close(found.logits, masked(image, nothing))
+
+
+def test_new_parameters_forget_the_empty_answer() -> None:
+    x, nothing = torch.randn(1, 3, *GRID), torch.zeros(1, 1, *GRID, dtype=torch.bool)
+    masked = convad_fx.convert(built("strided").float(), x)
+    before = masked.evaluate(x, nothing).logits
+    masked.double()
+    after = masked.evaluate(x.double(), nothing).logits
+    assert after.dtype == torch.double
+    torch.testing.assert_close(after.float(), before)
+
+
+def test_masks_may_come_one_by_one_and_images_one_each() -> None:
+    x, masks = torch.randn(12, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(built("valid"), x[:1])
+    streamed = masked.evaluate(x[:1], (mask[0] for mask in masks), batch_size=2)
+    torch.testing.assert_close(streamed.logits, masked(x[:1], masks))
+    each = masked.evaluate(x, masks, batch_size=3)
+    torch.testing.assert_close(each.logits, masked(x, masks))
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_run_on_boxes_too(way: Any) -> None:
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(built("explicit-pad"), x)
+    twin = way(masked)
+    found = twin.evaluate(x, masks, batch_size=4)
+    assert found.area < 0.8
+    assert torch.equal(found.logits, masked.evaluate(x, masks, batch_size=4).logits)
+
+
+def test_lower_precision_says_how_far_it_is() -> None:
+    x, masks = torch.randn(1, 3, *GRID), some_masks()
+    masked = convad_fx.convert(built("strided").float(), x)
+    exact = masked.evaluate(x, masks)
+    lower = masked.evaluate(x, masks, precision="bfloat16")
+    assert exact.deviation is None
+    assert lower.logits.dtype == torch.float32
+    assert lower.deviation is not None
+    worst = float((lower.logits - exact.logits).abs().max())
+    assert 0 < worst < 0.2
+    assert 0 < lower.deviation < 0.2
+
+
+class Scarce:
+    """A network that has memory for a few masks only."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.asked = most, list[int]()
+
+    def __call__(self, x: Tensor, mask: Tensor) -> Tensor:
+        self.asked.append(len(mask))
+        if len(mask) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return mask.flatten(1).sum(1, keepdim=True)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
+    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).region
+    network = Scarce(3)
+    engine = Engine(network, None, None, allowed, reads_hidden=True)
+    masks = some_masks()
+    found = engine.evaluate(torch.zeros(1, 3, *GRID), masks, batch_size=8)
+    assert network.asked == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert found.logits.flatten().tolist() == masks.flatten(1).sum(1).tolist()
+    with pytest.raises(torch.OutOfMemoryError):
+        Engine(Scarce(0), None, None, allowed, reads_hidden=True).evaluate(
+            torch.zeros(1, 3, *GRID), masks
+        )
+
+
+def test_the_batch_size_that_was_fastest_is_kept() -> None:
+    size = BatchSize(most=64)
+    seconds = {4: 1.0, 8: 0.5, 16: 0.6}
+    tried = []
+    while size.found is None:
+        tried.append(size.size)
+        size.record(size.size, size.size * seconds[size.size])
+    assert sorted(set(tried)) == [4, 8, 16]
+    assert size.size == 8
+    assert size.of(0.25) == 32
+    assert BatchSize(most=64, fixed=5).of(0.25) == 5
+
+
+@pytest.mark.parametrize(("error", "message", "call"), [
+    (PolicyError, "batch_size must be a positive whole number or 'auto', not 0",
+     lambda m, x, k: m.evaluate(x, k, batch_size=0)),
+    (PolicyError, "precision must be one of float32, bfloat16, float16, not 'half'",
+     lambda m, x, k: m.evaluate(x, k, precision="half")),
+    (MaskError, r"a mask has shape \(1, 9, 9\); expected bool of shape \(1, 64, 48\) each",
+     lambda m, x, k: m.evaluate(x, torch.ones(2, 1, 9, 9, dtype=torch.bool))),
+    (MaskError, "a mask has dtype torch.float32.*pass `mask > 0.5`",
+     lambda m, x, k: m.evaluate(x, k.float())),
+    (MaskError, "no masks were given", lambda m, x, k: m.evaluate(x, k[:0])),
+    (MaskError, "12 masks for 2 images", lambda m, x, k: m.evaluate(x.expand(2, -1, -1, -1), k)),
+    (ImageError, "expected", lambda m, x, k: m.evaluate(x[:, :2], k)),
+])  # fmt: skip
+def test_bad_input_is_named(error: type[Exception], message: str, call: Any) -> None:
+    x = torch.zeros(1, 3, *GRID, dtype=torch.double)
+    masked = convad_fx.convert(built("strided"), x)
+    with pytest.raises(error, match=message):
+        call(masked, x, some_masks())
+
+
+class TwoAnswers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(3, 4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.conv(x)
+        return z.mean((2, 3)), z.amax((2, 3))
+
+
+def test_several_answers_are_refused() -> None:
+    x = torch.zeros(1, 3, *GRID)
+    masked = convad_fx.convert(TwoAnswers().eval(), x)
+    with pytest.raises(ModelError, match="returns a tuple, not one tensor"):
+        masked.evaluate(x, some_masks())
+
+
+def test_boxes_hold_the_active_cells_of_every_level() -> None:
+    x = torch.zeros(1, 3, *GRID, dtype=torch.double)
+    masked = convad_fx.convert(built("wide-stride"), x)
+    engine = masked.__dict__["engine"]
+    masks = some_masks()[:10]
+    activities = engine.activities(x, masks)
+    tiles = tiles_of(masked.region, activities)
+    start, sizes = boxes(masked.region, activities, tiles)
+    for activity, level in zip(activities, masked.region.levels, strict=True):
+        if level is None:
+            continue
+        for k, size in enumerate(sizes):
+            inside = torch.zeros_like(activity[k, 0])
+            part = tuple(
+                slice(int(s) * t // r, int(s + n) * t // r)
+                for s, n, t, r in zip(
+                    start[k], size, masked.region.tile, level.strides, strict=True
+                )
+            )
+            inside[part] = True
+            assert not (activity[k, 0] & ~inside).any()
+
+
+def test_a_few_small_boxes_are_not_worth_a_call_of_their_own() -> None:
+    alone = merged([(4, 5)] + [(5, 5)] * 9, (10, 10))
+    assert alone == {(5, 5): list(range(10))}
+    assert len(merged([(2, 2)] * 9 + [(9, 9)] * 9, (10, 10))) == 2
