@@ -30,6 +30,7 @@ from convad_fx.compiler import Policy
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.explainer import versions
+from convad_fx.explain.masker import Masker
 from convad_fx.metrics import Interval, Normalisation, bootstrap, paired
 
 FOUND, FAILED = 1, 2
@@ -454,16 +455,15 @@ def compare(
         typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
     preprocess = classifier.preprocess
     normalisation = Normalisation(tuple(preprocess.mean), tuple(preprocess.std))
-    scale = {"mean": normalisation.mean, "std": normalisation.std}
-    # Names of paints are checked before anything is loaded or converted.
+    # Names of paints are checked before anything is converted.
     painters = {
-        name: occlusion(classifier.model, name, **scale)
+        name: occlusion(classifier.model, name, mean=normalisation.mean, std=normalisation.std)
         for name in dict.fromkeys(paint or _COMPARED_PAINTS)
     }
     paths = _expanded(pictures)
     folder = _folder(out)
     asker = _Asker(classifier, devices.choose(device), policy)
-    maskers = {_SWITCHED_OFF: asker.masked, **painters}
+    maskers: dict[str, Masker] = {_SWITCHED_OFF: asker.masked, **painters}
 
     read: dict[int, torch.Tensor] = {}
     failed: list[tuple[Path, ConvadError]] = []

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from convad_fx.errors import PolicyError
 from convad_fx.explain import Explanation, Occlusion, Search, explain
@@ -20,7 +22,6 @@ from convad_fx.report.overlay import displayable, draw_kept, draw_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from torch import Tensor
 
     from convad_fx.explain.masker import Masker
     from convad_fx.metrics.robustness import Model
@@ -124,8 +125,6 @@ def compare(
 
 
 def _painted(masker: Masker, image: Tensor, why: Explanation) -> Tensor | None:
-    import torch
-
     if not isinstance(masker, Occlusion):
         return None
     x = image if image.ndim == 4 else image[None]
@@ -219,7 +218,7 @@ def _head(
     for number, (text, size, colour) in enumerate(line for line in lines if line[0]):
         axes[1].text(
             0.0,
-            0.92 - 0.145 * number,
+            0.92 - 0.13 * number - 0.03 * (number > 1),
             text,
             fontsize=size,
             color=colour,
@@ -242,7 +241,14 @@ def _numbers(axes: Axes, row: Compared, first: bool) -> None:
         y = 0.62 - 0.2 * number
         colour = "0.55" if name == "size" else "#1f77b4"
         axes.text(0, y + 0.09, f"{name}", fontsize=8.5, va="center", color="0.2")
-        axes.text(0.97, y + 0.09, f"{share:.0%}", fontsize=9.5, va="center", ha="right")
+        axes.text(
+            0.97,
+            y + 0.09,
+            f"{share:.1%}" if name == "size" else f"{share:.0%}",
+            fontsize=9.5,
+            va="center",
+            ha="right",
+        )
         axes.barh(y, 0.97, height=0.06, left=0, color="0.92")
         axes.barh(y, 0.97 * share, height=0.06, left=0, color=colour)
     verdict = "" if why.sufficient else ", NOT sufficient"
