@@ -51,7 +51,7 @@ from convad_fx.metrics import agreement, bootstrap, localisation, paired, robust
 MODELS = ("mobilenet_v2", "mobilenet_v1_075_192", "cifar_resnet20", "cifar_resnet56")
 #: Paints that differ from each other on every network here.
 PAINTS = ("grey", "black", "white", "image-mean", "blur", "noise", "inpaint")
-SIZES = (0.1, 0.2, 0.4)
+SIZES = (0.2, 0.4, 0.6, 0.8)
 TAUS = (0.0, 0.1, 0.3, 0.5, 0.7)
 ROBUST = 0.8
 GAMMA = 0.9
@@ -205,7 +205,7 @@ def robustness_(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
                     f"{share:g}": planting.on_photos(
                         plain, x, others, ranks < share * ranks.size, why.target
                     )
-                    for share in SIZES
+                    for share in asked.sizes
                 }
                 row["random"] = on_random_masks(masker, plain, x, others, why.target)
                 rows.append(row)
@@ -234,26 +234,27 @@ def print_robustness(rows: list[Row]) -> None:
     for (name,), group in grouped(rows, "model"):
         maskers_ = [label for (label,), _ in grouped(group, "masker")]
         n = len(group) // len(maskers_)
+        sizes = [float(share) for share in group[0]["at_size"]]
         print(f"\n**{name}**, {n} photos\n")
         print(
             "| masker | size | confidence | rho, colours | rho, photos | robust, photos |"
-            + "".join(f" rho, {s:.0%} |" for s in SIZES)
+            + "".join(f" rho, {s:.0%} |" for s in sizes)
             + " random: called | robust if called |"
         )
-        print("|---" * (8 + len(SIZES)) + "|")
+        print("|---" * (8 + len(sizes)) + "|")
         for (label,), own in grouped(group, "masker"):
             cells = [interval(own, k) for k in ("size", "relative", "rho.colours", "rho.photos")]
             cells.append(interval(own, "robust.photos"))
-            cells += [interval(own, f"at_size.{s:g}") for s in SIZES]
+            cells += [interval(own, f"at_size.{s:g}") for s in sizes]
             cells += list(verdicts(own))
             print(f"| {label} | {' | '.join(cells)} |")
         print(f"\n| {maskers_[0]} less | size | rho, colours | rho, photos |", end="")
-        print("".join(f" rho, {s:.0%} |" for s in SIZES))
-        print("|---" * (4 + len(SIZES)) + "|")
+        print("".join(f" rho, {s:.0%} |" for s in sizes))
+        print("|---" * (4 + len(sizes)) + "|")
         first = by_photo(group, maskers_[0])
         for label in maskers_[1:]:
             second = by_photo(group, label)
-            keys = ["size", "rho.colours", "rho.photos", *(f"at_size.{s:g}" for s in SIZES)]
+            keys = ["size", "rho.colours", "rho.photos", *(f"at_size.{s:g}" for s in sizes)]
             print(f"| {label} | {' | '.join(less(first, second, key) for key in keys)} |")
 
 
@@ -428,6 +429,7 @@ def main() -> None:
     parser.add_argument("--colours", type=int, default=100, help="solid backgrounds")
     parser.add_argument("--others", type=int, default=50, help="photos as backgrounds, at most")
     parser.add_argument("--partitions", type=int, default=Search().partitions)
+    parser.add_argument("--sizes", nargs="+", type=float, default=list(SIZES), help="equal sizes")
     parser.add_argument("--paints", nargs="+", default=list(PAINTS))
     parser.add_argument("--grid", choices=("few", "full"), default="few", help="of policies")
     parser.add_argument("--threads", type=int, default=1)
