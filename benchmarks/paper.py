@@ -248,13 +248,19 @@ def print_robustness(rows: list[Row]) -> None:
             cells += [interval(own, f"at_size.{s:g}") for s in sizes]
             cells += list(verdicts(own))
             print(f"| {label} | {' | '.join(cells)} |")
-        print(f"\n| {maskers_[0]} less | size | rho, colours | rho, photos |", end="")
+        print(f"\n| {maskers_[0]} less | size | confidence | rho, colours | rho, photos |", end="")
         print("".join(f" rho, {s:.0%} |" for s in sizes))
-        print("|---" * (4 + len(sizes)) + "|")
+        print("|---" * (5 + len(sizes)) + "|")
         first = by_photo(group, maskers_[0])
         for label in maskers_[1:]:
             second = by_photo(group, label)
-            keys = ["size", "rho.colours", "rho.photos", *(f"at_size.{s:g}" for s in sizes)]
+            keys = [
+                "size",
+                "relative",
+                "rho.colours",
+                "rho.photos",
+                *(f"at_size.{s:g}" for s in sizes),
+            ]
             print(f"| {label} | {' | '.join(less(first, second, key) for key in keys)} |")
 
 
