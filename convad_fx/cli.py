@@ -1,4 +1,6 @@
-"""The command line `convad-fx`: `check`, `explain`, `demo`. Results on stdout, the rest on stderr.
+"""The command line `convad-fx`: `check`, `explain`, `compare`, `demo`.
+
+Results on stdout, the rest on stderr.
 
 Exit codes: 0 all well; 1 the answer is bad news (findings, a picture that cannot be read); 2
 nothing could be answered, and a line on stderr says why.
@@ -26,8 +28,10 @@ from convad_fx import device as devices
 from convad_fx import images, models, report
 from convad_fx.compiler import Policy
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
-from convad_fx.explain import Explanation, Search, explain_disjoint
+from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.explainer import versions
+from convad_fx.explain.masker import Masker
+from convad_fx.metrics import Interval, Normalisation, bootstrap, paired
 
 FOUND, FAILED = 1, 2
 
@@ -369,6 +373,167 @@ def explain(
         raise typer.Exit(FOUND if done else FAILED)
 
 
+COMPARE_EXAMPLES = """Examples:
+
+\b
+  convad-fx compare cat.jpg --model resnet50 --out compared
+  convad-fx compare photos --model resnet50 --out compared       (a folder: means, too)
+  convad-fx compare cat.jpg dog.jpg --model demo --out compared --paint blur --paint inpaint
+  convad-fx compare photos --model resnet18 --weights mine.pt --out compared --json
+"""
+
+#: What is compared with switching off unless something else is asked for.
+_COMPARED_PAINTS = ("grey", "black", "white", "blur", "inpaint")
+_SWITCHED_OFF = "switched off"
+
+
+@app.command(epilog=COMPARE_EXAMPLES, short_help="Switching off against painting over.")
+def compare(
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
+    ],
+    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pages go.")],
+    weights: Weights = "DEFAULT",
+    labels: Labels = None,
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    paint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="zero, mean, black, white, grey, image-mean, blur, noise or inpaint; may be given "
+            "several times.  [default: grey black white blur inpaint]",
+        ),
+    ] = None,
+    backgrounds: Annotated[
+        int, typer.Option(min=1, help="Backgrounds of each kind that explanations are planted on.")
+    ] = 50,
+    gamma: Annotated[
+        float, typer.Option(help="Share of the confidence on the whole picture to keep, in (0, 1].")
+    ] = 0.9,
+    seed: Seed = 0,
+    tau: Annotated[
+        float, typer.Option(help="A cell is active if more than this share of its input is.")
+    ] = 0.0,
+    attribution: Annotated[
+        str, typer.Option(help="positional, or receptive as in the paper.")
+    ] = "positional",
+    input_: Annotated[
+        str, typer.Option("--input", help="gate, strict, or raw as in the paper.")
+    ] = "gate",
+    pool: Annotated[str, typer.Option(help="dilute, or renormalize.")] = "dilute",
+    fill: Annotated[
+        str, typer.Option(help="What hidden cells read as in convolutions: zero, or neighbour.")
+    ] = "zero",
+    partitions: Annotated[
+        int, typer.Option(min=1, help="Random partitions; more make smoother maps and take longer.")
+    ] = Search().partitions,
+    batch_size: Annotated[int, typer.Option(min=1, help="Masks at a time.")] = 64,
+    device: Device = "auto",
+    as_json: Json = False,
+    progress: Progress = None,
+) -> None:
+    """Explain each IMAGE by switching off and by painting over, and compare.
+
+    The same search, seed and budget for all. Each explanation is then planted on solid colours and,
+    where there are several pictures, on the others: `survives` is the share on which the plain
+    network still gives the class. Leaves one PNG page for each picture in DIR; for two pictures or
+    more the table ends with means, and what differs from switching off with 95 % intervals.
+    """
+    policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
+    classifier = models.resolve(
+        model,
+        weights,
+        labels=labels,
+        size=size,
+        resize=resize,
+        mean=_three("--mean", mean),
+        std=_three("--std", std),
+    )
+    if weights == "none":
+        typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
+    preprocess = classifier.preprocess
+    normalisation = Normalisation(tuple(preprocess.mean), tuple(preprocess.std))
+    # Names of paints are checked before anything is converted.
+    painters = {
+        name: occlusion(classifier.model, name, mean=normalisation.mean, std=normalisation.std)
+        for name in dict.fromkeys(paint or _COMPARED_PAINTS)
+    }
+    paths = _expanded(pictures)
+    folder = _folder(out)
+    asker = _Asker(classifier, devices.choose(device), policy)
+    maskers: dict[str, Masker] = {_SWITCHED_OFF: asker.masked, **painters}
+
+    read: dict[int, torch.Tensor] = {}
+    failed: list[tuple[Path, ConvadError]] = []
+    for number, path in enumerate(paths):
+        try:
+            picture = images.open_image(path)
+        except ImageError as error:
+            failed.append((path, error))
+            continue
+        read[number] = images.to_input(picture, preprocess)
+    done: list[tuple[str, tuple[report.Compared, ...], Path]] = []
+    table = None if as_json else _Comparisons([str(path) for path in paths], list(maskers))
+    stems = _stems(paths)
+    for number, x in read.items():
+        compared = report.compare(
+            maskers,
+            classifier.model,
+            x.to(asker.device),
+            gamma=gamma,
+            seed=seed,
+            search=Search(partitions=partitions),
+            n=backgrounds,
+            others=[other for n, other in read.items() if n != number],
+            normalisation=normalisation,
+            batch_size=batch_size,
+            labels=classifier.labels or None,
+            progress=_wanted(progress),
+        )
+        shown = images.displayable(x, preprocess)
+        page = folder / f"{stems[number]}-compared.png"
+        source = str(paths[number])
+        try:
+            report.save_comparison(compared, shown, page, normalisation, paths[number].name)
+        except OSError as error:
+            raise _not_writable(folder, error) from error
+        done.append((source, compared, page))
+        if table:
+            table.add(source, compared)
+
+    rows = [compared for _, compared, _ in done]
+    if as_json:
+        _print_json(
+            {
+                "model": classifier.name,
+                "weights": classifier.weights,
+                "device": str(asker.device),
+                "compared": [
+                    {
+                        "image": source,
+                        "page": str(page),
+                        "maskers": [row.to_dict() for row in compared],
+                    }
+                    for source, compared, page in done
+                ],
+                "means": _means(rows),
+                "failed": [{"image": str(path), "error": str(why)} for path, why in failed],
+            }
+        )
+    elif done:
+        if len(done) > 1:
+            _print_means(_means(rows))
+        typer.echo(f"\nPages are in {folder}.")
+    for _, why in failed:
+        typer.echo(f"convad-fx: not compared: {why}", err=True)
+    if failed:
+        raise typer.Exit(FOUND if done else FAILED)
+
+
 DEMO_EXAMPLES = """Examples:
 
 \b
@@ -530,6 +695,103 @@ class _Table:
         if self._extra:
             row += f"  {extra:>{self._extra}}"
         typer.echo(f"{row}  {answer}")
+
+
+class _Comparisons:
+    """A block of rows for each picture: one row for each masker."""
+
+    def __init__(self, sources: Sequence[str], names: Sequence[str]) -> None:
+        self._width = max(map(len, ("image", *sources)))
+        self._names = max(map(len, ("hidden pixels", *names)))
+        self._kinds = ("colours", "images")
+        heads = ("kept", "confidence", "of", "masks", "on colours", "on pictures")
+        self._print("image", "hidden pixels", *heads, "answer")
+
+    def add(self, source: str, compared: Sequence[report.Compared]) -> None:
+        for row in compared:
+            why = row.explanation
+            self._print(
+                source,
+                row.name,
+                f"{why.size:.1%}",
+                f"{why.confidence_recheck:.3f}",
+                f"{why.confidence_whole:.3f}",
+                f"{why.evaluations}",
+                *(f"{row.rho[kind]:.0%}" if kind in row.rho else "-" for kind in self._kinds),
+                why.title + ("" if why.sufficient else " (NOT sufficient when asked again)"),
+            )
+
+    def _print(self, source: str, name: str, *cells: str) -> None:
+        *numbers, answer = cells
+        line = f"{source:<{self._width}}  {name:<{self._names}}"
+        for cell, width in zip(numbers, (6, 10, 5, 6, 10, 11), strict=True):
+            line += f"  {cell:>{width}}"
+        typer.echo(f"{line}  {answer}")
+
+
+def _means(rows: Sequence[Sequence[report.Compared]]) -> list[dict[str, Any]]:
+    """Of each masker, over pictures; and how it differs from the first, paired by picture."""
+    found: list[dict[str, Any]] = []
+    for number, first in enumerate(rows[0] if rows else ()):
+        values: dict[str, tuple[list[float], list[float]]] = {}
+        for kind in ("size", *first.rho):
+            values[kind] = (
+                [_value(r[number], kind) for r in rows],
+                [_value(r[0], kind) for r in rows],
+            )
+        entry: dict[str, Any] = {"masker": first.name, "pictures": len(rows)}
+        for kind, (own, base) in values.items():
+            entry[kind] = _interval(bootstrap(own))
+            if number:
+                difference = paired(own, base)
+                entry[kind]["less_first"] = {
+                    **_interval(difference.difference),
+                    "p": difference.p_value,
+                }
+        found.append(entry)
+    return found
+
+
+def _value(row: report.Compared, kind: str) -> float:
+    return row.explanation.size if kind == "size" else row.rho[kind]
+
+
+def _interval(found: Interval) -> dict[str, Any]:
+    return {"mean": found.value, "low": found.low, "high": found.high}
+
+
+def _print_means(means: Sequence[dict[str, Any]]) -> None:
+    n = means[0]["pictures"]
+    width = max(len(entry["masker"]) for entry in means)
+    typer.echo(f"\nMeans of {n} pictures; in brackets: less {means[0]['masker']}, 95 % interval")
+    titles = {"size": "kept", "colours": "on colours", "images": "on pictures"}
+    kinds = [kind for kind in titles if kind in means[0]]
+    typer.echo(f"{'':<{width}}" + "".join(f"  {titles[kind]:<27}" for kind in kinds).rstrip())
+    for entry in means:
+        line = f"{entry['masker']:<{width}}"
+        for kind in kinds:
+            cell = f"{entry[kind]['mean']:.0%}"
+            if (less := entry[kind].get("less_first")) is not None:
+                cell += f" ({less['mean']:+.0%}, {less['low']:+.0%} to {less['high']:+.0%})"
+            line += f"  {cell:<27}"
+        typer.echo(line.rstrip())
+    if n < 10:
+        typer.echo("With fewer than about ten pictures the intervals are too narrow.")
+
+
+def _expanded(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, folders as the pictures in them, by name."""
+    known = set(Image.registered_extensions())
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in known and p.is_file())
+        if not inside:
+            raise ImageError(f"there are no pictures in {path}", hint="name another folder")
+        found += inside
+    return found
 
 
 def _wanted(progress: bool | None) -> bool:

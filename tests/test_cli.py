@@ -243,7 +243,7 @@ def test_usage_errors_are_plain_too():
 
 
 # ------------------------------------------------------------------------------------- help, demo
-@pytest.mark.parametrize("command", ["check", "explain", "demo"])
+@pytest.mark.parametrize("command", ["check", "explain", "compare", "demo"])
 def test_the_examples_in_the_help_are_valid(command):
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -358,3 +358,67 @@ def test_names_of_further_reasons_do_not_meet_those_of_pictures():
     paths = [Path("cat.png"), Path("cat-reason-2.png"), Path("b/cat.jpg")]
     assert cli._stems(paths) == ["cat", "cat-reason-2", "cat-2"]
     assert cli._stems(paths, 2) == ["cat", "cat-reason-2-2", "cat-2"]
+
+
+# ----------------------------------------------------------------------------------------- compare
+COMPARE = ("--model", "demo", "--paint", "black", "--backgrounds", 3, *QUICK)
+
+
+def test_compare_leaves_rows_means_and_pages(tmp_path, photos):
+    out = tmp_path / "o"
+    result = run("compare", tmp_path, "--out", out, *COMPARE)
+    assert (result.exit_code, result.stderr) == (0, "")
+    head, *rows = result.stdout.splitlines()
+    assert head.split()[:3] == ["image", "hidden", "pixels"]
+    assert [row.split()[-1] for row in rows[:4]] == ["fish", "fish", "ladybird", "ladybird"]
+    assert [("switched off" in row, " black " in row) for row in rows[:2]] == [
+        (True, False),
+        (False, True),
+    ]
+    assert rows[5] == "Means of 2 pictures; in brackets: less switched off, 95 % interval"
+    assert rows[-1] == f"Pages are in {out}."
+    assert sorted(page.name for page in out.iterdir()) == [
+        "fish-compared.png",
+        "ladybird-compared.png",
+    ]
+
+
+def test_compare_for_machines_and_a_picture_that_cannot_be_read(tmp_path, photos):
+    gone = tmp_path / "gone.png"
+    result = run("compare", photos[0], gone, "--out", tmp_path / "o", "--json", *COMPARE)
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert [failed["image"] for failed in answer["failed"]] == [str(gone)]
+    (one,) = answer["compared"]
+    off, black = one["maskers"]
+    assert (off["masker"], black["masker"]) == ("switched off", "black")
+    assert black["policy"]["paint"] == "black"
+    assert off["policy"]["attribution"] == "positional"
+    assert list(off["rho"]) == ["colours"]  # no other picture to plant it on
+    assert (off["seed"], off["search"]) == (black["seed"], black["search"])
+    assert answer["means"][1]["size"]["mean"] == pytest.approx(black["size"])
+    less = answer["means"][1]["size"]["less_first"]["mean"]
+    assert less == pytest.approx(black["size"] - off["size"])
+    assert result.stderr == f"convad-fx: not compared: {gone}: no such file; check the path\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--paint", "pink"), "there is no paint called 'pink'"),
+        (("--gamma", "0"), "gamma must lie in (0, 1]"),
+        (("--tau", "1"), "tau must lie in [0, 1)"),
+    ],
+)
+def test_mistakes_in_compare_end_in_one_line(tmp_path, photos, options, message):
+    result = run("compare", photos[0], "--out", tmp_path / "o", *COMPARE, *options)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+
+
+def test_compare_in_a_folder_without_pictures(tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    result = run("compare", tmp_path, "--out", tmp_path / "o", *COMPARE)
+    assert result.exit_code == 2
+    assert "there are no pictures in" in result.stderr

@@ -1,6 +1,17 @@
-"""What was found, made visible: explanations as overlays, plans as pictures."""
+"""What was found, made visible: explanations as overlays and side by side, plans as pictures."""
 
+from convad_fx.report.compare import Compared, compare, draw_comparison, save_comparison
 from convad_fx.report.overlay import draw, save
 from convad_fx.report.plan_picture import draw_plan, save_plan, writable_picture
 
-__all__ = ["draw", "draw_plan", "save", "save_plan", "writable_picture"]
+__all__ = [
+    "Compared",
+    "compare",
+    "draw",
+    "draw_comparison",
+    "draw_plan",
+    "save",
+    "save_comparison",
+    "save_plan",
+    "writable_picture",
+]

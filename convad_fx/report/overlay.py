@@ -55,7 +55,7 @@ def draw(
     Raises:
         ImageError: the image does not fit the explanation, or is not one.
     """
-    shown = _displayable(image, explanation.mask.shape)
+    shown = displayable(image, explanation.mask.shape)
     if axes is None:
         height, width = explanation.mask.shape
         # Three panels of 3 inches; the height follows the image's, within reason.
@@ -115,7 +115,8 @@ def save(
     return text, picture
 
 
-def _displayable(image: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+def displayable(image: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """A picture of this shape as floats (H, W, 3) in [0, 1]; refuses what is none."""
     image = np.asarray(image)
     hint = "pass the picture before normalisation: (H, W, 3), uint8, or float in [0, 1]"
     if image.ndim == 2:
@@ -151,16 +152,27 @@ def _draw_image(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]
 
 
 def _draw_map(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
-    values = explanation.responsibility
-    axes.imshow(_grey(shown), cmap="gray", vmin=0, vmax=1)
-    peak = float(values.max())
-    axes.imshow(values, cmap=COLOURS, vmin=0, vmax=peak or 1.0, alpha=0.75 if peak else 0.0)
+    peak = draw_map(axes, explanation, shown)
     below = f"{explanation.evaluations:,} evaluations"
     _title(axes, "responsibility" if peak else "no responsibility found", below)
 
 
-def _draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
+def draw_map(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> float:
+    """The responsibility over the picture in grey, without a title; returns its peak."""
+    values = explanation.responsibility
+    axes.imshow(_grey(shown), cmap="gray", vmin=0, vmax=1)
+    peak = float(values.max())
+    axes.imshow(values, cmap=COLOURS, vmin=0, vmax=peak or 1.0, alpha=0.75 if peak else 0.0)
+    return peak
+
+
+def draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
+    """Kept pixels in colour and outlined, the others grey and dark, without a title."""
     _draw_set(axes, explanation.mask, shown, outlined=explanation.mask)
+
+
+def _draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
+    draw_kept(axes, explanation, shown)
     verdict = "sufficient" if explanation.sufficient else "NOT sufficient"
     _title(
         axes,

@@ -1,0 +1,462 @@
+"""The paper's three experiments (arXiv 2510.01038, section 5), on the kit's networks.
+
+    python -m benchmarks.paper --experiment equivalence --kit ../shared/kit --json OUT
+    python -m benchmarks.paper --experiment robustness --kit ../shared/kit --photos 10 --json OUT
+    python -m benchmarks.paper --experiment threshold --kit ../shared/kit --photos 10 --json OUT
+
+*equivalence*: photos through the plain and the converted network, everything kept: the same bits,
+the same decisions?
+
+*robustness*: the same search, budget and seed, by switching off and by each paint. The sets found
+are planted on solid colours and on other photos and shown to the plain network: rho is the share
+on which it still gives the class. Larger sets are robust for free, so the first pixels of each
+ranking are planted, too, as many for every masker. And no search at all: random masks, the same for
+every masker; of those it calls sufficient, how many survive?
+
+*threshold*: what tau and the rest of the policy do to sets and maps, against the true masks of
+objects.
+
+Everything is paired by photo; intervals are 95 % bootstrap intervals over photos.
+docs/experiments.md has the tables, and the commands that made them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import convad_fx
+from benchmarks.kit import Kit
+from convad_fx.compiler import Policy
+from convad_fx.explain import Explanation, Search, explain, occlusion
+from convad_fx.explain.masker import Masker
+from convad_fx.explain.paint import Normalisation
+from convad_fx.explain.sufficient import order
+from convad_fx.metrics import agreement, bootstrap, localisation, paired, robustness
+
+MODELS = ("mobilenet_v2", "mobilenet_v1_075_192", "cifar_resnet20", "cifar_resnet56")
+#: Paints that differ from each other on every network here.
+PAINTS = ("grey", "black", "white", "image-mean", "blur", "noise", "inpaint")
+SIZES = (0.2, 0.4, 0.6, 0.8)
+TAUS = (0.0, 0.1, 0.3, 0.5, 0.7)
+ROBUST = 0.8
+GAMMA = 0.9
+BATCH = 32
+
+Row = dict[str, Any]
+Save = Callable[[list[Row]], None]
+
+
+class Remembering:
+    """A network that is asked about each image once: the compositions are every masker's."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        self.model = model
+        self.known: dict[bytes, Tensor] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        keys = [blake2b(i.numpy().tobytes(), digest_size=16).digest() for i in x.contiguous()]
+        fresh = [i for i, key in enumerate(keys) if key not in self.known]
+        if fresh:
+            for i, logits in zip(fresh, self.model(x[fresh]), strict=True):
+                self.known[keys[i]] = logits.clone()
+        return torch.stack([self.known[key] for key in keys])
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the kit's, with its photos as it reads them."""
+
+    name: str
+    model: Any
+    info: dict[str, Any]
+    files: list[Path]
+    photos: list[Tensor]
+
+    @classmethod
+    def load(cls, kit: Kit, name: str) -> Network:
+        model, info = kit.load(name)
+        files = kit.files()
+        return cls(name, model, info, files, [kit.photo(file, info) for file in files])
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(tuple(self.info["mean"]), tuple(self.info["std"]))
+
+    def switched_off(self, policy: Policy) -> Masker:
+        return convad_fx.convert(self.model, self.photos[0], policy)
+
+    def others(self, number: int) -> list[Tensor]:
+        return self.photos[:number] + self.photos[number + 1 :]
+
+    def spread(self, photos: int) -> list[int]:
+        """Every fifth first, then those after them: more photos are the same and some more."""
+        return sorted(range(len(self.photos)), key=lambda i: (i % 5, i))[:photos]
+
+
+@dataclass(frozen=True)
+class Planting:
+    """How many backgrounds of each kind."""
+
+    colours: int
+    others: int
+
+    def rho(
+        self, network: Network, model: Any, x: Tensor, others: Sequence[Tensor], mask: Any, c: int
+    ) -> dict[str, float]:
+        options: dict[str, Any] = {"batch_size": BATCH, "normalisation": network.normalisation}
+        by_colour = robustness(model, x, mask, c, n=self.colours, **options)
+        return {"colours": by_colour.rho, "photos": self.on_photos(model, x, others, mask, c)}
+
+    def on_photos(
+        self, model: Any, x: Tensor, others: Sequence[Tensor], mask: Any, c: int
+    ) -> float:
+        n = min(self.others, len(others))
+        found = robustness(model, x, mask, c, "images", n=n, others=others, batch_size=BATCH)
+        return found.rho
+
+
+# ------------------------------------------------------------------------------------- equivalence
+def equivalence(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
+    rows: list[Row] = []
+    for name in asked.models:
+        network = Network.load(kit, name)
+        for policy in (Policy(), Policy.paper(), Policy(tau=0.5), Policy(pool="renormalize")):
+            masked = convad_fx.convert(network.model, network.photos[0], policy)
+            for number in network.spread(asked.photos):
+                x = network.photos[number]
+                ones = torch.ones(1, 1, *x.shape[2:], dtype=torch.bool)
+                with torch.inference_mode():
+                    plain, kept = network.model(x), masked(x, ones)
+                row = {
+                    "model": name,
+                    "policy": policy.to_dict(),
+                    "photo": network.files[number].name,
+                }
+                row["bit_equal"] = torch.equal(plain, kept)
+                row["changed"] = int(plain.argmax()) != int(kept.argmax())
+                row["difference"] = float((plain - kept).abs().max())
+                rows.append(row)
+        save(rows)
+    return rows
+
+
+def print_equivalence(rows: list[Row]) -> None:
+    print("| network | policy | photos | bit-equal | decisions changed |\n|---|---|---|---|---|")
+    for (name, policy), group in grouped(rows, "model", "policy"):
+        equal, changed = (sum(r[k] for r in group) for k in ("bit_equal", "changed"))
+        print(f"| {name} | {describe(policy)} | {len(group)} | {equal} | {changed} |")
+
+
+# -------------------------------------------------------------------------------------- robustness
+def maskers(network: Network, names: Sequence[str]) -> dict[str, Masker]:
+    info = network.info
+    off: dict[str, Masker] = {
+        "switched off": network.switched_off(Policy()),
+        "switched off, as the paper": network.switched_off(Policy.paper()),
+    }
+    paints = {n: occlusion(network.model, n, mean=info["mean"], std=info["std"]) for n in names}
+    return {**off, **paints}
+
+
+def explained(why: Explanation) -> Row:
+    return {
+        "target": why.target,
+        "size": why.size,
+        "relative": why.confidence_recheck / why.confidence_whole,
+        "over_threshold": why.confidence_recheck - why.gamma * why.confidence_whole,
+        "sufficient": why.sufficient,
+        "evaluations": why.evaluations,
+    }
+
+
+def robustness_(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
+    rows: list[Row] = []
+    planting = Planting(asked.colours, asked.others)
+    for name in asked.models:
+        network = Network.load(kit, name)
+        network.model.to(memory_format=torch.channels_last)
+        for number in network.spread(asked.photos):
+            x, others = network.photos[number], network.others(number)
+            plain = Remembering(network.model)
+            began = time.perf_counter()
+            for label, masker in maskers(network, asked.paints).items():
+                why = explain(masker, x, gamma=GAMMA, search=asked.search, batch_size=BATCH)
+                row = {"model": name, "photo": network.files[number].name, "masker": label}
+                row |= explained(why)
+                row["rho"] = planting.rho(network, plain, x, others, why.mask, why.target)
+                row["robust"] = {kind: rho >= ROBUST for kind, rho in row["rho"].items()}
+                ranks = order(why.responsibility)
+                row["at_size"] = {
+                    f"{share:g}": planting.on_photos(
+                        plain, x, others, ranks < share * ranks.size, why.target
+                    )
+                    for share in asked.sizes
+                }
+                row["random"] = on_random_masks(masker, plain, x, others, why.target)
+                rows.append(row)
+            seconds = time.perf_counter() - began
+            print(f"{name} {network.files[number].name}: {seconds:.0f} s", flush=True)
+            save(rows)
+    return rows
+
+
+def on_random_masks(
+    masker: Masker, plain: Any, x: Tensor, others: Sequence[Tensor], target: int
+) -> Row:
+    """The masker's verdict on masks that no search made."""
+    n = min(10, len(others))
+    found = agreement(
+        masker, plain, x, target, gamma=GAMMA, on="images", n=n, others=others, batch_size=BATCH
+    )
+    return {
+        "confidence": found.confidence.tolist(),
+        "sufficient": found.sufficient.tolist(),
+        "rho": found.rho.tolist(),
+    }
+
+
+def print_robustness(rows: list[Row]) -> None:
+    for (name,), group in grouped(rows, "model"):
+        maskers_ = [label for (label,), _ in grouped(group, "masker")]
+        n = len(group) // len(maskers_)
+        sizes = [float(share) for share in group[0]["at_size"]]
+        print(f"\n**{name}**, {n} photos\n")
+        print(
+            "| masker | size | confidence | rho, colours | rho, photos | robust, photos |"
+            + "".join(f" rho, {s:.0%} |" for s in sizes)
+            + " random: called | robust if called |"
+        )
+        print("|---" * (8 + len(sizes)) + "|")
+        for (label,), own in grouped(group, "masker"):
+            cells = [interval(own, k) for k in ("size", "relative", "rho.colours", "rho.photos")]
+            cells.append(interval(own, "robust.photos"))
+            cells += [interval(own, f"at_size.{s:g}") for s in sizes]
+            cells += list(verdicts(own))
+            print(f"| {label} | {' | '.join(cells)} |")
+        print(f"\n| {maskers_[0]} less | size | confidence | rho, colours | rho, photos |", end="")
+        print("".join(f" rho, {s:.0%} |" for s in sizes))
+        print("|---" * (5 + len(sizes)) + "|")
+        first = by_photo(group, maskers_[0])
+        for label in maskers_[1:]:
+            second = by_photo(group, label)
+            keys = [
+                "size",
+                "relative",
+                "rho.colours",
+                "rho.photos",
+                *(f"at_size.{s:g}" for s in sizes),
+            ]
+            print(f"| {label} | {' | '.join(less(first, second, key) for key in keys)} |")
+
+
+def verdicts(rows: list[Row]) -> tuple[str, str]:
+    """Share of random masks called sufficient; and rho of those, by photo where there are any."""
+    called = [np.array(r["random"]["sufficient"], bool) for r in rows]
+    rho = [np.array(r["random"]["rho"]) for r in rows]
+    shares = bootstrap([c.mean() for c in called])
+    good = [float(v[c].mean()) for v, c in zip(rho, called, strict=True) if c.any()]
+    robust = f"{short(bootstrap(good))} ({sum(map(sum, called))})" if good else "- (0)"
+    return short(shares), robust
+
+
+# --------------------------------------------------------------------------------------- threshold
+def policies(grid: str) -> dict[str, Policy]:
+    """Every combination, or tau by attribution and the rest one at a time."""
+    fields = [
+        (tau, attribution, read, pool)
+        for attribution in ("positional", "receptive")
+        for read in ("gate", "raw", "strict")
+        for pool in ("dilute", "renormalize")
+        for tau in TAUS
+    ]
+    if grid == "few":
+        fields = [
+            (tau, attribution, read, pool)
+            for tau, attribution, read, pool in fields
+            if (read, pool) == ("gate", "dilute")
+            or (read == "gate" and attribution == "positional" and tau in (0.0, 0.5))
+            or (pool == "dilute" and attribution == "positional" and tau in (0.0, 0.5))
+            or Policy(tau, attribution, read, pool) == Policy.paper()
+        ]
+    return {describe(p.to_dict()): p for p in (Policy(*f) for f in fields)}
+
+
+def described_objects(kit: Kit, network: Network) -> Iterator[tuple[str, Tensor, Any]]:
+    """Photos with one object each that the network answers rightly, and the object's mask."""
+    folder = kit.root / "images" / "segmentation"
+    with (folder / "manifest.csv").open(encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            x = kit.photo(folder / line["image"], network.info)
+            truth = kit._models.crop_mask(Image.open(folder / line["mask"]), network.info).numpy()
+            with torch.inference_mode():
+                top = str(int(network.model(x).argmax()))
+            if top in line["imagenet_indices"].split() and truth.any():
+                yield Path(line["image"]).name, x, truth
+
+
+def threshold(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
+    rows: list[Row] = []
+    planting = Planting(asked.colours, asked.others)
+    for name in asked.models:
+        network = Network.load(kit, name)
+        if network.info["size"] == 32:
+            print(f"skipped: {name} knows none of the objects' classes")
+            continue
+        network.model.to(memory_format=torch.channels_last)
+        chosen = {
+            label: network.switched_off(policy) for label, policy in policies(asked.grid).items()
+        }
+        objects = list(described_objects(kit, network))[: asked.photos]
+        for photo, x, truth in objects:
+            began = time.perf_counter()
+            for label, masker in chosen.items():
+                why = explain(masker, x, gamma=GAMMA, search=asked.search, batch_size=BATCH)
+                row = {"model": name, "photo": photo, "masker": label, **explained(why)}
+                where = localisation(why.mask, truth, why.responsibility)
+                row |= {
+                    "iou": where.iou,
+                    "precision": where.precision,
+                    "energy": where.energy,
+                    "hit": where.hit,
+                    "object": where.object,
+                }
+                row["rho"] = planting.rho(
+                    network, network.model, x, network.photos, why.mask, why.target
+                )
+                rows.append(row)
+            print(f"{name} {photo}: {time.perf_counter() - began:.0f} s", flush=True)
+            save(rows)
+    return rows
+
+
+def print_threshold(rows: list[Row]) -> None:
+    keys = ("iou", "energy", "size", "relative", "rho.colours", "rho.photos")
+    for (name,), group in grouped(rows, "model"):
+        objects = {r["photo"]: r["object"] for r in group}
+        print(f"\n**{name}**, {len(objects)} photos; the object fills", end=" ")
+        print(f"{np.mean(list(objects.values())):.2f} of them on average\n")
+        print("| policy | IoU | energy inside | size | confidence | rho, colours | rho, photos |")
+        print("|---" * (1 + len(keys)) + "|")
+        default = describe(Policy().to_dict())
+        for (label,), own in grouped(group, "masker"):
+            shown = f"**{label}** (default)" if label == default else label
+            print(f"| {shown} | {' | '.join(interval(own, key) for key in keys)} |")
+        print(f"\n| less {default} | IoU | energy inside | size | rho, colours | rho, photos |")
+        print("|---" * 6 + "|")
+        second = by_photo(group, default)
+        for (label,), _ in grouped(group, "masker"):
+            if label != default:
+                first = by_photo(group, label)
+                cells = [less(first, second, k) for k in keys if k != "relative"]
+                print(f"| {label} | {' | '.join(cells)} |")
+
+
+# ----------------------------------------------------------------------------------------- numbers
+def describe(policy: dict[str, Any]) -> str:
+    plain = Policy(**policy)
+    if plain == Policy.paper():
+        return "the paper's: receptive raw dilute, tau 0"
+    return f"{plain.attribution} {plain.input} {plain.pool}, tau {plain.tau:g}"
+
+
+def grouped(rows: list[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
+    """Rows by some of their values, in the order in which these are met."""
+    found: dict[str, tuple[tuple[Any, ...], list[Row]]] = {}
+    for row in rows:
+        values = tuple(row[key] for key in keys)
+        found.setdefault(repr(values), (values, []))[1].append(row)
+    yield from found.values()
+
+
+def value(row: Row, key: str) -> float:
+    """`rho.photos` is the number so nested; what follows the first dot is one name."""
+    head, _, rest = key.partition(".")
+    return float(row[head][rest] if rest else row[head])
+
+
+def interval(rows: list[Row], key: str) -> str:
+    """Mean over photos and its interval; photos without an answer are counted."""
+    values = [value(row, key) for row in rows]
+    sound = [v for v in values if math.isfinite(v)]
+    if not sound:
+        return "-"
+    remark = f" (n = {len(sound)})" if len(sound) < len(values) else ""
+    return short(bootstrap(sound)) + remark
+
+
+def short(found: Any) -> str:
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def by_photo(rows: list[Row], masker: str) -> dict[str, Row]:
+    return {row["photo"]: row for row in rows if row["masker"] == masker}
+
+
+def less(first: dict[str, Row], second: dict[str, Row], key: str) -> str:
+    """The mean difference, paired by photo, with its interval and the signed-rank test's p."""
+    pairs = [(value(first[p], key), value(second[p], key)) for p in first if p in second]
+    sound = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+    if not sound:
+        return "-"
+    a, b = zip(*sound, strict=True)
+    found = paired(a, b)
+    d = found.difference
+    return f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}], p {found.p_value:.2g}"
+
+
+EXPERIMENTS = {
+    "equivalence": (equivalence, print_equivalence),
+    "robustness": (robustness_, print_robustness),
+    "threshold": (threshold, print_threshold),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experiment", choices=EXPERIMENTS, required=True)
+    parser.add_argument("--kit", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--photos", type=int, default=50)
+    parser.add_argument("--colours", type=int, default=100, help="solid backgrounds")
+    parser.add_argument("--others", type=int, default=50, help="photos as backgrounds, at most")
+    parser.add_argument("--partitions", type=int, default=Search().partitions)
+    parser.add_argument("--sizes", nargs="+", type=float, default=list(SIZES), help="equal sizes")
+    parser.add_argument("--paints", nargs="+", default=list(PAINTS))
+    parser.add_argument("--grid", choices=("few", "full"), default="few", help="of policies")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="written after every photo")
+    parser.add_argument("--tables", type=Path, help="print the tables of this JSON, run nothing")
+    asked = parser.parse_args()
+    run, show = EXPERIMENTS[asked.experiment]
+    if asked.tables is not None:
+        show(json.loads(asked.tables.read_text())["rows"])
+        return
+    torch.set_num_threads(asked.threads)
+    asked.search = Search(partitions=asked.partitions)
+    command = {k: v for k, v in vars(asked).items() if k not in ("kit", "json", "tables", "search")}
+    about = {"torch": torch.__version__, "machine": platform.machine(), **command}
+
+    def save(rows: list[Row]) -> None:
+        if asked.json is not None:
+            asked.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+
+    show(run(Kit(asked.kit), asked, save))
+
+
+if __name__ == "__main__":
+    main()
