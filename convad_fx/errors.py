@@ -48,6 +48,10 @@ class MaskError(ConvadError, ValueError):
     """A mask of the wrong rank, size, dtype or device."""
 
 
+class ArtifactError(ConvadError, ValueError):
+    """A file that is no artifact, is damaged or too new; or a network that cannot be one."""
+
+
 class ImageError(ConvadError, ValueError):
     """An image of the wrong shape, dtype or device, or a file that cannot be read as an image."""
 
@@ -58,3 +62,15 @@ class PolicyError(ConvadError, ValueError):
 
 class Unavailable(ConvadError, RuntimeError):
     """Something outside this package is missing: weights, a package, a device, the internet."""
+
+
+class ArtifactError(ConvadError, ValueError):
+    """A file that does not hold a masked network: cut short, changed, or something else."""
+
+
+class NewerArtifact(ArtifactError):
+    """A file that a newer version of this package, or of torch, has written."""
+
+
+class UntrustedArtifact(ArtifactError, PermissionError):
+    """A file with machine code in it, which nobody has vouched for."""
