@@ -62,15 +62,3 @@ class PolicyError(ConvadError, ValueError):
 
 class Unavailable(ConvadError, RuntimeError):
     """Something outside this package is missing: weights, a package, a device, the internet."""
-
-
-class ArtifactError(ConvadError, ValueError):
-    """A file that does not hold a masked network: cut short, changed, or something else."""
-
-
-class NewerArtifact(ArtifactError):
-    """A file that a newer version of this package, or of torch, has written."""
-
-
-class UntrustedArtifact(ArtifactError, PermissionError):
-    """A file with machine code in it, which nobody has vouched for."""

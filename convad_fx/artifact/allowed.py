@@ -44,12 +44,31 @@ _DENIED = re.compile(
 )
 _DUNDERS = frozenset(
     f"__{side}{name}__"
-    for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    ]
     for side in ("", "r", "i")
-) | {f"__{name}__" for name in "eq ne lt le gt ge neg pos abs invert getitem".split()}
+) | {
+    f"__{name}__"
+    for name in ["eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "getitem"]
+}
 
 #: `getattr` in a graph: what of a tensor it may ask for.
-ATTRIBUTES = frozenset("shape dtype device ndim layout T H mT mH real imag data".split())
+ATTRIBUTES = frozenset(
+    ["shape", "dtype", "device", "ndim", "layout", "T", "H", "mT", "mH", "real", "imag", "data"]
+)
 
 _NN_DENIED = {"DataParallel", "Module", "Container"}
 
@@ -64,9 +83,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
                 table[f"{home.__name__}.{name}"] = function
     table |= {f"operator.{name}": getattr(operator, name) for name in _OPERATORS.split()}
     table |= {f"builtins.{name}": function for name, function in _BUILTINS.items()}
-    table |= {
-        f"math.{name}": f for name, f in vars(math).items() if callable(f) and name[0] != "_"
-    }
+    table |= {f"math.{name}": f for name, f in vars(math).items() if callable(f) and name[0] != "_"}
     table |= {
         f"torch.{name}": getattr(torch, name) for name in _FACTORIES.split() if hasattr(torch, name)
     }

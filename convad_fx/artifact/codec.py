@@ -236,7 +236,7 @@ def from_data(
     tensors = [_tensor(row, contents, device) for row in data["tensors"]]
     modules: list[nn.Module] = []
     for entry in data["modules"]:
-        modules.append(_module(entry, tensors, modules, device))  # noqa: PERF401 (refers to itself)
+        modules.append(_module(entry, tensors, modules, device))
     tree = modules[-1]
     graphs = [
         None if data["graphs"][name] is None else _graph(data["graphs"][name], tree, device)
@@ -292,7 +292,7 @@ def _module(
             raise ArtifactError(f"the file sets {name!r} of a layer, which no artifact may")
         module.__dict__[_checked_name(name)] = decode(value, [], device)
     for name, number in entry.get("parameters", {}).items():
-        module.register_parameter(_checked_step(name), _at(tensors, number))  # type: ignore[arg-type]
+        module.register_parameter(_checked_step(name), _at(tensors, number))
     for name, (number, persistent) in entry.get("buffers", {}).items():
         module.register_buffer(_checked_step(name), _at(tensors, number), bool(persistent))
     for name, number in entry.get("children", {}).items():

@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -224,7 +224,7 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Any:
+def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
     """The zip; whatever is wrong with it or in it is an `ArtifactError` that names the file."""
     try:
         with zipfile.ZipFile(path) as archive:

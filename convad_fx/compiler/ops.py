@@ -608,29 +608,6 @@ def reads_no_values(node: torch.fx.Node) -> bool:
     return node.target in _PLAIN_FUNCTIONS
 
 
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """Every spelling that a graph may use: what a saved network is held to.
-
-    Attributes:
-        functions: callables and aten overloads.
-        methods, attributes: of tensors, by name.
-    """
-
-    functions: frozenset[Any]
-    methods: frozenset[str]
-    attributes: frozenset[str]
-
-
-def vocabulary() -> Vocabulary:
-    """What `SPELLINGS` and the questions about sizes know, without ``isinstance``."""
-    return Vocabulary(
-        frozenset(_TABLES.functions) | (frozenset(_PLAIN_FUNCTIONS) - {isinstance}),
-        frozenset(_TABLES.methods) | frozenset(_PLAIN_METHODS),
-        frozenset(_TABLES.attributes) | frozenset(_PLAIN_ATTRIBUTES),
-    )
-
-
 def view(node: torch.fx.Node, root: nn.Module, masked: Callable[[torch.fx.Node], bool]) -> OpView:
     """The normal form of a node. An operation without a row gets the kind ``unknown``."""
     fact = facts(node)
