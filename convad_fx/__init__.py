@@ -11,6 +11,7 @@ torch.Size([8, 1000])
 """
 
 from convad_fx import metrics
+from convad_fx.artifact import load, save
 from convad_fx.compiler import Finding, MaskedModule, Policy, Report, check, convert
 
 # `convad_fx.explain` is the function; the package of that name stays importable from
@@ -35,6 +36,8 @@ __all__ = [
     "convert",
     "explain",
     "explain_disjoint",
+    "load",
     "metrics",
     "occlusion",
+    "save",
 ]

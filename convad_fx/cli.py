@@ -1,4 +1,4 @@
-"""The command line `convad-fx`: `check`, `explain`, `compare`, `demo`.
+"""The command line `convad-fx`: `check`, `compile`, `explain`, `compare`, `demo`.
 
 Results on stdout, the rest on stderr.
 
@@ -26,7 +26,7 @@ from typer.core import TyperGroup
 import convad_fx
 from convad_fx import device as devices
 from convad_fx import images, models, report
-from convad_fx.compiler import Policy
+from convad_fx.compiler import MaskedModule, Policy
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.explainer import versions
@@ -186,6 +186,71 @@ def check(
         raise typer.Exit(FOUND)
 
 
+COMPILE_EXAMPLES = """Examples:
+
+\b
+  convad-fx compile resnet50 -o resnet50.cfx
+  convad-fx compile mine:build --size 96 --labels mine.txt -o mine.cfx
+  convad-fx explain cat.jpg --model mine.cfx --out why
+"""
+
+
+@app.command("compile", epilog=COMPILE_EXAMPLES, short_help="Leave a masked network in a file.")
+def compile_(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where it goes.")],
+    weights: Weights = "DEFAULT",
+    labels: Labels = None,
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    tau: Annotated[
+        float, typer.Option(help="A cell is active if more than this share of its input is.")
+    ] = 0.0,
+    attribution: Annotated[
+        str, typer.Option(help="positional, or receptive as in the paper.")
+    ] = "positional",
+    input_: Annotated[
+        str, typer.Option("--input", help="gate, strict, or raw as in the paper.")
+    ] = "gate",
+    pool: Annotated[str, typer.Option(help="dilute, or renormalize.")] = "dilute",
+    fill: Annotated[
+        str, typer.Option(help="What hidden cells read as in convolutions: zero, or neighbour.")
+    ] = "zero",
+    as_json: Json = False,
+) -> None:
+    """Convert MODEL once and leave it in FILE, for `explain --model FILE`.
+
+    The file holds weights, preprocessing and class names, too. It is data: loading it needs neither
+    the model's source nor its packages, and runs nothing of it.
+    """
+    policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
+    classifier = models.resolve(
+        model,
+        weights,
+        labels=labels,
+        size=size,
+        resize=resize,
+        mean=_three("--mean", mean),
+        std=_three("--std", std),
+    )
+    if weights == "none":
+        typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
+    masked = convad_fx.convert(classifier.model, classifier.example(), policy)
+    convad_fx.save(
+        masked,
+        out,
+        preprocessing=images.recorded(classifier.preprocess),
+        class_names=classifier.labels or None,
+    )
+    if as_json:
+        about = {"name": classifier.name, "file": str(out), "bytes": out.stat().st_size}
+        _print_json({**about, "policy": policy.to_dict(), **masked.report.to_dict()})
+    else:
+        typer.echo(f"{masked.report}\n{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
 EXPLAIN_EXAMPLES = """Examples:
 
 \b
@@ -202,7 +267,9 @@ EXPLAIN_EXAMPLES = """Examples:
 @app.command(epilog=EXPLAIN_EXAMPLES, short_help="Which part of a picture suffices?")
 def explain(
     pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help=MODEL_HELP + " Or a file of `convad-fx compile`.")
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where PNG and JSON files go.")],
     weights: Weights = "DEFAULT",
     labels: Labels = None,
@@ -315,7 +382,8 @@ def explain(
         queue_len=queue_len,
         weighted=weighted,
     )
-    classifier = models.resolve(
+    find = models.opened if Path(model).is_file() else models.resolve
+    classifier = find(
         model,
         weights,
         labels=labels,
@@ -601,7 +669,15 @@ class _Asker:
         self.classifier, self.device, self.search = classifier, device, search
         self.batch_size, self.seed = batch_size, seed
         model = classifier.model.to(device)
-        self.masked = convad_fx.convert(model, classifier.example(device), policy)
+        if isinstance(model, MaskedModule):
+            if policy not in (Policy(), model.policy):
+                raise PolicyError(
+                    f"{classifier.name} was compiled with {model.policy}, not with {policy}",
+                    hint="leave the policy's options out, or compile it again",
+                )
+            self.masked = model
+        else:
+            self.masked = convad_fx.convert(model, classifier.example(device), policy)
 
     def ask(
         self,

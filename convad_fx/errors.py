@@ -48,6 +48,10 @@ class MaskError(ConvadError, ValueError):
     """A mask of the wrong rank, size, dtype or device."""
 
 
+class ArtifactError(ConvadError, ValueError):
+    """A file that is no artifact, is damaged or too new; or a network that cannot be one."""
+
+
 class ImageError(ConvadError, ValueError):
     """An image of the wrong shape, dtype or device, or a file that cannot be read as an image."""
 

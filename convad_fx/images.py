@@ -9,7 +9,7 @@
 
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,79 @@ def standard(
         ]
     )
     return Preprocess(steps, tuple(mean), tuple(std))
+
+
+def recorded(preprocess: Preprocess) -> dict[str, Any]:
+    """The steps as numbers, for a file; `replayed` takes them back.
+
+    >>> recorded(standard(size=96, resize=100))["resize"]
+    [100]
+
+    Raises:
+        ImageError: other steps than resize, crop the centre, scale to [0, 1], normalise.
+    """
+    chain: Any = preprocess.transform
+    if hasattr(chain, "resize_size") and hasattr(chain, "crop_size"):  # torchvision's presets
+        resize, crop, way = chain.resize_size, chain.crop_size, chain.interpolation
+    else:
+        steps = list(getattr(chain, "transforms", ()))
+        known = [
+            transforms.Resize,
+            transforms.CenterCrop,
+            (transforms.ToTensor, transforms.PILToTensor),
+            transforms.Normalize,
+        ]
+        # timm's own step to a tensor is called MaybeToTensor
+        if len(steps) != len(known) or not all(
+            isinstance(step, kind) or type(step).__name__ == "MaybeToTensor"
+            for step, kind in zip(steps, known, strict=True)
+        ):
+            raise ImageError(
+                f"the steps {[type(step).__name__ for step in steps]} cannot be recorded",
+                hint="use convad_fx.images.standard",
+            )
+        resize, crop, way = steps[0].size, steps[1].size, steps[0].interpolation
+    return {
+        "resize": _numbers(resize),
+        "crop": _numbers(crop),
+        "interpolation": str(getattr(way, "value", way)),
+        "mean": [float(n) for n in preprocess.mean],
+        "std": [float(n) for n in preprocess.std],
+    }
+
+
+def replayed(record: Mapping[str, Any]) -> Preprocess:
+    """The steps that `recorded` wrote down.
+
+    >>> replayed(recorded(standard(size=96))).std
+    (0.229, 0.224, 0.225)
+
+    Raises:
+        ImageError: it is no such record.
+    """
+    try:
+        resize, crop = _numbers(record["resize"]), _numbers(record["crop"])
+        mean, std = tuple(map(float, record["mean"])), tuple(map(float, record["std"]))
+        way = transforms.InterpolationMode(record["interpolation"])
+        # `Resize` takes [n] and n alike, as the short side; of a crop it is both sides
+        steps = transforms.Compose(
+            [
+                transforms.Resize(resize, way, antialias=True),
+                transforms.CenterCrop(crop * 2 if len(crop) == 1 else crop),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ImageError(
+            f"the recorded preprocessing {dict(record)} cannot be used ({error})",
+            hint="it needs resize, crop, interpolation, mean and std",
+        ) from error
+    return Preprocess(steps, mean, std)
+
+
+def _numbers(size: Any) -> list[int]:
+    return [int(n) for n in size] if isinstance(size, Sequence) else [int(size)]
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -36,7 +36,8 @@ import torch
 import torchvision
 from torch import nn
 
-from convad_fx.errors import ConvadError, ModelError, Unavailable
+from convad_fx import artifact, images
+from convad_fx.errors import ConvadError, ImageError, ModelError, Unavailable
 from convad_fx.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, standard
 from convad_fx.weights import class_count, fill, read
 
@@ -129,6 +130,53 @@ def resolve(
         if choices.labels is None:
             return classifier
         return _relabelled(classifier, choices.labels)
+
+
+def opened(
+    path: str,
+    weights: str = "DEFAULT",
+    *,
+    labels: Path | None = None,
+    size: int | None = None,
+    resize: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Classifier:
+    """The classifier in a file of `convad_fx.save`: its model is a masked network already.
+
+    Args:
+        path: the file.
+        weights: those in the file; anything but `DEFAULT` is an error.
+        labels, size, resize, mean, std: as in `resolve`, instead of what the file records.
+
+    Raises:
+        ArtifactError: no such file, or a damaged one.
+        ModelError: other weights, or labels that do not fit.
+        ImageError: no preprocessing is recorded, or none that is understood.
+    """
+    if weights != "DEFAULT":
+        raise ModelError(
+            f"{path} has its weights inside", hint="leave `--weights` out, or compile it again"
+        )
+    masked, about = artifact.load(path), artifact.describe(path)
+    record = dict(about.preprocessing or images.recorded(standard(size or 224)))
+    if about.preprocessing is None and not (size and mean and std):
+        raise ImageError(
+            f"{path} does not record what is done to pictures",
+            hint="pass `--size`, `--mean` and `--std`, or compile it again",
+        )
+    if size:
+        margin = record["resize"][0] / record["crop"][0]
+        record |= {"crop": [size, size], "resize": [round(size * margin)]}
+    record |= {"resize": [resize]} if resize else {}
+    record |= {"mean": list(mean)} if mean else {}
+    record |= {"std": list(std)} if std else {}
+    preprocess = images.replayed(record)
+    crop = record["crop"]
+    classifier = Classifier(
+        path, masked, preprocess, (crop[0], crop[-1]), about.class_names, "in the file"
+    )
+    return classifier if labels is None else _relabelled(classifier, labels)
 
 
 # ------------------------------------------------------------------------------------- torchvision

@@ -1,0 +1,203 @@
+"""What a graph in a file may call, by name. Everything else is refused, at saving and at loading.
+
+A file is data: it names functions, and only those listed here are ever called. They compute tensors
+from tensors, numbers from numbers. None reads or writes files, loads code, or takes a callable.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.overrides
+import torchvision
+from torch import nn
+
+from convad_fx.compiler import activity, crop
+from convad_fx.errors import ArtifactError
+
+_OPERATORS = """
+    add sub mul truediv floordiv mod pow matmul neg pos abs invert and_ or_ xor lshift rshift
+    eq ne lt le gt ge not_ is_ is_not truth index getitem setitem concat contains
+    iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift
+"""
+_BUILTINS: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (abs, bool, float, int, len, max, min, round, slice, sum, tuple, list)
+}  # fmt: skip
+#: Of torch, beside what takes tensors.
+_FACTORIES = """
+    arange as_tensor empty empty_strided eye full linspace logspace ones scalar_tensor tensor zeros
+    ones_like zeros_like full_like empty_like broadcast_shapes
+    sym_float sym_int sym_ite sym_max sym_min sym_not sym_sum
+"""
+_PRIVATE_ATEN = "_softmax _log_softmax _to_copy _unsafe_view _native_batch_norm_legit_no_training"
+#: They reach under a tensor, to its memory, or take a callable.
+_DENIED = re.compile(
+    r"^_|storage|hook|^set_$|^set_data$|^apply_$|^map2?_$|^resize|^share_memory|^module_load$|^data_ptr"
+    r"|^numpy$|^backward$|^record_stream$|^from_file|^dlpack|_file$|^retain_grad$|^requires_grad_$"
+)
+_DUNDERS = frozenset(
+    f"__{side}{name}__"
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    ]
+    for side in ("", "r", "i")
+) | {
+    f"__{name}__"
+    for name in ["eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "getitem"]
+}
+
+#: `getattr` in a graph: what of a tensor it may ask for.
+ATTRIBUTES = frozenset(
+    ["shape", "dtype", "device", "ndim", "layout", "T", "H", "mT", "mH", "real", "imag", "data"]
+)
+
+_NN_DENIED = {"DataParallel", "Module", "Container"}
+
+
+@functools.cache
+def _functions() -> dict[str, Callable[..., Any]]:
+    """Name -> function. The first of several names of one function is the one that is written."""
+    table: dict[str, Callable[..., Any]] = {}
+    for home in (activity, crop):
+        for name, function in vars(home).items():
+            if getattr(function, "__module__", "") == home.__name__ and name[0] != "_":
+                table[f"{home.__name__}.{name}"] = function
+    table |= {f"operator.{name}": getattr(operator, name) for name in _OPERATORS.split()}
+    table |= {f"builtins.{name}": function for name, function in _BUILTINS.items()}
+    table |= {f"math.{name}": f for name, f in vars(math).items() if callable(f) and name[0] != "_"}
+    table |= {
+        f"torch.{name}": getattr(torch, name) for name in _FACTORIES.split() if hasattr(torch, name)
+    }
+    takes_tensors = torch.overrides.get_overridable_functions()
+    known = {f for fs in takes_tensors.values() for f in fs if _hashable(f)}
+    for home, prefix in (
+        (torch, "torch"),
+        (F, "torch.nn.functional"),
+        (torch.linalg, "torch.linalg"),
+        (torch.special, "torch.special"),
+        (torch.fft, "torch.fft"),
+    ):
+        for name, function in vars(home).items():
+            if _DENIED.search(name) or not callable(function):
+                continue
+            # max_pool2d and its like are chosen by an argument, and are not known by themselves
+            chosen = home is F and getattr(function, "__name__", "") == "fn"
+            if chosen or (_hashable(function) and function in known):
+                table.setdefault(f"{prefix}.{name}", function)
+    table["torchvision.ops.stochastic_depth"] = torchvision.ops.stochastic_depth
+    table["builtins.getattr"] = getattr
+    return table
+
+
+@functools.cache
+def _names() -> dict[Callable[..., Any], str]:
+    names: dict[Callable[..., Any], str] = {}
+    for name, function in _functions().items():
+        names.setdefault(function, name)
+    return names
+
+
+@functools.cache
+def _methods() -> frozenset[str]:
+    of_tensors = torch.overrides.get_overridable_functions()[torch.Tensor]
+    names = {getattr(f, "__name__", "") for f in of_tensors}
+    return frozenset(n for n in names if n and not _DENIED.search(n)) | _DUNDERS
+
+
+def _hashable(value: Any) -> bool:
+    return getattr(type(value), "__hash__", None) is not None
+
+
+def name_of(function: Any, where: str) -> str:
+    """The name under which a file calls `function`."""
+    if isinstance(function, torch._ops.OpOverload):
+        name = f"torch.ops.{function.namespace}.{function._schema.name.partition('::')[2]}"
+        name = f"{name}.{function._overloadname}"
+        if _aten(name) is function:
+            return name
+    elif _hashable(function) and function in _names():
+        return _names()[function]
+    raise ArtifactError(
+        f"calls {torch.overrides.resolve_name(function) or function}, which a file cannot name",
+        path=where,
+        hint="build the network from functions of torch, or pickle `masked` with torch.save",
+    )
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """The function that a file calls by `name`."""
+    function = _functions().get(name) or _aten(name)
+    if function is None:
+        raise ArtifactError(
+            f"the file calls {name!r}, which no artifact may",
+            hint="save the network again with this version; trust no such file from others",
+        )
+    return function
+
+
+def _aten(name: str) -> Callable[..., Any] | None:
+    match = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", name)
+    if match is None:
+        return None
+    packet = getattr(torch.ops.aten, match[1], None)
+    overload = getattr(packet, match[2], None)
+    if not isinstance(overload, torch._ops.OpOverload):
+        return None
+    if match[1] in _PRIVATE_ATEN.split() or match[1] in _FACTORIES.split():
+        return overload
+    takes_tensor = any("Tensor" in str(a.type) for a in overload._schema.arguments)
+    takes_memory = any("Storage" in str(a.type) for a in overload._schema.arguments)
+    if _DENIED.search(match[1]) or takes_memory or not takes_tensor:
+        return None
+    return overload
+
+
+def method_of(name: str) -> str:
+    """`name`, if it is a method of tensors that a graph may call."""
+    if name not in _methods():
+        raise ArtifactError(
+            f"the graph calls the method {name!r}, which no artifact may",
+            hint="build the network from methods of torch.Tensor that compute tensors",
+        )
+    return name
+
+
+def layer_name(kind: type[nn.Module]) -> str:
+    """The name of a class of torch.nn; "" for any other."""
+    if getattr(nn, kind.__name__, None) is kind and kind.__name__ not in _NN_DENIED:
+        return f"torch.nn.{kind.__name__}"
+    if kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
+        return "torch.nn.Linear"  # inside attention, for its weights alone
+    return ""
+
+
+def layer_of(name: str) -> type[nn.Module]:
+    """The class that a file calls by `name`."""
+    kind: Any = None
+    if re.fullmatch(r"torch\.nn\.\w+", name):
+        kind = getattr(nn, name.rpartition(".")[2], None)
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module) or layer_name(kind) != name:
+        raise ArtifactError(
+            f"the file has a layer {name!r}, which no artifact may",
+            hint="save the network again with this version; trust no such file from others",
+        )
+    return kind

@@ -1,0 +1,430 @@
+"""A masked network as JSON data and tensors, and back. Reading it builds objects, and runs nothing.
+
+The tree of modules is kept in whole, since its names are the keys of the state dict. Modules that
+the graphs call are rebuilt as the classes of torch.nn that they are; all others are only places
+that hold parameters. torch.fx turns graphs to Python source, so every name that gets there is
+checked to be a name.
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from convad_fx.artifact import allowed
+from convad_fx.compiler.checker import Report
+from convad_fx.compiler.masked import MaskedModule
+from convad_fx.compiler.plan import Finding
+from convad_fx.compiler.policy import Policy
+from convad_fx.compiler.region import Level, Region
+from convad_fx.errors import ArtifactError
+
+Json = Any
+_GRAPHS = ("masked", "values", "activities")
+_OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_STEP = re.compile(r"[A-Za-z0-9_-]+")  # of a dotted path; fx writes it between quotes
+_BARE = frozenset(nn.Module().__dict__)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+# ---------------------------------------------------------------------------------------- writing
+@dataclass
+class _Writer:
+    masked: MaskedModule
+    called: frozenset[str]
+    tensors: list[Json] = field(default_factory=list)
+    contents: dict[str, Tensor] = field(default_factory=dict)
+    modules: list[Json] = field(default_factory=list)
+    _seen: dict[int, int] = field(default_factory=dict)
+    _memory: set[int] = field(default_factory=set)
+
+    def tensor(self, t: Tensor | None, path: str) -> int | None:
+        if t is None:
+            return None
+        if id(t) in self._seen:  # tied parameters stay tied
+            return self._seen[id(t)]
+        if t.layout != torch.strided or t.is_quantized or t.is_meta or type(t.data) is not Tensor:
+            raise ArtifactError(
+                f"a tensor of layout {t.layout} and type {type(t.data).__name__} on {t.device}",
+                path=path,
+                hint="only plain dense tensors can be saved",
+            )
+        plain = t.detach().cpu().resolve_conj().resolve_neg()
+        dense = torch._prims_common.is_non_overlapping_and_dense_or_false(plain)
+        strides = plain.stride() if dense and plain.stride() != _usual(plain.shape) else None
+        plain = plain.contiguous()
+        memory = plain.untyped_storage()
+        if memory.nbytes() != plain.nbytes or memory.data_ptr() in self._memory:
+            plain = plain.clone()  # safetensors takes no memory that several share
+        self._memory.add(plain.untyped_storage().data_ptr())
+        self._seen[id(t)] = len(self.tensors)
+        self.contents[path] = plain
+        self.tensors.append(
+            {
+                "path": path,
+                "parameter": isinstance(t, nn.Parameter),
+                "requires_grad": t.requires_grad,
+                "strides": None if strides is None else list(strides),
+            }
+        )
+        return self._seen[id(t)]
+
+    def module(self, module: nn.Module, path: str, inside: bool = False) -> int:
+        """Its number; children come before parents."""
+        if id(module) in self._seen:
+            return self._seen[id(module)]
+        called = path in self.called
+        layer = allowed.layer_name(type(module)) if path and (called or inside) else ""
+        if called and not layer:
+            raise ArtifactError(
+                f"is a {type(module).__module__}.{type(module).__qualname__}, whose source would be"
+                " needed to load it",
+                path=path,
+                hint=_hint(type(module)),
+            )
+        if called and any(getattr(module, hooks) for hooks in _HOOKS):
+            raise ArtifactError(
+                "has forward hooks, which a file cannot hold",
+                path=path,
+                hint="remove the hooks, or fold weight normalisation into the weights, and convert"
+                " again",
+            )
+        kept = module._non_persistent_buffers_set
+        prefix = f"{path}." if path else ""
+        for name in (*module._parameters, *module._buffers, *module._modules):
+            _checked_step(name, path)
+        entry = {
+            "layer": layer,
+            "attributes": self._attributes(module, path) if layer else {},
+            "parameters": {
+                name: self.tensor(p, prefix + name) for name, p in module._parameters.items()
+            },
+            "buffers": {
+                name: [self.tensor(b, prefix + name), name not in kept]
+                for name, b in module._buffers.items()
+            },
+            "children": {
+                name: None if m is None else self.module(m, prefix + name, called or inside)
+                for name, m in module._modules.items()
+            },
+        }
+        self._seen[id(module)] = len(self.modules)
+        self.modules.append({key: value for key, value in entry.items() if value})
+        return self._seen[id(module)]
+
+    def _attributes(self, module: nn.Module, path: str) -> Json:
+        found = {}
+        for name, value in module.__dict__.items():
+            if name not in _BARE:
+                found[_checked_name(name)] = encode(value, {}, f"{path}.{name}")
+        return found
+
+
+def _usual(shape: torch.Size) -> tuple[int, ...]:
+    return tuple(torch._prims_common.make_contiguous_strides_for(shape))
+
+
+def _hint(kind: type[nn.Module]) -> str:
+    if kind.__module__.startswith("torch.nn.utils.parametri"):
+        return "take it off with torch.nn.utils.parametrize.remove_parametrizations, convert again"
+    return "replace it by layers of torch.nn, or convert with front_end='export', which sees inside"
+
+
+def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
+    """The network as JSON data, and its tensors by path."""
+    graphs = dict(
+        zip(_GRAPHS, (masked.graph, masked.region.values, masked.region.activities), strict=True)
+    )
+    called = {
+        str(node.target)
+        for graph in graphs.values()
+        if graph is not None
+        for node in graph.nodes
+        if node.op == "call_module"
+    }
+    writer = _Writer(masked, frozenset(_all_paths(masked, called)))
+    writer.module(masked, "")
+    region = masked.region
+    data = {
+        "tensors": writer.tensors,
+        "modules": writer.modules,
+        "graphs": {
+            name: None if graph is None else _graph_to_data(graph)
+            for name, graph in graphs.items()
+        },
+        "region": {
+            "levels": [
+                None if one is None else [one.axes, one.strides, one.extra] for one in region.levels
+            ],
+            "tile": region.tile,
+            "canvas": region.canvas,
+            "share": region.share,
+            "leaves": region.leaves,
+            "why": region.why,
+        },
+    }  # fmt: skip
+    return data, writer.contents
+
+
+def _graph_to_data(graph: torch.fx.Graph) -> list[Json]:
+    """Each node as [op, name, target, args, kwargs]; operands are numbers of earlier nodes."""
+    numbers: dict[torch.fx.Node, int] = {}
+    rows: list[Json] = []
+    for node in graph.nodes:
+        target: Any = node.target
+        if node.op == "call_function":
+            target = allowed.name_of(target, node.name)
+        elif node.op == "call_method":
+            allowed.method_of(target)
+        row = [node.op, node.name, target, [encode(a, numbers, node.name) for a in node.args]]
+        if node.kwargs:
+            row.append({key: encode(a, numbers, node.name) for key, a in node.kwargs.items()})
+        numbers[node] = len(rows)
+        rows.append(row)
+    return rows
+
+
+def encode(value: Any, numbers: dict[torch.fx.Node, int], where: str) -> Json:
+    """A value as JSON; what JSON does not have is {kind: content}."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, torch.fx.Node):
+        return {"node": numbers[value]}
+    kind = type(value)
+    if kind is int or (kind is float and math.isfinite(value)):
+        return value
+    if kind is float:
+        return {"float": str(value)}
+    if kind is tuple or kind is torch.Size:
+        return {"tuple": [encode(v, numbers, where) for v in value]}
+    if isinstance(value, list):
+        return [encode(v, numbers, where) for v in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: encode(v, numbers, where) for key, v in value.items()}}
+    if kind is slice:
+        parts = (value.start, value.stop, value.step)
+        return {"slice": [encode(v, numbers, where) for v in parts]}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if kind is torch.device:
+        return {"device": str(value)}
+    if kind in (torch.dtype, torch.memory_format, torch.layout):
+        return {"torch": str(value).removeprefix("torch.")}
+    if callable(value):
+        return {"function": allowed.name_of(value, where)}
+    raise ArtifactError(
+        f"a {kind.__module__}.{kind.__qualname__} cannot be written to a file",
+        path=where,
+        hint="only numbers, texts, and tuples, lists and dicts of them can",
+    )
+
+
+# ---------------------------------------------------------------------------------------- reading
+def from_data(
+    data: Json, contents: dict[str, Tensor], policy: Policy, report: Report, device: torch.device
+) -> MaskedModule:
+    """The network that `to_data` wrote, on `device`."""
+    tensors = [_tensor(row, contents, device) for row in data["tensors"]]
+    modules: list[nn.Module] = []
+    for entry in data["modules"]:
+        modules.append(_module(entry, tensors, modules, device))
+    tree = modules[-1]
+    graphs = [
+        None if data["graphs"][name] is None else _graph(data["graphs"][name], tree, device)
+        for name in _GRAPHS
+    ]
+    if graphs[0] is None:
+        raise ValueError("no graph")
+    about = data["region"]
+    region = Region(
+        values=graphs[1],
+        activities=graphs[2],
+        levels=tuple(
+            None if one is None else Level(*(as_tuples(part) for part in one))
+            for one in about["levels"]
+        ),
+        tile=as_tuples(about["tile"]),
+        canvas=as_tuples(about["canvas"]),
+        share=float(about["share"]),
+        leaves=as_tuples(about["leaves"]),
+        why=str(about["why"]),
+    )
+    return MaskedModule(tree, graphs[0], policy, report, region)
+
+
+def _tensor(row: Json, contents: dict[str, Tensor], device: torch.device) -> Tensor:
+    stored = contents[row["path"]]
+    if row["strides"] is None:
+        t = stored.to(device, copy=True)
+    else:
+        strides = [int(n) for n in row["strides"]]
+        order = sorted(zip(strides, stored.shape, strict=True))
+        expected = 1
+        for stride, size in order:  # a permutation of dense memory, not any view of any size
+            if size != 1 and stride != expected:
+                raise ValueError(f"strides {strides} of {row['path']}")
+            expected *= size
+            if not 0 <= stride <= max(1, stored.numel()):
+                raise ValueError(f"strides {strides} of {row['path']}")
+        t = torch.empty_strided(stored.shape, strides, dtype=stored.dtype, device=device)
+        t.copy_(stored)
+    return nn.Parameter(t, requires_grad=bool(row["requires_grad"])) if row["parameter"] else t
+
+
+def _module(
+    entry: Json, tensors: list[Tensor], modules: list[nn.Module], device: torch.device
+) -> nn.Module:
+    kind = allowed.layer_of(entry["layer"]) if entry.get("layer") else nn.Module
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    module.training = False
+    for name, value in entry.get("attributes", {}).items():
+        if name in _BARE:
+            raise ArtifactError(f"the file sets {name!r} of a layer, which no artifact may")
+        module.__dict__[_checked_name(name)] = decode(value, [], device)
+    for name, number in entry.get("parameters", {}).items():
+        module.register_parameter(_checked_step(name), _at(tensors, number))
+    for name, (number, persistent) in entry.get("buffers", {}).items():
+        module.register_buffer(_checked_step(name), _at(tensors, number), bool(persistent))
+    for name, number in entry.get("children", {}).items():
+        module.add_module(_checked_step(name), _at(modules, number))
+    return module
+
+
+def _at(table: list[Any], number: int | None) -> Any:
+    """An earlier entry: what comes later, or itself, would make a circle."""
+    if number is not None and not 0 <= number < len(table):
+        raise ValueError(f"entry {number} of {len(table)}")
+    return None if number is None else table[number]
+
+
+def _graph(rows: list[Json], tree: nn.Module, device: torch.device) -> torch.fx.Graph:
+    graph = torch.fx.Graph()
+    nodes: list[torch.fx.Node] = []
+    for op, name, written, args, *more in rows:
+        if op not in _OPS or not isinstance(written, str):
+            raise ValueError(f"operation {op!r}")
+        given = tuple(decode(a, nodes, device) for a in args)
+        kwargs = {
+            _checked_name(key): decode(a, nodes, device)
+            for key, a in (more[0] if more else {}).items()
+        }
+        target: str | Callable[..., Any] = written
+        if op == "call_function":
+            target = allowed.function_of(written)
+            if target is getattr and (
+                len(given) != 2 or kwargs or given[1] not in allowed.ATTRIBUTES
+            ):
+                raise ArtifactError(f"the file asks for the attribute {given[1:]} of a value")
+        elif op == "call_method":
+            allowed.method_of(written)
+        elif op in ("placeholder", "output"):
+            _checked_name(written)
+        else:
+            for step in written.split("."):
+                _checked_step(step)
+            if op == "call_module" and type(tree.get_submodule(written)) is nn.Module:
+                raise ValueError(f"{written} is no layer")
+            if op == "get_attr":
+                owner, _, last = written.rpartition(".")
+                holder = tree.get_submodule(owner)
+                if last not in holder._parameters and last not in holder._buffers:
+                    raise ValueError(f"{written} is no tensor")
+        nodes.append(graph.create_node(op, target, given, kwargs, name=_checked_name(name)))
+    graph.lint()
+    return graph
+
+
+def decode(value: Json, nodes: list[torch.fx.Node], device: torch.device) -> Any:
+    """What `encode` wrote."""
+    if value is None or isinstance(value, bool | str | int | float):
+        return value
+    if isinstance(value, list):
+        return [decode(v, nodes, device) for v in value]
+    ((kind, content),) = value.items()
+    match kind:
+        case "node":
+            return _at(nodes, int(content))
+        case "tuple":
+            return tuple(decode(v, nodes, device) for v in content)
+        case "dict":
+            return {str(key): decode(v, nodes, device) for key, v in content.items()}
+        case "slice":
+            start, stop, step = (decode(v, nodes, device) for v in content)
+            return slice(start, stop, step)
+        case "float":
+            return float(content)
+        case "ellipsis":
+            return Ellipsis
+        case "device":
+            return device if torch.device(content).type != "meta" else torch.device("meta")
+        case "torch":
+            found = getattr(torch, _checked_name(content))
+            if not isinstance(found, torch.dtype | torch.memory_format | torch.layout):
+                raise ValueError(f"torch.{content}")
+            return found
+        case "function":
+            return allowed.function_of(content)
+        case _:
+            raise ValueError(f"a value of kind {kind!r}")
+
+
+# ---------------------------------------------------------------------------------------- checking
+def report_of(about: Json) -> Report:
+    """What `Report.to_dict` wrote."""
+    findings = tuple(
+        Finding(
+            one["path"],
+            one["op"],
+            as_tuples(one["shapes_in"]),
+            as_tuples(one["shape_out"]),
+            one["why"],
+            one["hint"],
+        )
+        for one in about["findings"]
+    )
+    return Report(
+        _checked_name(about["model"]),
+        str(about["front_end"]),
+        tuple((str(kind), int(count)) for kind, count in about["operations"].items()),
+        int(about["activities"]),
+        int(about["gated"]),
+        str(about["size_bound"]),
+        findings,
+    )
+
+
+def as_tuples(value: Json) -> Any:
+    """Lists, to any depth, as the tuples that they were."""
+    return tuple(as_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise ArtifactError(f"{name!r} is no name that a file may give")
+    return name
+
+
+def _checked_step(name: Any, path: str = "") -> str:
+    if not isinstance(name, str) or not _STEP.fullmatch(name):
+        raise ArtifactError(
+            f"{name!r} is no name that a file may give",
+            path=path,
+            hint="use letters, digits, _ and - in the names of modules and parameters",
+        )
+    return name
+
+
+def _all_paths(masked: nn.Module, called: Iterable[str]) -> set[str]:
+    """Every path of the modules that are called: each is written where it is first met."""
+    wanted = {id(masked.get_submodule(path)) for path in called}
+    return {p for p, m in masked.named_modules(remove_duplicate=False) if id(m) in wanted}
