@@ -400,6 +400,7 @@ def report_of(about: Json) -> Report:
         int(about["gated"]),
         str(about["size_bound"]),
         findings,
+        str(about["boxes"]),
     )
 
 

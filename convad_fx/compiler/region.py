@@ -137,6 +137,7 @@ class _Builder:
         self.graph = torch.fx.Graph()
         self.boxes: dict[Node, Node] = {}
         self.wholes: dict[Node, Node] = {}
+        self.numbers: dict[tuple[Node, bool], Node] = {}  # sizes: of the box, of the whole
         self.levels: dict[Node, Level | tuple[Level | None, ...] | None] = {}
         self.places: tuple[Node, ...] = ()
         self.inputs: dict[Node, Node] = {}  # activity -> placeholder
@@ -346,12 +347,12 @@ class _Builder:
 
     def _number(self, node: Node, *, whole: bool) -> Node:
         """A size, or what is made from sizes or parameters alone."""
-        known = self.wholes if whole else self.boxes
-        of = self._whole if whole else self._as_operand
-        copied = self.graph.node_copy(node, of)
-        copied.meta = {}
-        known[node] = copied
-        return copied
+        if (node, whole) not in self.numbers:
+            of = self._whole if whole else self._as_operand
+            copied = self.graph.node_copy(node, of)
+            copied.meta = {}
+            self.numbers[node, whole] = copied
+        return self.numbers[node, whole]
 
     def _activity(self, node: Node) -> Node:
         """A whole activity, handed in."""
