@@ -20,6 +20,7 @@ import torchvision
 from torch import nn
 
 from convad_fx.compiler import activity, crop
+from convad_fx.compiler.ops import SPELLINGS
 from convad_fx.errors import ArtifactError
 
 _OPERATORS = """
@@ -120,7 +121,8 @@ def _names() -> dict[Callable[..., Any], str]:
 def _methods() -> frozenset[str]:
     of_tensors = torch.overrides.get_overridable_functions()[torch.Tensor]
     names = {getattr(f, "__name__", "") for f in of_tensors}
-    return frozenset(n for n in names if n and not _DENIED.search(n)) | _DUNDERS
+    known = {name for row in SPELLINGS for name in row.methods.split()}
+    return frozenset(n for n in names if n and not _DENIED.search(n)) | _DUNDERS | known
 
 
 def _hashable(value: Any) -> bool:
