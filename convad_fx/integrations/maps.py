@@ -1,0 +1,157 @@
+"""Responsibility maps as other tools want them: pytorch-grad-cam, Quantus, torchmetrics.
+
+None of these packages is imported here; docs/other-tools.md shows each at work.
+
+>>> import torch
+>>> def corner(x, mask):                                # sees the top left 8 x 8 pixels only
+...     seen = torch.where(mask, x, 0)[:, 0, :8, :8].mean((1, 2))
+...     return torch.stack([0 * seen, 8 * seen - 4], 1)
+>>> cam = Responsibility(corner)                        # where pytorch-grad-cam has GradCAM(...)
+>>> maps = cam(torch.ones(2, 1, 32, 32))
+>>> maps.shape, maps.dtype, float(maps.max())
+((2, 32, 32), dtype('float32'), 1.0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convad_fx.compiler import MaskedModule, Policy, convert
+from convad_fx.errors import ImageError
+from convad_fx.explain import Explanation, Masker, Search, explain
+
+Maps = NDArray[np.float32]
+
+
+def grayscale(found: Explanation | Sequence[Explanation]) -> Maps:
+    """Responsibilities as pytorch-grad-cam's ``grayscale_cam``: (H, W) or (N, H, W), in [0, 1].
+
+    Each map is divided by its largest value; one that is zero everywhere stays so.
+
+    Raises:
+        ImageError: several maps of different sizes.
+    """
+    if isinstance(found, Explanation):
+        peak = found.responsibility.max()
+        scaled: Maps = (found.responsibility / (peak or 1)).astype(np.float32)
+        return scaled
+    maps = [grayscale(one) for one in found]
+    sizes = {one.shape for one in maps}
+    if len(sizes) != 1:
+        raise ImageError(
+            f"{len(maps)} maps of {len(sizes)} sizes are no array", hint="stack maps of one size"
+        )
+    return np.stack(maps)
+
+
+class Responsibility:
+    """The responsibility search where a CAM of pytorch-grad-cam is expected.
+
+    `cam(input_tensor=x, targets=targets)` gives (N, H, W), float32, in [0, 1]; a ``with`` block is
+    allowed, and there is nothing to release.
+
+    Args:
+        masker: `(x, mask) -> logits`: a `MaskedModule`, or `occlusion(model)`.
+        options: for `convad_fx.explain`: `gamma`, `search`, `seed`, `batch_size`, `progress`.
+
+    Attributes:
+        explanations: of the last call, one for each image: the sets beside the maps.
+    """
+
+    def __init__(self, masker: Masker, **options: Any) -> None:
+        self.masker, self.options = masker, options
+        self.explanations: tuple[Explanation, ...] = ()
+
+    def __call__(self, input_tensor: Tensor, targets: Sequence[Any] | None = None) -> Maps:
+        """Maps of a batch (N, C, H, W).
+
+        Args:
+            input_tensor: images as the network reads them.
+            targets: for each image a class, or pytorch-grad-cam's `ClassifierOutputTarget`; by
+                default the network's answer. It must be that answer: see `convad_fx.explain`.
+
+        Raises:
+            ImageError, ModelError, PolicyError: as `convad_fx.explain`.
+        """
+        classes = [None] * len(input_tensor) if targets is None else [_class(t) for t in targets]
+        if len(classes) != len(input_tensor):
+            raise ImageError(
+                f"{len(classes)} targets for {len(input_tensor)} images", hint="pass one for each"
+            )
+        self.explanations = tuple(
+            explain(self.masker, x, target, **self.options)
+            for x, target in zip(input_tensor, classes, strict=True)
+        )
+        return grayscale(self.explanations)
+
+    def __enter__(self) -> Responsibility:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+
+def quantus_explain(
+    model: nn.Module,
+    inputs: NDArray[Any] | Tensor,
+    targets: NDArray[Any] | Tensor | Sequence[int] | None = None,
+    *,
+    policy: Policy | None = None,
+    device: Any = None,
+    gamma: float = 0.9,
+    search: Search | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    **_: Any,
+) -> Maps:
+    """An ``explain_func`` for Quantus: responsibilities (N, 1, H, W), in [0, 1].
+
+    >>> import torchvision
+    >>> model = torchvision.models.squeezenet1_1().eval()
+    >>> images = np.zeros((1, 3, 64, 64), np.float32)
+    >>> quantus_explain(model, images, search=Search(partitions=1)).shape
+    (1, 1, 64, 64)
+
+    The model that Quantus passes is the one that is explained, converted each time: some metrics
+    pass one with other weights. Other keyword arguments of Quantus's are ignored.
+
+    Args:
+        model: in eval mode; or a masked network.
+        inputs: images (N, C, H, W), as the network reads them.
+        targets: a class for each; they must be the network's answers.
+        policy: for the conversion.
+        device: where to compute; by default where the model is.
+        gamma, search, seed, batch_size: as in `convad_fx.explain`.
+
+    Raises:
+        UnsupportedModel: regions cannot be switched off inside the model.
+        ImageError, ModelError, PolicyError: as `convad_fx.explain`.
+    """
+    like = next(model.parameters(), torch.zeros(()))
+    x = torch.as_tensor(inputs).to(device=device or like.device, dtype=like.dtype)
+    masked = model if isinstance(model, MaskedModule) else convert(model, x[:1], policy)
+    search = search or Search()
+    cam = Responsibility(masked, gamma=gamma, search=search, seed=seed, batch_size=batch_size)
+    classes = None if targets is None else [int(target) for target in targets]
+    maps: Maps = cam(x, classes)[:, None]
+    return maps
+
+
+def _class(target: Any) -> int:
+    """A class, or what pytorch-grad-cam wraps around one."""
+    return int(getattr(target, "category", target))
+
+
+__all__ = ["Responsibility", "grayscale", "quantus_explain"]

@@ -1,0 +1,104 @@
+"""Maps in other tools' conventions. The page that shows the tools at work is run, where they are.
+
+pip install grad-cam quantus torchmetrics && pytest -m heavy tests/integrations/test_maps.py
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+import convad_fx
+from convad_fx.errors import ImageError, ModelError, PolicyError
+from convad_fx.integrations.maps import Responsibility, grayscale, quantus_explain
+
+PAGE = Path(__file__).parents[2] / "docs" / "other-tools.md"
+QUICK = convad_fx.Search(partitions=2)
+
+
+def corner(x: Tensor, mask: Tensor) -> Tensor:
+    """Sees the top left 8 x 8 pixels only."""
+    seen = torch.where(mask, x, 0)[:, 0, :8, :8].mean((1, 2))
+    return torch.stack([0 * seen, 8 * seen - 4], 1)
+
+
+def test_maps_of_a_batch() -> None:
+    with Responsibility(corner, search=QUICK, seed=3) as cam:
+        maps = cam(input_tensor=torch.ones(2, 1, 32, 32))
+    assert (maps.shape, maps.dtype) == ((2, 32, 32), np.float32)
+    assert 0 <= maps.min() < maps.max() == 1
+    assert maps[0, :8, :8].mean() > 3 * maps[0, 8:, 8:].mean()
+    why = convad_fx.explain(corner, torch.ones(1, 32, 32), search=QUICK, seed=3)
+    assert cam.explanations == (why, why)
+    np.testing.assert_array_equal(maps[0], why.responsibility / why.responsibility.max())
+
+
+def test_a_map_of_nothing_is_zero_and_not_nan() -> None:
+    why = convad_fx.explain(
+        lambda x, mask: torch.tensor([[0.0, 1.0]]).expand(len(mask), 2), torch.ones(1, 8, 8)
+    )
+    assert not grayscale(why).any()
+
+
+def test_targets() -> None:
+    cam = Responsibility(corner, search=QUICK)
+    x = torch.ones(2, 1, 32, 32)
+    plain = cam(x, [1, 1])
+    # pytorch-grad-cam's ClassifierOutputTarget keeps the class so
+    np.testing.assert_array_equal(cam(x, [SimpleNamespace(category=1)] * 2), plain)
+    with pytest.raises(ImageError, match="1 targets for 2 images; pass one for each"):
+        cam(x, [1])
+    with pytest.raises(PolicyError, match="does not answer class 0"):
+        cam(x, [0, 0])
+
+
+def test_maps_of_different_sizes_are_refused() -> None:
+    whys = [convad_fx.explain(corner, torch.ones(1, n, n), search=QUICK) for n in (16, 32)]
+    with pytest.raises(ImageError, match="2 maps of 2 sizes"):
+        grayscale(whys)
+
+
+def test_quantus_explains_the_model_it_is_given() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.squeezenet1_1().eval()
+    x = torch.rand(1, 3, 64, 64)
+    maps = quantus_explain(model, x.numpy(), search=QUICK, seed=1, method="whatever")
+    assert (maps.shape, maps.dtype) == ((1, 1, 64, 64), np.float32)
+    masked = convad_fx.convert(model, x)
+    why = convad_fx.explain(masked, x, search=QUICK, seed=1)
+    np.testing.assert_array_equal(maps[0, 0], grayscale(why))
+    np.testing.assert_array_equal(
+        quantus_explain(masked, x.numpy(), [why.target], search=QUICK, seed=1), maps
+    )
+    with pytest.raises(ModelError, match=r"call model\.eval\(\)"):
+        quantus_explain(model.train(), x.numpy())
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore")  # of these packages, and they are many
+def test_the_page_runs() -> None:
+    for package in ("pytorch_grad_cam", "quantus", "torchmetrics"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pytest.importorskip(package)
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(block, names)
+    assert names["overlay"].shape == (96, 96, 3)
+    assert names["overlay"].dtype == np.uint8
+    assert np.isfinite(names["change"]).all()
+    assert names["change"].shape == (2,)
+    assert len(names["hits"]) == 2
+    assert 0.5 < float(names["on_object"]) <= 1  # chance is a half
+    assert 0 < float(names["overlap"]) < 1
