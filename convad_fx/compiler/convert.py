@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from convad_fx.compiler.checker import Report, report_of, untraceable
 from convad_fx.compiler.masked import MaskedModule
-from convad_fx.compiler.plan import plan
+from convad_fx.compiler.plan import Plan, plan
 from convad_fx.compiler.policy import Policy
 from convad_fx.compiler.region import region_of
 from convad_fx.compiler.rewrite import rewrite
 from convad_fx.compiler.simplify import simplify as simplify_graph
-from convad_fx.compiler.trace import FRONT_ENDS, trace, unwrapped
+from convad_fx.compiler.trace import FRONT_ENDS, Trace, trace, unwrapped
 from convad_fx.errors import PolicyError, UnsupportedModel, UntraceableModel
 
 ON_FINDING = ("raise", "ignore")
@@ -96,8 +96,12 @@ def check(
     except UntraceableModel as error:
         return untraceable(type(unwrapped(model)).__name__, error.path, error.what, error.hint)
     policy = policy or Policy()
-    decided = plan(traced, policy)
-    report = report_of(traced, decided, type(unwrapped(model)).__name__)
+    return full_report(traced, plan(traced, policy), policy, type(unwrapped(model)).__name__)
+
+
+def full_report(traced: Trace, decided: Plan, policy: Policy, name: str) -> Report:
+    """What a plan says about Assumption 1 and, where it holds, whether masks run on boxes."""
+    report = report_of(traced, decided, name)
     if not report.ok:
         return report
     graph = rewrite(traced, decided, policy)

@@ -17,7 +17,8 @@ from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 from torch import Tensor, nn
 
 from convad_fx.compiler import Policy, Report
-from convad_fx.compiler.checker import report_of, untraceable
+from convad_fx.compiler.checker import untraceable
+from convad_fx.compiler.convert import full_report
 from convad_fx.compiler.plan import Activity, Plan, plan
 from convad_fx.compiler.trace import Trace, trace, unwrapped
 from convad_fx.errors import PolicyError, Unavailable, UntraceableModel
@@ -108,8 +109,9 @@ def save_plan(
         report = untraceable(name, error.path, error.what, error.hint)
         figure = _draw(uncaptured_graph(report), (), report, None)
     else:
-        decided = plan(traced, policy or Policy())
-        report = report_of(traced, decided, name)
+        policy = policy or Policy()
+        decided = plan(traced, policy)
+        report = full_report(traced, decided, policy, name)
         figure = draw_plan(traced, decided, report)
     # Without versions and dates, the same plan gives the same file.
     undated = {".svg": "Date", ".png": "Software", ".pdf": "CreationDate"}[target.suffix.lower()]
@@ -153,7 +155,8 @@ def draw_plan(traced: Trace, plan: Plan, report: Report, axes: Axes | None = Non
     >>> model = torchvision.models.squeezenet1_1().eval()
     >>> traced = trace(model, torch.zeros(1, 3, 64, 64))
     >>> decided = plan(traced, Policy())
-    >>> figure = draw_plan(traced, decided, report_of(traced, decided, "SqueezeNet"))
+    >>> report = full_report(traced, decided, Policy(), "SqueezeNet")
+    >>> figure = draw_plan(traced, decided, report)
     >>> len(figure.axes)
     1
 
