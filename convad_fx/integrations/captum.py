@@ -79,7 +79,8 @@ class Responsibility(Attribution):  # type: ignore[misc]
     ...     seen = torch.where(mask, x, 0)[:, 0, :8, :8].mean((1, 2))
     ...     return torch.stack([0 * seen, 8 * seen - 4], 1)
     >>> attributions = Responsibility(corner).attribute(torch.ones(1, 1, 32, 32), target=1)
-    >>> attributions.shape, bool(attributions[..., :8, :8].mean() > attributions[..., 8:, 8:].mean())
+    >>> seen, unseen = attributions[..., :8, :8], attributions[..., 8:, 8:]
+    >>> attributions.shape, bool(seen.mean() > unseen.mean())
     (torch.Size([1, 1, 32, 32]), True)
 
     Args:
