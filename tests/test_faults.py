@@ -70,8 +70,8 @@ FAULTS = (
     Fault(
         "a gate multiplies instead of choosing",
         "activity.py",
-        "    return kept.masked_fill_(~activity, fill)\n",
-        "    return kept * activity if fill == 0.0 else kept.masked_fill_(~activity, fill)\n",
+        "    return _copied(z, shape).masked_fill_(~activity, fill)\n",
+        "    return z * activity if fill == 0.0 else z.masked_fill(~activity, fill)\n",
         HIDDEN,
     ),
     Fault(
