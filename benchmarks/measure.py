@@ -1,14 +1,20 @@
-"""What the benchmarks share: interleaved timing, the machine, and tables."""
+"""What the benchmarks share: options, interleaved timing, peak memory, the machine, tables.
+
+A benchmark is a function of its options that returns rows. On a CPU it runs under the C library's
+default settings and under those that keep freed memory (`TUNED`), each in a process of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
-import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +23,15 @@ from typing import Any
 import torch
 import torchvision
 
-#: How glibc's allocator is told to keep freed blocks instead of returning them at every call.
-ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+Row = dict[str, Any]
+
+#: glibc keeps freed blocks instead of returning them to the system at every call.
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "2147483648",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+ALLOCATORS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED}
 
 
 def parser(about: str | None, models: Sequence[str]) -> argparse.ArgumentParser:
@@ -26,58 +39,142 @@ def parser(about: str | None, models: Sequence[str]) -> argparse.ArgumentParser:
     asked = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    asked.add_argument("--models", nargs="+", default=list(models))
-    asked.add_argument("--runs", type=int, default=5, help="interleaved; medians are reported")
+    asked.add_argument("--models", nargs="+", default=list(models), metavar="NAME")
+    asked.add_argument("--runs", type=int, default=7, help="rounds; medians are reported")
     asked.add_argument("--device", default="cpu")
-    asked.add_argument("--json", type=Path)
+    asked.add_argument("--json", type=Path, help="write the rows and the machine to this file")
+    asked.add_argument(
+        "--allocator",
+        nargs="+",
+        choices=list(ALLOCATORS),
+        default=list(ALLOCATORS),
+        help="settings of the C library to run under, one after the other (CPU)",
+    )
     return asked
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], object]], runs: int, warm_up: int = 2
-) -> dict[str, float]:
-    """Median seconds of each call: one after the other, `runs` times over, after a warm-up."""
+def run(asked: argparse.Namespace, rows_of: Callable[[argparse.Namespace], list[Row]]) -> None:
+    """Run a benchmark under each allocator, print its table, write its JSON."""
+    here = "tuned" if all(os.environ.get(k) == v for k, v in TUNED.items()) else "default"
+    if asked.device != "cpu" or asked.allocator == [here]:
+        rows = [{"allocator": here, **row} for row in rows_of(asked)]
+    else:
+        rows = [row for name in asked.allocator for row in _child(name)]
+    table(rows)
+    about = machine(asked.device)
+    print(about)
+    if asked.json:
+        asked.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+
+
+def _child(allocator: str) -> list[Row]:
+    """The same command again, in a process with these settings."""
+    environment = {k: v for k, v in os.environ.items() if k not in TUNED} | ALLOCATORS[allocator]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.json"
+        # repeated options replace the ones before
+        more = ["--allocator", allocator, "--json", str(file)]
+        module = Path(sys.argv[0]).stem
+        command = [sys.executable, "-m", f"benchmarks.{module}", *sys.argv[1:], *more]
+        subprocess.run(command, env=environment, check=True)
+        rows: list[Row] = json.loads(file.read_text())["rows"]
+        return rows
+
+
+class Timing:
+    """Seconds that some calls took, round by round, side by side."""
+
+    def __init__(self, seconds: Mapping[str, list[float]]) -> None:
+        self.seconds = seconds
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, name: str, over: str) -> float:
+        """Median of the ratios within each round: what slows the machine for a while cancels."""
+        return statistics.median(self._ratios(name, over))
+
+    def spread(self, name: str, over: str) -> str:
+        """Quartiles of the same ratios."""
+        low, _, high = statistics.quantiles(self._ratios(name, over), n=4)
+        return f"{low:.2f}..{high:.2f}"
+
+    def _ratios(self, name: str, over: str) -> list[float]:
+        pairs = zip(self.seconds[name], self.seconds[over], strict=True)
+        return [a / b for a, b in pairs]
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], runs: int, warm_up: int = 2) -> Timing:
+    """Time each call once in every round, after a warm-up."""
     for call in calls.values():
         for _ in range(warm_up):
             call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(runs):
+    for _ in range(max(runs, 2)):
         for name, call in calls.items():
             began = time.perf_counter()
             call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+    return Timing(seconds)
+
+
+def peak_mb(call: Callable[[], object], device: str = "cpu") -> float:
+    """Largest sum of tensors' memory during a call, above what there was before, in MB."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        call()
+    assert profile.profiler is not None
+    results = profile.profiler.kineto_results
+    assert results is not None
+    memory = [event for event in results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(memory, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most / 1e6
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Where it was measured."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+    """Where it was measured, and with what."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {
-        "device": name or platform.processor() or platform.machine(),
+        "device": name,
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "allocator": {name: os.environ.get(name, "default") for name in ALLOCATOR},
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
-        "arguments": sys.argv[1:],
+        "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}",
     }
 
 
-def finish(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
-    """Print the table; write JSON if asked to."""
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def table(rows: Sequence[Row]) -> None:
+    """Print rows under the union of their columns."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_shown(row.get(name, "")) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in (columns, *cells):
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    about = machine(asked.device)
-    print(about)
-    if asked.json:
-        asked.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
 
 
 def _shown(value: Any) -> str:

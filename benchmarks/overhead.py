@@ -1,14 +1,17 @@
 """What masking costs on top of the network, on the same batch.
 
-    python -m benchmarks.overhead [--models NAME ...] [--batches 1 8 32] [--json FILE]
+    python -m benchmarks.overhead [--models NAME ...] [--batches 1 8 32] [--device cuda] [--json FILE]
 
 Plain eager, plain compiled, masks carried by forward hooks (`hook_based`), masked eager and masked
-compiled: interleaved, after warm-up, medians. Random weights, 224 pixels, one image with as many
-random masks as the batch holds. What the hooks give is first compared with the masked network.
+compiled: interleaved, after warm-up, medians. Random weights, 224 pixels. "one" is one image under
+as many random masks as the batch holds; "many" as many images, a mask each. The plain network runs
+on as many images. What the hooks give is first compared with the masked network. Peak memory is
+that of the compiled networks.
 """
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import torch
@@ -28,53 +31,69 @@ MODELS = (
 )
 
 
-def rows_of(name: str, batches: list[int], runs: int, device: str) -> list[dict[str, Any]]:
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(name, weights=None).eval().to(device)
-    hooked_model = torchvision.models.get_model(name, weights=None).eval().to(device)
-    hooked_model.load_state_dict(model.state_dict())
-    x = torch.randn(1, 3, 224, 224, device=device)
-    masked, compiled = convad_fx.convert(model, x), convad_fx.convert(model, x)
-    compiled.compile()
-    plain = torch.compile(model)
+def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     rows = []
-    for batch in batches:
-        masks = torch.rand(batch, 1, 224, 224, device=device) < 0.5
-        images = x.expand(batch, -1, -1, -1).contiguous()
-        with torch.inference_mode(), HookBased(hooked_model) as hooked:
-            expected = masked(x, masks)
+    for name in asked.models:
+        torch.manual_seed(0)
+        networks = _Networks(name, asked.device)
+        for batch in asked.batches:
+            for images in ("one", "many") if batch > 1 else ("one",):
+                rows.append(networks.row(batch, images, asked))
+                measure.table(rows[-1:])
+    return rows
+
+
+class _Networks:
+    """One network in all the forms that are compared."""
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name = name
+        self.model = torchvision.models.get_model(name, weights=None).eval().to(device)
+        self.hooked = torchvision.models.get_model(name, weights=None).eval().to(device)
+        self.hooked.load_state_dict(self.model.state_dict())
+        self.x = torch.randn(1, 3, 224, 224, device=device)
+        self.masked = convad_fx.convert(self.model, self.x)
+        self.masked_compiled = convad_fx.convert(self.model, self.x)
+        self.masked_compiled.compile()
+        self.compiled = torch.compile(self.model)
+
+    def row(self, batch: int, images: str, asked: argparse.Namespace) -> measure.Row:
+        masks = torch.rand(batch, 1, 224, 224, device=asked.device) < 0.5
+        plain = self.x.expand(batch, -1, -1, -1).contiguous()
+        x = self.x if images == "one" else plain
+        with torch.inference_mode(), HookBased(self.hooked) as hooked:
+            expected = self.masked(x, masks)
             worst = float((hooked(x, masks) - expected).abs().max() / expected.abs().max())
             calls: dict[str, Any] = {
-                "plain": lambda images=images: model(images),
-                "plain_compiled": lambda images=images: plain(images),
-                "hooks": lambda hooked=hooked, masks=masks: hooked(x, masks),
-                "masked": lambda masks=masks: masked(x, masks),
-                "masked_compiled": lambda masks=masks: compiled(x, masks),
+                "plain": lambda: self.model(plain),
+                "plain compiled": lambda: self.compiled(plain),
+                "hooks": lambda: hooked(x, masks),
+                "masked": lambda: self.masked(x, masks),
+                "masked compiled": lambda: self.masked_compiled(x, masks),
             }
-            seconds = measure.interleaved(calls, runs)
-        rows.append(
-            {
-                "model": name,
-                "batch": batch,
-                **{f"{key} ms": 1000 * value for key, value in seconds.items()},
-                "masked/plain": seconds["masked"] / seconds["plain"],
-                "both compiled": seconds["masked_compiled"] / seconds["plain_compiled"],
-                "hooks/compiled": seconds["hooks"] / seconds["masked_compiled"],
-                "hooks differ": worst,
-            }
-        )
-        print(rows[-1], flush=True)
-    return rows
+            taken = measure.interleaved(calls, asked.runs)
+            peaks = [
+                measure.peak_mb(calls[key], asked.device)
+                for key in ("plain compiled", "masked compiled")
+            ]
+        return {
+            "model": self.name,
+            "batch": batch,
+            "images": images,
+            **{f"{key} ms": 1000 * taken.median(key) for key in calls},
+            "masked / plain, eager": taken.ratio("masked", "plain"),
+            "masked / plain, compiled": taken.ratio("masked compiled", "plain compiled"),
+            "quartiles": taken.spread("masked compiled", "plain compiled"),
+            "hooks / masked compiled": taken.ratio("hooks", "masked compiled"),
+            "memory": peaks[1] / peaks[0],
+            "hooks differ": worst,
+        }
 
 
 def main() -> None:
     parser = measure.parser(__doc__, MODELS)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    asked = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for name in asked.models:
-        rows += rows_of(name, asked.batches, asked.runs, asked.device)
-    measure.finish(rows, asked)
+    measure.run(parser.parse_args(), rows_of)
 
 
 if __name__ == "__main__":

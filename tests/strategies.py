@@ -413,6 +413,8 @@ def _fits(block: Block, shape: Shape) -> bool:
             return channels % 2 == 0
         case Measured(kind=kind, over=over):
             size = {"channels": channels, "grid": cells, "row": grid[-1]}[over]
+            if kind == "norm" and over == "grid" and d > 2:
+                return False  # torch.norm takes two axes at most for a matrix's norm
             return size > 1 or kind in ("norm", "logsumexp")
         case Resize(up=True):
             return cells * 2**d <= _CELLS

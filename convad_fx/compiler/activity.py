@@ -2,7 +2,7 @@
 
 Named for how the emitted code reads: ``gate(relu, window_activity(mask, kernel=(3, 3), ...))``.
 Counts are sums of shifted slices in integers: exact, the same under autocast, for any number of
-grid axes, and pointwise, so that inductor fuses them.
+grid axes, and no kernel but those that torch.compile writes itself.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
     """
     if z.dtype == torch.bool:
         return z & activity
+    if torch.compiler.is_compiling():  # which chooses strides anyway; one operation, fused
+        return torch.where(activity, z, fill)
     # A copy keeps the strides. where() may take the activity's, and masked_fill() makes its result
     # contiguous: the network would run other kernels than the model, or could not view() what
     # the model can.
@@ -41,10 +43,10 @@ def _copied(z: Tensor, shape: Sequence[int]) -> Tensor:
     """A copy with the strides of ``z``, gaps included, as ``x[..., ::2]`` leaves them.
 
     Kernels add up in another order for other strides: Theorem 1 holds bit for bit only so. Where
-    the batch is repeated, or a compiler chooses strides anyway, the gaps do not matter.
+    the batch is repeated, the gaps do not matter.
     """
     wide = z.expand(shape)
-    if wide.shape != z.shape or torch.compiler.is_compiling() or not _has_gaps(z):
+    if wide.shape != z.shape or not _has_gaps(z):
         return wide.clone()
     return torch.empty_strided(shape, z.stride(), dtype=z.dtype, device=z.device).copy_(z)
 
@@ -130,12 +132,29 @@ def checked_mask(
         raise MaskError(
             f"the mask is on {mask.device}, the image on {x.device}", hint="use mask.to(x.device)"
         )
-    return mask
+    return written(mask)
 
 
 def per_mask(x: Tensor, mask: Tensor) -> Tensor:
     """The image once per mask, as a view, where no gate does it."""
     return x.expand(max(x.shape[0], mask.shape[0]), *x.shape[1:])
+
+
+def written(t: Tensor) -> Tensor:
+    """The same bools or counts, which code compiled for a CPU writes down instead of inlining them.
+
+    Inductor computes what is pointwise wherever it is read, here in every gate and in every window,
+    with bounds that keep it from using vectors; and it takes a float for a bool by a detour.
+    `as_strided` makes it store integers once, and read them as they are. Nothing happens in eager
+    mode, on a GPU, when exporting, or to floats.
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return t
+    if t.device.type != "cpu" or t.is_floating_point():
+        return t
+    numbers = t.to(torch.int32, memory_format=torch.contiguous_format)
+    stored = torch.as_strided(numbers, numbers.shape, numbers.stride())
+    return stored != 0 if t.dtype == torch.bool else stored
 
 
 # ------------------------------------------------------------------------------- windows
@@ -377,15 +396,17 @@ def _over_window(
     dilation: Sequence[int],
 ) -> Tensor:
     """Reduce every window by combining shifted slices, one axis after the other."""
-    t = _padded(t, padding)
+    t = written(_padded(t, padding))
     first = t.dim() - len(kernel)
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True), start=first):
         if k == s == 1:
             continue
         count = (t.shape[axis] - d * (k - 1) - 1) // s + 1
-        t = functools.reduce(
-            combine,
-            (_sliced(t, axis, i * d, i * d + (count - 1) * s + 1, s) for i in range(k)),
+        t = written(
+            functools.reduce(
+                combine,
+                (_sliced(t, axis, i * d, i * d + (count - 1) * s + 1, s) for i in range(k)),
+            )
         )
     return t
 
