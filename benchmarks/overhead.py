@@ -1,6 +1,6 @@
 """What masking costs on top of the network, on the same batch.
 
-    python -m benchmarks.overhead [--models NAME ...] [--batches 1 8 32] [--device cuda] [--json FILE]
+    python -m benchmarks.overhead [--models NAME ...] [--batches 1 8 32] [--json FILE]
 
 Plain eager, plain compiled, masks carried by forward hooks (`hook_based`), masked eager and masked
 compiled: interleaved, after warm-up, medians. Random weights, 224 pixels. "one" is one image under

@@ -1,37 +1,45 @@
 """Masked evaluations per second, against painting, on the masks that explanations ask about.
 
-    python -m benchmarks.search [--models NAME ...] [--masks 280] [--compile] [--json FILE]
+    python -m benchmarks.search [--kit DIR] [--models NAME ...] [--masks 160] [--json FILE]
 
-Three families of masks on one image: those of a responsibility search, recorded from a run on this
-network; a sliding window that hides 32 pixels square at stride 16; RISE's random 7 x 7 grids.
-`masked.evaluate` against the plain network on painted images (zero, the mean colour), in batches of
-the same size (--batch), eager and, with --compile, all compiled. Interleaved, medians.
+Three families of masks on one image: those of a responsibility search; a sliding window that hides
+32 pixels square at stride 16; RISE's random 7 x 7 grids. `masked.evaluate` finds its batches by
+itself; the plain network runs on images painted with zeros in batches of each size of --batches,
+the fastest of which counts, in eager mode and, painting included, compiled. Interleaved, medians.
+
+The search's masks are recorded from a run on a photo, with --kit, by its MobileNetV2, for every
+network; without, from a run on noise by the network itself. Their number decides nothing but how
+long this takes. "graphs" counts what torch.compile has compiled for `evaluate` so far.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 import convad_fx
 from benchmarks import measure
+from benchmarks.kit import Kit
 
+MODELS = ("resnet50", "mobilenet_v2")
 SIZE = 224
 
 
 def search_masks(masked: convad_fx.MaskedModule, x: Tensor, most: int) -> Tensor:
-    """What a real search asks this network."""
+    """What a real search asks, in a random order."""
     asked: list[Tensor] = []
 
     def listening(image: Tensor, mask: Tensor) -> Tensor:
-        asked.append(mask)
-        logits: Tensor = masked(image, mask)
-        return logits
+        asked.append(mask.cpu())
+        return masked.evaluate(image, mask).logits
 
     convad_fx.explain(listening, x, search=convad_fx.Search(partitions=4))
     masks = torch.cat(asked)
@@ -54,67 +62,99 @@ def rise_masks(most: int) -> Tensor:
     return F.interpolate(grids, (SIZE, SIZE), mode="nearest") > 0.5
 
 
-def painting(model: Callable[[Tensor], Tensor], x: Tensor, masks: Tensor, batch: int) -> Tensor:
-    """The plain network on images painted with zeros."""
-    return torch.cat([model(torch.where(part, x, 0.0)) for part in masks.split(batch)])
+class Painting(torch.nn.Module):
+    """The plain network on an image painted with zeros."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        return self.model(torch.where(mask, x, 0.0))
 
 
-def rows_of(name: str, asked: Any) -> list[dict[str, Any]]:
+def in_batches(
+    painting: Callable[[Tensor, Tensor], Tensor], x: Tensor, masks: Tensor, size: int
+) -> Callable[[], Tensor]:
+    return lambda: torch.cat([painting(x, part) for part in masks.split(size)])
+
+
+def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
+    recorded = None
+    if asked.kit is not None:
+        kit = Kit(asked.kit)
+        model, info = kit.load("mobilenet_v2")
+        photo = kit.photo(kit.files()[0], info)
+        recorded = search_masks(convad_fx.convert(model.eval(), photo), photo, asked.masks)
+    rows = []
+    for name in asked.models:
+        rows += _rows_of(name, recorded, asked)
+    return rows
+
+
+def _rows_of(name: str, recorded: Tensor | None, asked: argparse.Namespace) -> list[measure.Row]:
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval().to(asked.device)
     x = torch.randn(1, 3, SIZE, SIZE, device=asked.device)
-    masked = convad_fx.convert(model, x)
+    masked, masked_compiled = convad_fx.convert(model, x), convad_fx.convert(model, x)
+    masked_compiled.compile()
+    painted = Painting(model)
+    compiled = torch.compile(painted)
     families = {
-        "search": search_masks(masked, x, asked.masks),
+        "search": search_masks(masked, x, asked.masks) if recorded is None else recorded,
         "sliding": sliding_masks()[: asked.masks],
         "rise": rise_masks(asked.masks),
     }
-    plain: Callable[[Tensor], Tensor] | None = None
-    if asked.compile:
-        masked.compile()
-        plain = torch.compile(model, dynamic=True)
-    rows = []
+    rows, graphs = [], 0
     for family, masks in families.items():
-        masks = masks.to(asked.device)
+        # whole batches: compiled, the plain network is not asked for a second size of batch
+        masks = masks[: len(masks) // max(asked.batches) * max(asked.batches)].to(asked.device)
         with torch.inference_mode():
-            found = masked.evaluate(x, masks, batch_size=asked.batch)
-            expected = masked(x, masks[:16])
-            worst = float((found.logits[:16] - expected).abs().max() / expected.abs().max())
+            before = counters["stats"]["unique_graphs"]
+            found = masked_compiled.evaluate(x, masks)
+            graphs += counters["stats"]["unique_graphs"] - before
+            expected = torch.cat([masked(x, part) for part in masks.split(16)])
+            worst = float((found.logits - expected).abs().max() / expected.abs().max())
             calls: dict[str, Any] = {
-                "evaluate": lambda m=masks: masked.evaluate(x, m, batch_size=asked.batch),
-                "painting": lambda m=masks: painting(model, x, m, asked.batch),
+                "evaluate": lambda masks=masks: masked.evaluate(x, masks),
+                "evaluate compiled": lambda masks=masks: masked_compiled.evaluate(x, masks),
             }
-            if plain is not None:
-                calls["painting compiled"] = lambda m=masks: painting(plain, x, m, asked.batch)
-            seconds = measure.interleaved(calls, asked.runs, warm_up=1)
+            for size in asked.batches:
+                calls[f"painting {size}"] = in_batches(painted, x, masks, size)
+                calls[f"painting compiled {size}"] = in_batches(compiled, x, masks, size)
+            taken = measure.interleaved(calls, asked.runs, warm_up=1)
+        eager, fast = (
+            min((f"{kind} {size}" for size in asked.batches), key=taken.median)
+            for kind in ("painting", "painting compiled")
+        )
         rows.append(
             {
                 "model": name,
                 "masks": f"{family} ({len(masks)})",
                 "area": found.area,
-                **{f"{key} /s": len(masks) / value for key, value in seconds.items()},
-                **{
-                    f"over {key}": seconds[key] / seconds["evaluate"]
-                    for key in seconds
-                    if key != "evaluate"
-                },
+                "evaluate /s": len(masks) / taken.median("evaluate"),
+                "compiled /s": len(masks) / taken.median("evaluate compiled"),
+                "painting /s": len(masks) / taken.median(eager),
+                "painting compiled /s": len(masks) / taken.median(fast),
+                "over painting compiled": taken.ratio(fast, "evaluate compiled"),
+                "quartiles": taken.spread(fast, "evaluate compiled"),
+                "over painting": taken.ratio(eager, "evaluate compiled"),
+                "eager over painting": taken.ratio(eager, "evaluate"),
+                "batches": f"{eager.split()[-1]}, {fast.split()[-1]}",
+                "graphs": graphs,
                 "differs": worst,
             }
         )
-        print(rows[-1], flush=True)
+        measure.table(rows[-1:])
     return rows
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, ("resnet50", "mobilenet_v2"))
-    parser.add_argument("--masks", type=int, default=280)
-    parser.add_argument("--batch", type=int, default=8, help="whole images' worth, for all of them")
-    parser.add_argument("--compile", action="store_true")
-    asked = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for name in asked.models:
-        rows += rows_of(name, asked)
-    measure.finish(rows, asked)
+    parser = measure.parser(__doc__, MODELS)
+    parser.add_argument("--kit", type=Path, help="folder of real weights and photos")
+    parser.add_argument("--masks", type=int, default=160)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    measure.run(parser.parse_args(), rows_of)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def cut(
     """The boxes of whole grids: (N or 1, C, *grid) -> (N, C, *box). Outside the grid: any value."""
     for place, axis, stride, more in zip(places, axes, strides, extra, strict=True):
         index = _positions(place, stride, more)
-        z = torch.take_along_dim(z, _along(index.clamp(max=z.shape[axis] - 1), axis, z.dim()), axis)
+        z = _taken(z, index.clamp(max=z.shape[axis] - 1), axis)
     return z
 
 
@@ -57,8 +57,7 @@ def placed(
     for place, axis, stride, size in zip(places, axes, strides, canvas, strict=True):
         index = torch.arange(size, device=z.device) - place[:, :1] // stride
         inside = (index >= 0) & (index < z.shape[axis])
-        within = _along(index.clamp(0, z.shape[axis] - 1), axis, z.dim())
-        z = torch.take_along_dim(z, within, axis)
+        z = _taken(z, index.clamp(0, z.shape[axis] - 1), axis)
         z = z.masked_fill(~_along(inside, axis, z.dim()), fill)
     return z
 
@@ -87,6 +86,14 @@ def _positions(place: Tensor, stride: int, extra: tuple[int, int]) -> Tensor:
     """(N, size of the box at that stride): where its cells lie in the whole grid."""
     steps = torch.arange(place.shape[1] // stride + sum(extra), device=place.device)
     return place[:, :1] // stride + steps
+
+
+def _taken(z: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Cells (N, n) along an axis. take_along_dim() would do, but ties what is compiled to sizes."""
+    shape = [len(index), *z.shape[1:]]
+    z = z.expand(shape)
+    shape[axis] = index.shape[1]
+    return z.gather(axis, _along(index, axis, z.dim()).expand(shape))
 
 
 def _along(index: Tensor, axis: int, rank: int) -> Tensor:

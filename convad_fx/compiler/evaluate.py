@@ -27,8 +27,8 @@ from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 CHUNK = 512
 #: A call costs about as much as this share of an image, whatever its size: measured on two cores.
 CALL = 0.1
-#: Boxes have two tiles at least, so that no compiled grid has one cell: torch.compile takes 1 for a
-#: constant, and would compile again.
+#: Boxes have two tiles at least, and compiled code gets two masks at least: torch.compile takes 1
+#: for a constant, and would compile again.
 LEAST = 2
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -131,6 +131,11 @@ class Engine:
         self.sizes: dict[Any, BatchSize] = {}
         self.empty: dict[Any, Tensor] = {}
 
+    @property
+    def compiled(self) -> bool:
+        """Calls are to be alike, so that few graphs serve them all."""
+        return getattr(self.network, "_compiled_call_impl", None) is not None
+
     def parts(self) -> list[Callable[..., Any]]:
         """What it runs beside the network, if anything."""
         return [part for part in (self.boxed, self.activities) if part is not None]
@@ -216,22 +221,33 @@ class _Run:
         masks = masks[fresh]
         x = self.x if self.x.shape[0] == 1 else self.x[fresh]
         kept = masks.flatten(1).any(1)
+        asked, told = None, []  # owners of masks that keep nothing
         if not kept.all() and not self.engine.reads_hidden:
-            self._empty(x, masks, [owners[i] for i in (~kept).nonzero().flatten().tolist()])
+            # Where nothing is kept the network has the same answer for every image: asked once.
+            places = (~kept).nonzero().flatten().tolist()
+            if self.key not in self.engine.empty:
+                asked = owners[places[0]]
+                kept[places.pop(0)] = True
+            told = [owners[i] for i in places]
             left = kept.nonzero().flatten()
             masks, x = masks[left], x if x.shape[0] == 1 else x[left]
             owners = [owners[i] for i in left.tolist()]
         if len(masks):
             self._by_box(x, masks, owners)
+        if asked is not None:
+            self.engine.empty[self.key] = self._answer(asked)
+        if told:
+            answer = self.engine.empty[self.key]
+            self._keep(answer.expand(len(told), *answer.shape[1:]), told)
 
-    def _empty(self, x: Tensor, masks: Tensor, owners: list[int]) -> None:
-        """Where nothing is kept the network has the same answer for every image."""
-        if self.key not in self.engine.empty:
-            answer = self._ask(self.engine.network, x[:1], torch.zeros_like(masks[:1]))
-            self.engine.empty[self.key] = answer
-            self.passes, self.batches, self.area = self.passes + 1, self.batches + 1, self.area + 1
-        answer = self.engine.empty[self.key]
-        self._keep(answer.expand(len(owners), *answer.shape[1:]), owners)
+    def _answer(self, owner: int) -> Tensor:
+        """What has just been found for a mask, (1, ...)."""
+        place = self.places.index(owner)
+        for answer in self.found:
+            if place < len(answer):
+                return answer[place : place + 1]
+            place -= len(answer)
+        raise AssertionError(f"mask {owner} has no answer yet")
 
     # ---------------------------------------------------------------------------- which boxes
 
@@ -244,7 +260,7 @@ class _Run:
         tiles = tiles_of(region, activities)
         start, sizes = boxes(region, activities, tiles)
         for size, members in merged(sizes, tiles).items():
-            if size == tiles:
+            if size == tiles and not self.engine.compiled:
                 self._whole(x, masks, owners, members)
             else:
                 self._boxes(x, activities, owners, members, start, size, tiles)
@@ -290,11 +306,14 @@ class _Run:
         size: tuple[int, ...],
     ) -> None:
         done = 0
-        while done < len(members):
-            chosen = members[done : done + self.size.of(share)]
+        while left := len(members) - done:
+            # as even as can be: no small rest
+            chosen = members[done : done + -(-left // -(-left // self.size.of(share)))]
+            # see LEAST
+            doubled = self.engine.compiled and len(chosen) == 1 and self.x.shape[0] == 1
             began = time.perf_counter()
             try:
-                answer = self._ask(*ask(chosen))
+                answer = self._ask(*ask(chosen * LEAST if doubled else chosen))[: len(chosen)]
             except (torch.OutOfMemoryError, MemoryError):
                 if len(chosen) == 1:
                     raise

@@ -95,7 +95,7 @@ class Evaluator:
         """What the network says of each mask (H, W), in order.
 
         Args:
-            plainly: by plain calls on whole images, as anybody would check it.
+            plainly: by plain calls on whole images, nothing compiled, as anybody would check it.
 
         Raises:
             ModelError: the masker's answer is not one row of two or more finite logits per mask.
@@ -141,7 +141,10 @@ class Evaluator:
                 found = self._masker.evaluate(self.image, mask, batch_size=self.batch_size)
                 answer: Any = found.logits
             else:
-                answer = self._masker(self.image, mask)
+                masker: Any = self._masker
+                if isinstance(masker, MaskedModule):
+                    masker = masker.forward
+                answer = masker(self.image, mask)
         if not isinstance(answer, Tensor):
             raise ModelError(
                 f"the masker returned {type(answer).__name__}, not a tensor of logits",

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import convad_fx
 from convad_fx.compiler import region
@@ -176,7 +177,7 @@ def test_identical_masks_and_the_empty_one_are_asked_once() -> None:
     told: list[int] = []
     twice = masked.evaluate(x, torch.cat([masks, masks]), told=told.append)
     assert twice.passes == len(masks)
-    assert sum(told) == len(masks) - 1  # the empty one is told of once, at the start
+    assert sum(told) == len(masks)
     assert torch.equal(twice.logits[:12], twice.logits[12:])
     again = masked.evaluate(2 * x, masks)
     assert again.passes == len(masks) - 1
@@ -191,6 +192,36 @@ def test_with_raw_input_the_empty_mask_is_asked_for_every_image() -> None:
         found = masked.evaluate(image, nothing)
         assert found.passes == 1
         torch.testing.assert_close(found.logits, masked(image, nothing))
+
+
+def test_what_is_compiled_serves_every_box_and_batch() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, *GRID, dtype=torch.double)
+    masked = convad_fx.convert(built("strided"), x)
+    expected = convad_fx.convert(built("strided"), x)
+    masked.compile(backend="eager")  # traces and guards as any other, and is done at once
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    for number in (1, 3, 12, 40):
+        masks = some_masks()[:number] if number <= 12 else random_boxes(number)
+        found = masked.evaluate(x, masks)
+        torch.testing.assert_close(found.logits, expected.forward(x, masks))
+        assert found.area < 1
+    # one for batches of less than 16, one for others: torch chooses other convolutions for them
+    assert counters["stats"]["unique_graphs"] - before <= 2
+
+
+def random_boxes(number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(number, 1, *GRID, dtype=torch.bool)
+    for mask in masks:
+        top, left = (int(torch.randint(n - 8, (), generator=generator)) for n in GRID)
+        bottom, right = (
+            int(torch.randint(k + 4, n, (), generator=generator))
+            for k, n in zip((top, left), GRID, strict=True)
+        )
+        mask[:, top:bottom, left:right] = True
+    return masks
 
 
 def test_new_parameters_forget_the_empty_answer() -> None:
@@ -254,7 +285,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     engine = Engine(network, None, None, allowed, reads_hidden=True)
     masks = some_masks()
     found = engine.evaluate(torch.zeros(1, 3, *GRID), masks, batch_size=8)
-    assert network.asked == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert network.asked == [6, 4, 2, 2, 2, 2, 2, 2]  # 12 masks, in even parts
     assert found.logits.flatten().tolist() == masks.flatten(1).sum(1).tolist()
     with pytest.raises(torch.OutOfMemoryError):
         Engine(Scarce(0), None, None, allowed, reads_hidden=True).evaluate(

@@ -1,0 +1,119 @@
+"""One whole explanation, against the same search painting in eager mode.
+
+    python -m benchmarks.explanation --kit DIR [--photos 4] [--partitions 20] [--json FILE]
+
+MobileNetV2 with real weights, on real photos, 20 partitions, minimum box of 10 pixels. On one side
+the masked network, compiled, and the sufficient set found by sections; on the other the plain
+network on images painted with zeros, in eager mode, and the set found by adding --step pixels at a
+time, as ReX does, in batches of --batch. Both on one photo after the other; a first explanation of
+each is not counted (it compiles). Masks differ, because answers do: masks per second stand beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import convad_fx
+from benchmarks import measure
+from benchmarks.kit import Kit
+from convad_fx.explain.evaluate import Evaluator
+from convad_fx.explain.masker import Masker
+from convad_fx.explain.responsibility import responsibility
+from convad_fx.explain.sufficient import Suffices, order, shortest
+
+MODELS = ("mobilenet_v2",)
+GAMMA = 0.9
+
+
+def scan(
+    evaluator: Evaluator, goal: Suffices, rank: NDArray[np.int64], step: int, batch: int
+) -> int:
+    """The number of pixels of the first prefix that reaches the goal, one step after the other."""
+    lengths = iter(range(0, rank.size + step, step))
+    while some := list(islice(lengths, batch)):
+        scores = evaluator.scores([rank < n for n in some], goal.target)
+        passing = np.flatnonzero(goal.reached(scores))
+        if len(passing):
+            return some[int(passing[0])]
+    return rank.size
+
+
+def explained(
+    masker: Masker, photo: torch.Tensor, asked: argparse.Namespace, *, scanning: bool
+) -> measure.Row:
+    """Seconds and masks of one explanation."""
+    began = time.perf_counter()
+    evaluator = Evaluator(masker, photo, batch_size=asked.batch if scanning else "auto")
+    logits = evaluator.logits([np.ones(evaluator.shape, bool)])
+    target = int(logits.argmax())
+    whole = float(torch.softmax(logits, 1)[0, target])
+    search = convad_fx.Search(partitions=asked.partitions, min_box=10, confidence=0.0)
+    ranking = responsibility(evaluator, target, whole, search, [0])
+    searched = evaluator.evaluations, time.perf_counter() - began
+    goal, rank = Suffices(target, GAMMA * whole), order(ranking)
+    if scanning:
+        pixels = scan(evaluator, goal, rank, asked.step, asked.batch)
+    else:
+        pixels = int(shortest(evaluator, goal, rank).mask.sum())
+    return {
+        "seconds": time.perf_counter() - began,
+        "masks": evaluator.evaluations,
+        "search seconds": searched[1],
+        "search masks": searched[0],
+        "size": pixels / rank.size,
+    }
+
+
+def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
+    kit = Kit(asked.kit)
+    rows: list[measure.Row] = []
+    for name in asked.models:
+        model, info = kit.load(name)
+        model.eval().to(asked.device)
+        photos = [kit.photo(file, info).to(asked.device) for file in kit.files()]
+        masked = convad_fx.convert(model, photos[0])
+        masked.compile()
+        painted = convad_fx.occlusion(model, 0.0)
+        sides: dict[str, Masker] = {"switching off": masked, "painting": painted}
+        taken: dict[str, list[measure.Row]] = {side: [] for side in sides}
+        for number, photo in zip(count(), photos[: asked.photos + 1], strict=False):
+            for side, masker in sides.items():
+                one = explained(masker, photo, asked, scanning=side == "painting")
+                if number:  # the first one compiles
+                    taken[side].append(one)
+        for side, all_of_it in taken.items():
+            row = {key: statistics.median(one[key] for one in all_of_it) for key in all_of_it[0]}
+            row["masks /s"] = sum(one["masks"] for one in all_of_it) / sum(
+                one["seconds"] for one in all_of_it
+            )
+            row["search masks /s"] = sum(one["search masks"] for one in all_of_it) / sum(
+                one["search seconds"] for one in all_of_it
+            )
+            pairs = zip(taken["painting"], all_of_it, strict=True)
+            ratios = [a["seconds"] / b["seconds"] for a, b in pairs]
+            row["times faster"] = statistics.median(ratios)
+            row["from, to"] = f"{min(ratios):.2f}..{max(ratios):.2f}"
+            rows.append({"model": name, "photos": len(all_of_it), "by": side, **row})
+    return rows
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, MODELS)
+    parser.add_argument("--kit", type=Path, required=True, help="folder of weights and photos")
+    parser.add_argument("--photos", type=int, default=4)
+    parser.add_argument("--partitions", type=int, default=20)
+    parser.add_argument("--step", type=int, default=10, help="pixels added at a time (painting)")
+    parser.add_argument("--batch", type=int, default=8, help="of the painted images")
+    measure.run(parser.parse_args(), rows_of)
+
+
+if __name__ == "__main__":
+    main()
