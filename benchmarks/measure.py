@@ -53,7 +53,7 @@ def parser(about: str | None, models: Sequence[str]) -> argparse.ArgumentParser:
     return asked
 
 
-def run(asked: argparse.Namespace, rows_of: Callable[[argparse.Namespace], list[Row]]) -> None:
+def run(asked: argparse.Namespace, rows_of: Callable[[argparse.Namespace], list[Row]]) -> list[Row]:
     """Run a benchmark under each allocator, print its table, write its JSON."""
     here = "tuned" if all(os.environ.get(k) == v for k, v in TUNED.items()) else "default"
     if asked.device != "cpu" or asked.allocator == [here]:
@@ -65,6 +65,7 @@ def run(asked: argparse.Namespace, rows_of: Callable[[argparse.Namespace], list[
     print(about)
     if asked.json:
         asked.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    return rows
 
 
 def _child(allocator: str) -> list[Row]:

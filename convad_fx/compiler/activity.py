@@ -32,11 +32,25 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
         return z & activity
     if torch.compiler.is_compiling():  # which chooses strides anyway; one operation, fused
         return torch.where(activity, z, fill)
+    shape = torch.broadcast_shapes(z.shape, activity.shape)  # type: ignore[no-untyped-call]
+    bits = _BITS.get(z.dtype)
+    plain = fill == 0 and not (torch.is_grad_enabled() and z.requires_grad) and not z.is_cuda
+    if plain and bits is not None and (z.shape != shape or not _has_gaps(z)):
+        # The bits of every number and all ones, or none: a third of the time of the below.
+        return (z.view(bits) & -activity.to(bits)).view(z.dtype)
     # A copy keeps the strides. where() may take the activity's, and masked_fill() makes its result
     # contiguous: the network would run other kernels than the model, or could not view() what
     # the model can.
-    shape = torch.broadcast_shapes(z.shape, activity.shape)  # type: ignore[no-untyped-call]
     return _copied(z, shape).masked_fill_(~activity, fill)
+
+
+#: Integers of the same size.
+_BITS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
 
 
 def _copied(z: Tensor, shape: Sequence[int]) -> Tensor:

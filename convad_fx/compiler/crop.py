@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from convad_fx.compiler.activity import written
+
 Axes = tuple[int, ...]
 Strides = tuple[int, ...]
 Extra = tuple[tuple[int, int], ...]
@@ -42,7 +44,7 @@ def cut_activity(
     for place, axis, stride, more in zip(places, axes, strides, extra, strict=True):
         inside = _positions(place, stride, more) < activity.shape[axis]
         result = result & _along(inside, axis, activity.dim())
-    return result
+    return written(result)
 
 
 def placed(

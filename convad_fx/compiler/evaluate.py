@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,18 +58,26 @@ class Evaluation:
 class BatchSize:
     """How many whole images' worth of boxes go through the network at once.
 
-    A fixed number, or found by trying: twice as many each time, as long as that is faster per image
-    and `most` allows it. On a CPU large batches are often slower: their tensors leave the caches,
-    and the C library maps and unmaps their memory at every call.
+    A fixed number, or found by trying several, as far as `most` allows them, in turn: the smallest
+    that is about as fast per image as the fastest. On a CPU large batches are often slower: their
+    tensors leave the caches, and the C library maps and unmaps their memory at every call.
     """
 
     most: int
     fixed: int | None = None
     taken: dict[int, list[float]] = field(default_factory=dict)
-    trying: int = 4
     found: int | None = None
-    _GAIN = 0.97
-    _TIMES = 3  # the first of which may have compiled
+    SIZES: ClassVar = (4, 8, 16, 32)
+    LARGER: ClassVar = (16, 64, 256, 1024)  # where there is room for them: on a GPU
+    _GAIN: ClassVar = 0.97
+    _TIMES: ClassVar = 3  # the first of which may have compiled
+
+    @property
+    def trying(self) -> int:
+        """The size timed least often so far."""
+        known = self.LARGER if self.most >= self.LARGER[1] * 2 else self.SIZES
+        sizes = [size for size in known if size <= self.most] or [self.most]
+        return min(sizes, key=lambda size: len(self.taken.get(size, ())))
 
     @property
     def size(self) -> int:
@@ -84,20 +92,15 @@ class BatchSize:
 
     def record(self, images: float, seconds: float) -> None:
         """What a call took, for so many whole images' worth."""
-        if self.fixed is not None or self.found is not None or images < 0.7 * self.trying:
+        size = self.trying
+        if self.fixed is not None or self.found is not None or images < 0.7 * size:
             return
-        times = self.taken.setdefault(self.trying, [])
-        times.append(seconds / images)
-        if len(times) < self._TIMES:
+        self.taken.setdefault(size, []).append(seconds / images)
+        if len(self.taken.get(self.trying, ())) < self._TIMES:
             return
-        best = {size: min(times[1:] or times) for size, times in self.taken.items()}
-        before = best.get(self.trying // 2)
-        if before is not None and best[self.trying] > self._GAIN * before:
-            self.found = min(best, key=lambda size: best[size])
-        elif self.trying * 2 > self.most:
-            self.found = self.trying
-        else:
-            self.trying *= 2
+        best = {size: min(times[1:]) for size, times in self.taken.items()}
+        fastest = min(best.values())
+        self.found = min(size for size in best if best[size] * self._GAIN <= fastest)
 
     def halve(self) -> None:
         """It did not fit."""
