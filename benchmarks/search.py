@@ -7,9 +7,9 @@ Three families of masks on one image: those of a responsibility search; a slidin
 itself; the plain network runs on images painted with zeros in batches of each size of --batches,
 the fastest of which counts, in eager mode and, painting included, compiled. Interleaved, medians.
 
-The search's masks are recorded from a run on a photo, with --kit, by its MobileNetV2, for every
-network; without, from a run on noise by the network itself. Their number decides nothing but how
-long this takes. "graphs" counts what torch.compile has compiled for `evaluate` so far.
+The search's masks are recorded, in equal parts, from runs on --photos photos of the kit by its
+MobileNetV2, for every network, with ReX's default (the class decides alone); without --kit, from a
+run on noise by the network itself. "graphs" counts what torch.compile has compiled for `evaluate`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def search_masks(masked: convad_fx.MaskedModule, x: Tensor, most: int) -> Tensor
         asked.append(mask.cpu())
         return masked.evaluate(image, mask).logits
 
-    convad_fx.explain(listening, x, search=convad_fx.Search(partitions=4))
+    convad_fx.explain(listening, x, search=convad_fx.Search(partitions=4, confidence=0.0))
     masks = torch.cat(asked)
     return masks[torch.randperm(len(masks), generator=torch.Generator().manual_seed(0))[:most]]
 
@@ -84,8 +84,10 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     if asked.kit is not None:
         kit = Kit(asked.kit)
         model, info = kit.load("mobilenet_v2")
-        photo = kit.photo(kit.files()[0], info)
-        recorded = search_masks(convad_fx.convert(model.eval(), photo), photo, asked.masks)
+        photos = [kit.photo(file, info) for file in kit.files()[: asked.photos]]
+        masked = convad_fx.convert(model.eval(), photos[0])
+        each = -(-asked.masks // len(photos))
+        recorded = torch.cat([search_masks(masked, photo, each) for photo in photos])
     rows = []
     for name in asked.models:
         rows += _rows_of(name, recorded, asked)
@@ -152,6 +154,7 @@ def _rows_of(name: str, recorded: Tensor | None, asked: argparse.Namespace) -> l
 def main() -> None:
     parser = measure.parser(__doc__, MODELS)
     parser.add_argument("--kit", type=Path, help="folder of real weights and photos")
+    parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--masks", type=int, default=160)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     measure.run(parser.parse_args(), rows_of)

@@ -25,8 +25,10 @@ from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 
 #: Masks looked at together: enough to fill batches of every size of box, few enough for memory.
 CHUNK = 512
-#: A call costs about as much as this share of an image, whatever its size: measured on two cores.
-CALL = 0.1
+#: What a call costs, whatever its size: seconds per operation of the network, eager or compiled.
+CALL = 12e-6
+#: The same as a share of an image, until it is known what an image takes.
+SHARE = 0.1
 #: Boxes have two tiles at least, and compiled code gets two masks at least: torch.compile takes 1
 #: for a constant, and would compile again.
 LEAST = 2
@@ -101,6 +103,11 @@ class BatchSize:
         best = {size: min(times[1:]) for size, times in self.taken.items()}
         fastest = min(best.values())
         self.found = min(size for size in best if best[size] * self._GAIN <= fastest)
+
+    def call(self, operations: int) -> float:
+        """What a call costs, whatever its size, as a share of what an image costs."""
+        times = [time for taken in self.taken.values() for time in taken[1:]]
+        return min(CALL * operations / min(times), 2.0) if times else SHARE
 
     def halve(self) -> None:
         """It did not fit."""
@@ -262,7 +269,8 @@ class _Run:
         activities = self.engine.activities(x[:1], masks)  # type: ignore[misc]
         tiles = tiles_of(region, activities)
         start, sizes = boxes(region, activities, tiles)
-        for size, members in merged(sizes, tiles).items():
+        operations = 0 if region.values is None else len(region.values.nodes)
+        for size, members in merged(sizes, tiles, self.size.call(operations)).items():
             if size == tiles and not self.engine.compiled:
                 self._whole(x, masks, owners, members)
             else:
@@ -428,9 +436,11 @@ def _spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor
 
 
 def merged(
-    sizes: list[tuple[int, ...]], tiles: tuple[int, ...]
+    sizes: list[tuple[int, ...]], tiles: tuple[int, ...], call: float = SHARE
 ) -> dict[tuple[int, ...], list[int]]:
     """Size of box -> the masks that run on it. Small groups go on larger boxes, if that is cheaper.
+
+    A call costs ``call`` images' worth, whatever its size.
 
     >>> merged([(2, 2), (9, 10), (10, 10)], tiles=(10, 10))
     {(2, 2): [0], (10, 10): [1, 2]}
@@ -453,7 +463,7 @@ def merged(
                 if a < b:
                     c = union(a, b)
                     more = sum(len(groups[g]) * (share(c) - share(g)) for g in (a, b))
-                    costs[a, b] = more - CALL - (CALL if c in groups and c not in (a, b) else 0)
+                    costs[a, b] = more - call - (call if c in groups and c not in (a, b) else 0)
         (a, b), cost = min(costs.items(), key=lambda item: item[1])
         if cost >= 0:
             break
