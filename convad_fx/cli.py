@@ -1,4 +1,4 @@
-"""The command line `convad-fx`: `check`, `compile`, `explain`, `compare`, `demo`.
+"""The command line `convad-fx`: `check`, `compile`, `export`, `explain`, `compare`, `demo`.
 
 Results on stdout, the rest on stderr.
 
@@ -249,6 +249,41 @@ def compile_(
         _print_json({**about, "policy": policy.to_dict(), **masked.report.to_dict()})
     else:
         typer.echo(f"{masked.report}\n{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+EXPORT_EXAMPLES = """Examples:
+
+\b
+  convad-fx export resnet50 -o resnet50.onnx
+  convad-fx export mine:build --weights mine.pt --size 96 -o mine.onnx
+  convad-fx export mine.cfx -o mine.onnx          (a file of convad-fx compile, with its policy)
+"""
+
+
+@app.command("export", epilog=EXPORT_EXAMPLES, short_help="Leave a masked network as ONNX.")
+def export_(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=MODEL_HELP + " Or a file of `convad-fx compile`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where it goes.")],
+    weights: Weights = "DEFAULT",
+    size: Size = None,
+) -> None:
+    """Leave MODEL, masked, as ONNX: inputs `image` and `mask` (bool, True = kept), output `logits`.
+
+    The batch is free, the size of the image is not. Needs the packages onnx and onnxscript.
+    """
+    if Path(model).is_file():
+        if weights != "DEFAULT" or size is not None:
+            raise PolicyError(
+                f"{model} has its weights and its size inside", hint="leave the options out"
+            )
+        masked = convad_fx.load(model)
+    else:
+        classifier = models.resolve(model, weights, size=size)
+        masked = convad_fx.convert(classifier.model, classifier.example())
+    convad_fx.export_onnx(masked, out)
+    typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 EXPLAIN_EXAMPLES = """Examples:
