@@ -23,6 +23,7 @@ from convad_fx.explain import (
     explain_disjoint,
     occlusion,
 )
+from convad_fx.program import export, export_onnx
 
 __all__ = [
     "Contrast",
@@ -36,6 +37,8 @@ __all__ = [
     "convert",
     "explain",
     "explain_disjoint",
+    "export",
+    "export_onnx",
     "load",
     "metrics",
     "occlusion",

@@ -1,4 +1,4 @@
-"""The command line `convad-fx`: `check`, `compile`, `explain`, `compare`, `demo`.
+"""The command line `convad-fx`: `check`, `compile`, `export`, `explain`, `compare`, `demo`.
 
 Results on stdout, the rest on stderr.
 
@@ -8,6 +8,7 @@ nothing could be answered, and a line on stderr says why.
 
 import contextlib
 import difflib
+import functools
 import itertools
 import json
 import re
@@ -98,6 +99,9 @@ Std = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; auto is CUDA where it works.")
+]
+Trusted = Annotated[
+    bool, typer.Option("--trusted", help="Run the machine code in the file MODEL, if any.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 Progress = Annotated[
@@ -191,6 +195,7 @@ COMPILE_EXAMPLES = """Examples:
 \b
   convad-fx compile resnet50 -o resnet50.cfx
   convad-fx compile mine:build --size 96 --labels mine.txt -o mine.cfx
+  convad-fx compile resnet50 --compiled -o resnet50.cfx    (with machine code for this computer)
   convad-fx explain cat.jpg --model mine.cfx --out why
 """
 
@@ -218,14 +223,27 @@ def compile_(
     fill: Annotated[
         str, typer.Option(help="What hidden cells read as in convolutions: zero, or neighbour.")
     ] = "zero",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compiled",
+            help="Add machine code for this computer (AOTInductor): takes minutes, and such a file "
+            "is loaded with `--trusted` only.",
+        ),
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="What the machine code is for: auto, cpu, cuda ...")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Convert MODEL once and leave it in FILE, for `explain --model FILE`.
 
     The file holds weights, preprocessing and class names, too. It is data: loading it needs neither
-    the model's source nor its packages, and runs nothing of it.
+    the model's source nor its packages, and runs nothing of it. With `--compiled` there is machine
+    code in it as well, which answers at once and must be trusted to be run.
     """
     policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
+    chosen = devices.choose(device) if compiled else torch.device("cpu")
     classifier = models.resolve(
         model,
         weights,
@@ -237,18 +255,57 @@ def compile_(
     )
     if weights == "none":
         typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
-    masked = convad_fx.convert(classifier.model, classifier.example(), policy)
+    masked = convad_fx.convert(classifier.model.to(chosen), classifier.example(chosen), policy)
     convad_fx.save(
         masked,
         out,
         preprocessing=images.recorded(classifier.preprocess),
         class_names=classifier.labels or None,
+        compiled=compiled,
     )
     if as_json:
         about = {"name": classifier.name, "file": str(out), "bytes": out.stat().st_size}
         _print_json({**about, "policy": policy.to_dict(), **masked.report.to_dict()})
     else:
         typer.echo(f"{masked.report}\n{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+EXPORT_EXAMPLES = """Examples:
+
+\b
+  convad-fx export resnet50 -o resnet50.onnx
+  convad-fx export mine:build --weights mine.pt --size 96 -o mine.onnx
+  convad-fx export mine.cfx -o mine.onnx          (a file of convad-fx compile, with its policy)
+"""
+
+
+@app.command("export", epilog=EXPORT_EXAMPLES, short_help="Leave a masked network as ONNX.")
+def export_(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=MODEL_HELP + " Or a file of `convad-fx compile`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where it goes.")],
+    weights: Weights = "DEFAULT",
+    size: Size = None,
+    trusted: Trusted = False,
+) -> None:
+    """Leave MODEL, masked, as ONNX: inputs `image` and `mask` (bool, True = kept), output `logits`.
+
+    The batch is free, the size of the image is not. Needs the packages onnx and onnxscript.
+    """
+    if Path(model).is_file():
+        if weights != "DEFAULT" or size is not None:
+            raise PolicyError(
+                f"{model} has its weights and its size inside", hint="leave the options out"
+            )
+        masked = convad_fx.load(model, trusted=trusted)
+    elif trusted:
+        raise PolicyError(f"{model} is no file", hint="leave `--trusted` out")
+    else:
+        classifier = models.resolve(model, weights, size=size)
+        masked = convad_fx.convert(classifier.model, classifier.example())
+    convad_fx.export_onnx(masked, out)
+    typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 EXPLAIN_EXAMPLES = """Examples:
@@ -357,6 +414,7 @@ def explain(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Masks at a time; by default as is fastest.")
     ] = None,
+    trusted: Trusted = False,
     device: Device = "auto",
     as_json: Json = False,
     progress: Progress = None,
@@ -382,7 +440,12 @@ def explain(
         queue_len=queue_len,
         weighted=weighted,
     )
-    find = models.opened if Path(model).is_file() else models.resolve
+    chosen = devices.choose(device)
+    find = models.resolve
+    if Path(model).is_file():
+        find = functools.partial(models.opened, device=chosen, trusted=trusted)
+    elif trusted:
+        raise PolicyError(f"{model} is no file", hint="leave `--trusted` out")
     classifier = find(
         model,
         weights,
@@ -396,7 +459,7 @@ def explain(
         typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
     index = _class(target, classifier.labels)
     folder = _folder(out)
-    asker = _Asker(classifier, devices.choose(device), policy, search, batch_size or "auto", seed)
+    asker = _Asker(classifier, chosen, policy, search, batch_size or "auto", seed)
 
     table = None if as_json else _Table([str(path) for path in pictures])
     done: list[Result] = []

@@ -52,6 +52,10 @@ class ArtifactError(ConvadError, ValueError):
     """A file that is no artifact, is damaged or too new; or a network that cannot be one."""
 
 
+class UntrustedArtifact(ArtifactError, PermissionError):
+    """A file with machine code in it, which nobody has vouched for."""
+
+
 class ImageError(ConvadError, ValueError):
     """An image of the wrong shape, dtype or device, or a file that cannot be read as an image."""
 

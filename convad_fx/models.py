@@ -141,6 +141,8 @@ def opened(
     resize: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    device: torch.device | str = "cpu",
+    trusted: bool = False,
 ) -> Classifier:
     """The classifier in a file of `convad_fx.save`: its model is a masked network already.
 
@@ -148,6 +150,8 @@ def opened(
         path: the file.
         weights: those in the file; anything but `DEFAULT` is an error.
         labels, size, resize, mean, std: as in `resolve`, instead of what the file records.
+        device: where it goes.
+        trusted: as in `convad_fx.load`.
 
     Raises:
         ArtifactError: no such file, or a damaged one.
@@ -158,7 +162,7 @@ def opened(
         raise ModelError(
             f"{path} has its weights inside", hint="leave `--weights` out, or compile it again"
         )
-    masked, about = artifact.load(path), artifact.describe(path)
+    masked, about = artifact.load(path, device, trusted), artifact.describe(path)
     record = dict(about.preprocessing or images.recorded(standard(size or 224)))
     if about.preprocessing is None and not (size and mean and std):
         raise ImageError(

@@ -280,11 +280,40 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_layer_of_another_package_is_named(tmp_path: Path) -> None:
+TIMM = """
+    mobilenetv3_small_050 tf_mobilenetv3_small_minimal_100 nf_resnet26 tf_mixnet_s
+""".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize(
+    "name", [*TIMM[:2], *(pytest.param(name, marks=pytest.mark.heavy) for name in TIMM[2:])]
+)
+def test_layers_of_timm_come_back_as_functions(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
-    model = timm.create_model("mobilenetv3_small_050").eval()
-    masked = convad_fx.convert(model, torch.zeros(1, 3, 64, 64))
-    with pytest.raises(ArtifactError, match=r"bn1: is a timm\.layers.*export"):
+    torch.manual_seed(0)
+    masked = convad_fx.convert(timm.create_model(name).eval(), torch.zeros(1, 3, 64, 64))
+    for buffer_name, buffer in masked.named_buffers():
+        if "running" in buffer_name:
+            buffer.uniform_(0.5, 1.5)
+    loaded = assert_reloads(masked, tmp_path / "a.cfx", torch.rand(2, 3, 64, 64))
+    homes = {type(module).__module__.partition(".")[0] for module in loaded.modules()}
+    assert homes <= {"torch", "convad_fx"}
+
+
+def test_a_layer_of_another_package_is_named(tmp_path: Path) -> None:
+    norm_act = pytest.importorskip("timm.layers.norm_act")
+
+    class Draws(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return z if z.sum() > 0 else -z
+
+    layer = norm_act.BatchNormAct2d(4)
+    masked = tiny(nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.Flatten(), nn.Linear(4 * 14**2, 5)))
+    masked.get_submodule("1").act = Draws()
+    with pytest.raises(ArtifactError, match=r"1: is a timm\.layers.*cannot be traced.*export"):
+        convad_fx.save(masked, tmp_path / "a.cfx")
+    masked.get_submodule("1").register_forward_hook(lambda *_: None)
+    with pytest.raises(ArtifactError, match=r"1: is a timm\.layers.*whose source would be needed"):
         convad_fx.save(masked, tmp_path / "a.cfx")
     assert not (tmp_path / "a.cfx").exists()
 

@@ -104,6 +104,8 @@ def _functions() -> dict[str, Callable[..., Any]]:
             chosen = home is F and getattr(function, "__name__", "") == "fn"
             if chosen or (_hashable(function) and function in known):
                 table.setdefault(f"{prefix}.{name}", function)
+    for name in ("hardswish", "hardsigmoid"):  # torch does not list them among what takes tensors
+        table.setdefault(f"torch.nn.functional.{name}", getattr(F, name))
     table["torchvision.ops.stochastic_depth"] = torchvision.ops.stochastic_depth
     table["builtins.getattr"] = getattr
     return table

@@ -20,6 +20,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from convad_fx.artifact import allowed
+from convad_fx.artifact.lower import lowered
 from convad_fx.compiler.checker import Report
 from convad_fx.compiler.masked import MaskedModule
 from convad_fx.compiler.plan import Finding
@@ -141,9 +142,11 @@ def _hint(kind: type[nn.Module]) -> str:
 
 def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
     """The network as JSON data, and its tensors by path."""
-    graphs = dict(
-        zip(_GRAPHS, (masked.graph, masked.region.values, masked.region.activities), strict=True)
-    )
+    found = (masked.graph, masked.region.values, masked.region.activities)
+    graphs = {
+        name: None if graph is None else lowered(graph, masked)
+        for name, graph in zip(_GRAPHS, found, strict=True)
+    }
     called = {
         str(node.target)
         for graph in graphs.values()

@@ -1,12 +1,14 @@
-"""The file: a zip of three parts, stored as they are.
+"""The file: a zip of three or four parts, stored as they are.
 
 * ``manifest.json``: format and version, who wrote it, policy, report, preprocessing, class names,
   and the size and SHA-256 of the other parts. Its own SHA-256 is the zip's comment.
 * ``network.json``: modules and graphs, as `codec` writes them.
 * ``weights.safetensors``: the tensors.
+* ``compiled.pt2``, where asked for: the network as machine code (see `compiled`).
 
 The digests find damage, not forgery: who forges a file can write them too. What protects from a
-forged file is that nothing in it is ever run (see `allowed`).
+forged file is that nothing in it is ever run (see `allowed`). Machine code is the exception: it
+runs only where `load` is told that the file is trusted.
 """
 
 from __future__ import annotations
@@ -28,13 +30,15 @@ import safetensors.torch
 import torch
 
 from convad_fx.artifact import codec
+from convad_fx.artifact import compiled as machine
 from convad_fx.compiler.checker import Report
 from convad_fx.compiler.masked import MaskedModule
 from convad_fx.compiler.policy import Policy
-from convad_fx.errors import ArtifactError, ConvadError
+from convad_fx.errors import ArtifactError, ConvadError, UntrustedArtifact
 
 FORMAT, VERSION = "convad_fx artifact", 1
 _MANIFEST, _NETWORK, _WEIGHTS = "manifest.json", "network.json", "weights.safetensors"
+_COMPILED = "compiled.pt2"
 _NO_CODE = "nothing of it was run"
 #: What wrong content raises where it is read.
 _WRONG = (
@@ -60,6 +64,7 @@ class Artifact:
         report: what the checker said.
         preprocessing: as given to `save`.
         class_names: as given to `save`; empty where none were.
+        compiled: what the machine code in it was made for; None where there is none.
     """
 
     versions: dict[str, str]
@@ -67,6 +72,7 @@ class Artifact:
     report: Report
     preprocessing: dict[str, Any] | None
     class_names: tuple[str, ...]
+    compiled: dict[str, Any] | None = None
 
 
 def save(
@@ -75,6 +81,7 @@ def save(
     *,
     preprocessing: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
+    compiled: bool = False,
 ) -> None:
     """Write a masked network to one file, which `load` reads without the model's source.
 
@@ -86,8 +93,12 @@ def save(
         path: of the file; an old one is replaced.
         preprocessing: what is done to pictures: a dict of numbers, texts and lists.
         class_names: one for each class.
+        compiled: add the network as machine code for this kind of processor or GPU, by AOTInductor.
+            That takes a C++ compiler and a minute or more, here and now; where the file is loaded,
+            the first result comes without compiling. Such a file is loaded as trusted only.
 
     Raises:
+        Unavailable, UnsupportedModel: it cannot be compiled here.
         ArtifactError: the network calls what a file cannot name, or the file cannot be written.
     """
     if not isinstance(masked, MaskedModule):
@@ -97,6 +108,9 @@ def save(
         )
     network, tensors = codec.to_data(masked)
     parts = {_NETWORK: _json(network, "the network"), _WEIGHTS: safetensors.torch.save(tensors)}
+    made_for = None
+    if compiled:
+        parts[_COMPILED], made_for = machine.build(masked)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -105,6 +119,7 @@ def save(
         "report": masked.report.to_dict(),
         "preprocessing": None if preprocessing is None else dict(preprocessing),
         "class_names": None if class_names is None else [str(name) for name in class_names],
+        "compiled": made_for,
         "parts": {
             name: {"size": len(part), "sha256": hashlib.sha256(part).hexdigest()}
             for name, part in parts.items()
@@ -171,19 +186,27 @@ def _write_parts(file: IO[bytes], parts: dict[str, bytes]) -> None:
 
 # ---------------------------------------------------------------------------------------- reading
 def load(
-    path: str | os.PathLike[str], map_location: str | torch.device | None = None
+    path: str | os.PathLike[str],
+    map_location: str | torch.device | None = None,
+    trusted: bool = False,
 ) -> MaskedModule:
     """The masked network in a file: bit for bit the one that was saved, in eager mode.
 
-    Nothing in the file is executed, and the model's source is not needed. Bit for bit holds for the
+    Nothing in the file is executed, unless it is said to be trusted and holds machine code; the
+    model's source is not needed. Bit for bit holds for the
     torch version, the device and the number of threads that it was saved under.
 
     Args:
         path: of a file that `save` wrote.
         map_location: the device to put it on; default the CPU, wherever it was saved.
+        trusted: run the machine code in it, where there is some (`save(..., compiled=True)`). It
+            can do whatever you can, so say so of your own files and of those of people you trust.
+            Its results differ from the graph's by rounding.
 
     Raises:
-        ArtifactError: no such file, no artifact, damaged, or written by a newer version.
+        UntrustedArtifact: there is machine code in it, and nobody has said that it is trusted.
+        ArtifactError: no such file, no artifact, damaged, or written by a newer version; machine
+            code for another processor, device or version of torch.
     """
     path = Path(path)
     with _reading(path) as archive:
@@ -196,10 +219,31 @@ def load(
                 f"{map_location!r} is no device here ({str(error).splitlines()[0]})",
                 hint='pass "cpu", or leave map_location out',
             ) from error
+        about = _about(manifest)
+        if about.compiled is not None:
+            _vouched_for(path, about.compiled, device, trusted)
         network = json.loads(_part(archive, manifest, _NETWORK, path))
         tensors = safetensors.torch.load(_part(archive, manifest, _WEIGHTS, path))
-        about = _about(manifest)
-        return codec.from_data(network, tensors, about.policy, about.report, device)
+        masked = codec.from_data(network, tensors, about.policy, about.report, device)
+        if about.compiled is not None:
+            package = _part(archive, manifest, _COMPILED, path)
+            masked._compiled_call_impl = machine.Compiled(masked, package, about.compiled)
+        return masked
+
+
+def _vouched_for(path: Path, made_for: dict[str, Any], device: torch.device, trusted: bool) -> None:
+    """Machine code is run only if somebody says so, and only where it can run."""
+    if not trusted:
+        raise UntrustedArtifact(
+            f"{path} holds machine code, which would run with all your rights",
+            hint="if you trust whoever made it, pass trusted=True (on the command line: --trusted);"
+            " else ask for a file that was saved without compiled=True",
+        )
+    if why := machine.misfits(made_for, device):
+        raise ArtifactError(
+            f"{path} holds machine code made for {why}",
+            hint="save the network again where it is to run, or without compiled=True",
+        )
 
 
 def describe(path: str | os.PathLike[str]) -> Artifact:
@@ -229,6 +273,8 @@ def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
+    except UntrustedArtifact:
+        raise
     except ArtifactError as error:
         raise ArtifactError(
             error.what if str(path) in error.what else f"{path}: {error.what}", hint=error.hint
@@ -272,7 +318,8 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
         )
     if hashlib.sha256(content).hexdigest().encode("ascii") != archive.comment:
         raise _changed(path, _MANIFEST)
-    if sorted(names) != sorted((_MANIFEST, _NETWORK, _WEIGHTS)):
+    expected = [_MANIFEST, _NETWORK, _WEIGHTS]
+    if sorted(names) != sorted(expected + [_COMPILED] * (manifest.get("compiled") is not None)):
         raise ArtifactError(
             f"{path} has the parts {', '.join(names)}", hint=f"save it again; {_NO_CODE}"
         )
@@ -310,4 +357,5 @@ def _about(manifest: dict[str, Any]) -> Artifact:
         codec.report_of(manifest["report"]),
         manifest["preprocessing"],
         tuple(manifest["class_names"] or ()),
+        manifest.get("compiled"),
     )

@@ -435,6 +435,25 @@ def _same_padding(n: int, k: int, s: int, d: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+def same_padded(
+    z: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+    value: float = 0,
+) -> Tensor:
+    """An image batch with TensorFlow's "SAME" padding: what timm's layers of that name read.
+
+    >>> same_padded(torch.ones(1, 1, 5, 4), (3, 3), (2, 2)).shape
+    torch.Size([1, 1, 7, 5])
+    """
+    pairs = [
+        _same_padding(n, k, s, d)
+        for n, k, s, d in zip(z.shape[-2:], kernel, stride, dilation, strict=True)
+    ]
+    return F.pad(z, [n for pair in reversed(pairs) for n in pair], value=value)
+
+
 def _ceil_extra(n: int, k: int, s: int, lo: int, hi: int, d: int) -> int:
     """Extra cells after the end that ``ceil_mode`` reads (torch's own rule for the last window)."""
     span = d * (k - 1) + 1
