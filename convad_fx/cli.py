@@ -8,7 +8,6 @@ nothing could be answered, and a line on stderr says why.
 
 import contextlib
 import difflib
-import functools
 import itertools
 import json
 import re
@@ -25,13 +24,14 @@ from PIL import Image
 from typer.core import TyperGroup
 
 import convad_fx
+from convad_fx import cli_many, images, models, report
 from convad_fx import device as devices
-from convad_fx import images, models, report
-from convad_fx.compiler import MaskedModule, Policy
+from convad_fx.compiler import Policy
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.explainer import versions
 from convad_fx.explain.masker import Masker
+from convad_fx.many import Question, Recipe
 from convad_fx.metrics import Interval, Normalisation, bootstrap, paired
 
 FOUND, FAILED = 1, 2
@@ -318,12 +318,16 @@ EXPLAIN_EXAMPLES = """Examples:
   convad-fx explain cat.jpg --model resnet50 --target "tabby" --gamma 0.8 --out why
   convad-fx explain cat.jpg --model resnet50 --disjoint 3 --contrastive --out why
   convad-fx explain cat.jpg --model resnet50 --budget 1000 --minimal 16 --out why
+  convad-fx explain photos shard-000.tar --model resnet50 --out rows --resume
 """
 
 
 @app.command(epilog=EXPLAIN_EXAMPLES, short_help="Which part of a picture suffices?")
 def explain(
-    pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Image files; or folders and tar files of them."),
+    ],
     model: Annotated[
         str, typer.Option(metavar="MODEL", help=MODEL_HELP + " Or a file of `convad-fx compile`.")
     ],
@@ -415,6 +419,19 @@ def explain(
         int | None, typer.Option(min=1, help="Masks at a time; by default as is fastest.")
     ] = None,
     trusted: Trusted = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Many: go on where an earlier run into DIR stopped.")
+    ] = False,
+    overlays: Annotated[
+        bool, typer.Option("--overlays", help="Many: leave PNG and JSON of each picture, too.")
+    ] = False,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Many: insertion, deletion or robustness; may be given several times.",
+        ),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
     progress: Progress = None,
@@ -424,6 +441,9 @@ def explain(
     Leaves a PNG (picture, responsibility, explanation) and a JSON file per explanation in DIR; of
     several of one image, the second is called NAME-reason-2. Images that cannot be read are listed
     at the end, and the exit code is then 1.
+
+    Of folders and tar files (WebDataset), DIR gets Parquet instead: one row per picture, kept as it
+    is made, so that after a kill --resume goes on. Under torchrun processes share the pictures.
     """
     policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
     search = Search(
@@ -441,30 +461,47 @@ def explain(
         weighted=weighted,
     )
     chosen = devices.choose(device)
-    find = models.resolve
-    if Path(model).is_file():
-        find = functools.partial(models.opened, device=chosen, trusted=trusted)
-    elif trusted:
-        raise PolicyError(f"{model} is no file", hint="leave `--trusted` out")
-    classifier = find(
+    recipe = Recipe(
         model,
         weights,
-        labels=labels,
-        size=size,
-        resize=resize,
-        mean=_three("--mean", mean),
-        std=_three("--std", std),
+        labels,
+        size,
+        resize,
+        _three("--mean", mean),
+        _three("--std", std),
+        chosen,
+        trusted,
     )
+    classifier = recipe.classifier()
     if weights == "none":
         typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
     index = _class(target, classifier.labels)
     folder = _folder(out)
+    if resume or overlays or metric or any(map(cli_many.holds, pictures)):
+        if disjoint > 1:
+            raise PolicyError(
+                "--disjoint does not go with folders and tar files: one row per picture",
+                hint="name the pictures themselves",
+            )
+        question = Question(
+            policy,
+            search,
+            index,
+            gamma,
+            seed,
+            contrastive,
+            batch_size or "auto",
+            tuple(metric or ()),
+        )
+        run = cli_many.Run(recipe, classifier, question, pictures, folder, device)
+        cli_many.explain(run, resume=resume, overlays=overlays, as_json=as_json)
+        return
     asker = _Asker(classifier, chosen, policy, search, batch_size or "auto", seed)
 
     table = None if as_json else _Table([str(path) for path in pictures])
     done: list[Result] = []
     failed: list[tuple[Path, ConvadError]] = []
-    for path, stem in zip(pictures, _stems(pictures, disjoint), strict=True):
+    for path, stem in zip(pictures, _stems(pictures, folder, disjoint), strict=True):
         try:
             results = asker.ask(
                 images.open_image(path),
@@ -609,7 +646,7 @@ def compare(
         read[number] = images.to_input(picture, preprocess)
     done: list[tuple[str, tuple[report.Compared, ...], Path]] = []
     table = None if as_json else _Comparisons([str(path) for path in paths], list(maskers))
-    stems = _stems(paths)
+    stems = _stems(paths, folder)
     for number, x in read.items():
         compared = report.compare(
             maskers,
@@ -731,16 +768,7 @@ class _Asker:
     ) -> None:
         self.classifier, self.device, self.search = classifier, device, search
         self.batch_size, self.seed = batch_size, seed
-        model = classifier.model.to(device)
-        if isinstance(model, MaskedModule):
-            if policy not in (Policy(), model.policy):
-                raise PolicyError(
-                    f"{classifier.name} was compiled with {model.policy}, not with {policy}",
-                    hint="leave the policy's options out, or compile it again",
-                )
-            self.masked = model
-        else:
-            self.masked = convad_fx.convert(model, classifier.example(device), policy)
+        self.masked = models.masked_network(classifier, device, policy)
 
     def ask(
         self,
@@ -985,10 +1013,14 @@ def _class(wanted: str | None, labels: Sequence[str]) -> int | None:
     )
 
 
-def _stems(paths: Sequence[Path], reasons: int = 1) -> list[str]:
-    """A name for the files of each picture, even where `a/1.png` meets `b/1.png` and `b/1.jpg`."""
+def _stems(paths: Sequence[Path], folder: Path, reasons: int = 1) -> list[str]:
+    """A name for the files of each picture, even where `a/1.png` meets `b/1.png` and `b/1.jpg`.
+
+    Pictures that lie in the folder themselves are not written over.
+    """
     stems: list[str] = []
-    taken: set[str] = set()
+    here = folder.resolve()
+    taken = {path.stem for path in paths if path.parent.resolve() == here}
     for path in paths:
         plain = re.sub(r"[\\/\0]", "_", path.stem) or "picture"
         names = (plain if n == 1 else f"{plain}-{n}" for n in itertools.count(1))

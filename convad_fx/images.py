@@ -7,6 +7,7 @@
 (torch.Size([1, 3, 8, 8]), (8, 8, 3), [255, 0, 0])
 """
 
+import io
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Pillow would start Ghostscript on these, an interpreter with a history of escapes.
 _PROGRAMS = {"EPS"}
+# Longer than that, and the usual 256 pixels of the short side make 65 million in all.
+_LINE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +163,10 @@ def _numbers(size: Any) -> list[int]:
     return [int(n) for n in size] if isinstance(size, Sequence) else [int(size)]
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """The picture in the file `path`, as RGB, the way an image viewer shows it.
+
+    With `content`, the file's bytes, nothing is read, and `path` only names it in messages.
 
     >>> import tempfile, pathlib
     >>> path = pathlib.Path(tempfile.mkdtemp(), "half.png")
@@ -173,7 +178,9 @@ def open_image(path: str | Path) -> Image.Image:
     pages show them. 16-bit values are scaled to 8 bits; of an animation the first frame counts.
 
     Raises:
-        ImageError: the file is missing, not an image, damaged, or too large to be opened safely.
+        ImageError: the file is missing, not an image, damaged, too large to be opened safely, or a
+            line: more than 1000 times as long as wide, so that resizing its short side would fill
+            the memory.
     """
     path = Path(path)
     try:
@@ -182,11 +189,16 @@ def open_image(path: str | Path) -> Image.Image:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             # Above Pillow's limit (89 megapixels) a small file may unpack to gigabytes.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path if content is None else io.BytesIO(content)) as image:
                 if image.format in _PROGRAMS:
                     raise ImageError(
                         f"{path}: {image.format} files are programs, not pictures",
                         hint="convert it to PNG",
+                    )
+                if max(image.size) > _LINE * min(image.size):
+                    raise ImageError(
+                        f"{path} is a line of {image.width} x {image.height} pixels",
+                        hint=f"crop it to at most {_LINE} times as long as wide",
                     )
                 image.load()
                 return _rgb(_upright(image), path)

@@ -37,7 +37,8 @@ import torchvision
 from torch import nn
 
 from convad_fx import artifact, images
-from convad_fx.errors import ConvadError, ImageError, ModelError, Unavailable
+from convad_fx.compiler import MaskedModule, Policy, convert
+from convad_fx.errors import ConvadError, ImageError, ModelError, PolicyError, Unavailable
 from convad_fx.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, standard
 from convad_fx.weights import class_count, fill, read
 
@@ -181,6 +182,31 @@ def opened(
         path, masked, preprocess, (crop[0], crop[-1]), about.class_names, "in the file"
     )
     return classifier if labels is None else _relabelled(classifier, labels)
+
+
+def masked_network(
+    classifier: Classifier,
+    device: torch.device,
+    policy: Policy = Policy(),  # noqa: B008 (frozen)
+) -> MaskedModule:
+    """The classifier's network as `(x, mask) -> logits`, on `device`; converted, if it is not yet.
+
+    >>> masked_network(resolve("demo"), torch.device("cpu")).policy == Policy()
+    True
+
+    Raises:
+        PolicyError: it was compiled with another policy than the one wanted.
+        ConvadError: as `convert`.
+    """
+    model = classifier.model.to(device)
+    if not isinstance(model, MaskedModule):
+        return convert(model, classifier.example(device), policy)
+    if policy not in (Policy(), model.policy):
+        raise PolicyError(
+            f"{classifier.name} was compiled with {model.policy}, not with {policy}",
+            hint="leave the policy's options out, or compile it again",
+        )
+    return model
 
 
 # ------------------------------------------------------------------------------------- torchvision

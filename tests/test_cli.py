@@ -356,8 +356,9 @@ def test_names_of_further_reasons_do_not_meet_those_of_pictures():
     from pathlib import Path
 
     paths = [Path("cat.png"), Path("cat-reason-2.png"), Path("b/cat.jpg")]
-    assert cli._stems(paths) == ["cat", "cat-reason-2", "cat-2"]
-    assert cli._stems(paths, 2) == ["cat", "cat-reason-2-2", "cat-2"]
+    assert cli._stems(paths, Path("out")) == ["cat", "cat-reason-2", "cat-2"]
+    assert cli._stems(paths, Path("out"), 2) == ["cat", "cat-reason-2-2", "cat-2"]
+    assert cli._stems(paths, Path("b")) == ["cat-2", "cat-reason-2", "cat-3"]  # not over b/cat
 
 
 # ----------------------------------------------------------------------------------------- compare

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convad_fx.errors import ConvadError
+from convad_fx.explain import display
 from convad_fx.explain.evaluate import Mask
 from convad_fx.explain.options import Search
 
@@ -170,6 +171,14 @@ class Explanation:
             f"{self.title}: {what} kept, confidence {self.confidence_recheck:.3f} of "
             f"{self.confidence_whole:.3f}, {verdict}{contrast}; {self.evaluations} evaluations"
         )
+
+    def _repr_png_(self) -> bytes:
+        """For Jupyter: responsibility and kept pixels; `report.draw` shows them on the picture."""
+        return display.png(self)
+
+    def _repr_html_(self) -> str:
+        """For Jupyter: the same, and what `str` says."""
+        return display.page(self, base64.b64encode(self._repr_png_()).decode("ascii"))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the maps, as plain numbers and strings: for a table or a log."""

@@ -1,7 +1,7 @@
 """What was found, made visible: explanations as overlays and side by side, plans as pictures."""
 
 from convad_fx.report.compare import Compared, compare, draw_comparison, save_comparison
-from convad_fx.report.overlay import draw, save
+from convad_fx.report.overlay import draw, save, show_kept, show_responsibility
 from convad_fx.report.plan_picture import draw_plan, save_plan, writable_picture
 
 __all__ = [
@@ -13,5 +13,7 @@ __all__ = [
     "save",
     "save_comparison",
     "save_plan",
+    "show_kept",
+    "show_responsibility",
     "writable_picture",
 ]

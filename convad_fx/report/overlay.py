@@ -77,6 +77,51 @@ def draw(
     return root
 
 
+def show_kept(explanation: Explanation, image: NDArray[Any], ax: Axes | None = None) -> Axes:
+    """The kept pixels in colour and outlined, in one panel of one's own figure.
+
+    >>> import torch
+    >>> from convad_fx.explain import explain, occlusion
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).eval()
+    >>> x = torch.rand(1, 8, 8)
+    >>> panel = Figure().subplots()
+    >>> show_kept(explain(occlusion(model), x), x[0].numpy(), ax=panel) is panel
+    True
+
+    Args:
+        explanation, image: as in `draw`.
+        ax: the matplotlib axes to draw into; None makes a figure with one.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImageError: the image does not fit the explanation, or is not one.
+    """
+    shown = displayable(image, explanation.mask.shape)
+    ax = _panel() if ax is None else ax
+    _draw_kept(ax, explanation, shown)
+    ax.set_axis_off()
+    return ax
+
+
+def show_responsibility(
+    explanation: Explanation, image: NDArray[Any], ax: Axes | None = None
+) -> Axes:
+    """The responsibility over the picture in grey, in one panel; otherwise as `show_kept`."""
+    shown = displayable(image, explanation.mask.shape)
+    ax = _panel() if ax is None else ax
+    _draw_map(ax, explanation, shown)
+    ax.set_axis_off()
+    return ax
+
+
+def _panel() -> Axes:
+    figure = Figure(figsize=(3.6, 3.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure.subplots()
+
+
 def save(
     explanation: Explanation, image: NDArray[Any], directory: Path | str, stem: str
 ) -> tuple[Path, Path]:

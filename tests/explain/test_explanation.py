@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from convad_fx.explain import DamagedExplanation, Explanation, Search
 from convad_fx.explain.explanation import decode_mask, encode_mask
@@ -39,6 +42,24 @@ def explanation(mask: np.ndarray, responsibility: np.ndarray) -> Explanation:
 
 
 PLAIN = explanation(np.eye(4, 6, dtype=bool), np.eye(4, 6))
+
+
+def test_a_notebook_shows_the_map_and_the_kept_pixels() -> None:
+    with Image.open(io.BytesIO(PLAIN._repr_png_())) as image:
+        pixels = np.asarray(image)[18::37, 18::37].astype(int)  # one of each magnified pixel
+    assert pixels.shape[:2] == (4, 13)
+    kept = pixels[:, 7:, 0] > 200
+    assert np.array_equal(kept, PLAIN.mask)
+    bright = pixels[:, :6].sum(2) > 300
+    assert np.array_equal(bright, PLAIN.mask)
+
+
+def test_a_notebook_shows_names_as_text_not_as_html() -> None:
+    why = dataclasses.replace(PLAIN, target_name="<script>alert(1)</script>")
+    assert "<script>" not in why._repr_html_()
+    assert "&lt;script&gt;" in why._repr_html_()
+    png = base64.b64encode(why._repr_png_()).decode()
+    assert png in why._repr_html_()
 
 
 @given(hnp.arrays(np.bool_, SHAPES))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from convad_fx.errors import ImageError
 from convad_fx.explain import Explanation, Search, explain
-from convad_fx.report import draw, save
+from convad_fx.report import draw, save, show_kept, show_responsibility
 
 RED = np.zeros((24, 32, 3))
 RED[..., 0] = 0.8
@@ -127,3 +127,16 @@ def test_a_stem_is_a_plain_name(stem: str, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="cannot name a file; pass a name without folder"):
         save(WHY, RED, tmp_path, stem)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_panel_goes_into_axes_of_ones_own() -> None:
+    panels = Figure().subplots(1, 2)
+    assert show_kept(WHY, RED, ax=panels[0]) is panels[0]
+    assert show_responsibility(WHY, RED, panels[1]) is panels[1]
+    assert "sufficient" in panels[0].get_title()
+    assert "responsibility" in panels[1].get_title()
+    # The kept pixels are in colour: the picture's red; the others are grey.
+    pixels = np.asarray(panels[0].images[0].get_array())
+    assert np.allclose(pixels[WHY.mask], RED[WHY.mask])
+    assert np.ptp(pixels[~WHY.mask], axis=1).max() == 0
+    assert show_kept(WHY, RED).get_figure() is not None

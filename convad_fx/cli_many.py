@@ -1,0 +1,75 @@
+"""`convad-fx explain` of folders and tar files: what the command line adds to `convad_fx.many`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from convad_fx import models
+from convad_fx.many import Explainer, Outcome, Question, Recipe, Shard, Summary, explain_many
+from convad_fx.many.question import rank_device
+from convad_fx.many.sources import is_tar
+
+FOUND, FAILED = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is asked of which pictures, and where the rows go."""
+
+    recipe: Recipe
+    classifier: models.Classifier
+    question: Question
+    pictures: Sequence[Path]
+    folder: Path
+    device: str
+
+
+def holds(path: Path) -> bool:
+    """Whether a path is one of many pictures: a folder or a tar file."""
+    return path.is_dir() or is_tar(path)
+
+
+def explain(run: Run, *, resume: bool, overlays: bool, as_json: bool) -> None:
+    """Make the rows; a line for each as it is made, and a summary."""
+    shard = Shard.from_environment()
+    drawn = run.folder / "overlays" if overlays else None
+
+    def notify(outcome: Outcome) -> None:
+        if not as_json and outcome.row is not None:
+            typer.echo(_line(outcome))
+
+    device = rank_device(run.device, shard.local)
+    explainer = Explainer(run.classifier, run.question, device, drawn)
+    found = explain_many(
+        explainer, run.pictures, run.folder, resume=resume, shard=shard, notify=notify
+    )
+    _finish(found, run, as_json)
+
+
+def _finish(found: Summary, run: Run, as_json: bool) -> None:
+    if as_json:
+        about = {"model": run.classifier.name, "out": str(run.folder), **found.to_dict()}
+        typer.echo(json.dumps(about, indent=1, ensure_ascii=False))
+    else:
+        spent = ", ".join(f"{name} {value:.1f}" for name, value in found.seconds.items())
+        typer.echo(f"{found.explained} explained now, {found.skipped} before. Seconds: {spent}.")
+        typer.echo(f"Rows are in {run.folder}.")
+    for why in found.failed.values():
+        typer.echo(f"convad-fx: not explained: {why}", err=True)
+    if found.failed:
+        raise typer.Exit(FOUND if found.rows else FAILED)
+
+
+def _line(outcome: Outcome) -> str:
+    row: Any = outcome.row
+    name = row["target_name"] if row["target_name"] is not None else f"class {row['target']}"
+    seconds = row["seconds_load"] + row["seconds_search"]
+    doubt = "" if row["sufficient"] else " (NOT sufficient when asked again)"
+    return (
+        f"{outcome.key}  {row['size']:.1%}  {row['confidence_recheck']:.3f} of "
+        f"{row['confidence_whole']:.3f}  {seconds:.1f} s  {name}{doubt}"
+    )
