@@ -97,7 +97,9 @@ def test_explain_for_machines(tmp_path, photos):
         "--batch-size",
         7,
     )
-    result = run("explain", photos[0], "--model", "demo", "--out", tmp_path / "out", *options, *QUICK)
+    result = run(
+        "explain", photos[0], "--model", "demo", "--out", tmp_path / "out", *options, *QUICK
+    )
     assert (result.exit_code, result.stderr) == (0, "")
     answer = json.loads(result.stdout)
     assert (answer["model"], answer["device"], answer["failed"]) == ("demo", "cpu", [])
