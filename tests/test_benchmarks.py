@@ -1,0 +1,91 @@
+"""The benchmarks that compile nothing run on a small network, and their rows say what they claim."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+import convad_fx
+from benchmarks import convert, incremental, measure, scale
+from benchmarks.hook_based import HookBased
+from benchmarks.search import rise_masks, sliding_masks
+
+pytestmark = pytest.mark.heavy
+
+
+def run(module, monkeypatch, tmp_path, *options) -> list[measure.Row]:
+    """What `python -m` would, in this process, without the settings of the C library."""
+    file = tmp_path / "rows.json"
+    for name in measure.TUNED:
+        monkeypatch.delenv(name, raising=False)
+    small = ("--models", "resnet18", "--allocator", "default", "--runs", "2", "--json", str(file))
+    monkeypatch.setattr(sys, "argv", [str(Path(module.__file__)), *small, *options])
+    module.main()
+    read = json.loads(file.read_text())
+    assert read["machine"]["torch"] == torch.__version__
+    return read["rows"]
+
+
+def test_convert_times_every_step(monkeypatch, tmp_path):
+    (row,) = run(convert, monkeypatch, tmp_path)
+    assert row["operations"] == 69
+    assert row["convert s"] <= row["slowest"]
+    assert row["ms per operation"] == pytest.approx(1000 * row["convert s"] / 69)
+
+
+def test_scale_streams_masks_and_tries_batches(monkeypatch, tmp_path):
+    options = ("--size", "64", "--most", "256", "--batches", "4", "32")
+    rows = run(scale, monkeypatch, tmp_path, *options)
+    assert [(row["masks"], row["images"]) for row in rows] == [
+        *((64, 1), (256, 1), (1, 1), (4, 4), (16, 16), (64, 64)),
+        *((128, 1), (128, 1), (128, 1)),
+    ]
+    assert [row["calls"] for row in rows if row["batch"] == "4"] == [32]
+    assert [row["calls"] for row in rows if row["batch"] == "32"] == [4]
+    assert rows[1]["answers MB"] == pytest.approx(256 * 1000 * 4 / 1e6)
+
+
+def test_reuse_is_bounded_by_what_a_hidden_square_changes(monkeypatch, tmp_path):
+    (small,) = run(incremental, monkeypatch, tmp_path, "--batch", "1", "--hidden", "16")
+    (whole,) = run(incremental, monkeypatch, tmp_path, "--batch", "1", "--hidden", "224")
+    assert small["at most"] > whole["at most"]
+    assert whole["at most"] == pytest.approx(1)  # nothing is left to reuse
+
+
+def test_masks_are_the_families_that_they_are_called():
+    sliding = sliding_masks()
+    assert sliding.shape == (169, 1, 224, 224)
+    assert (~sliding).flatten(1).sum(1).unique().tolist() == [32 * 32]
+    assert (~sliding).any(0).all()  # every pixel is hidden by some
+    kept = rise_masks(64).float().mean()
+    assert 0.4 < kept < 0.6
+
+
+def test_hooks_give_what_the_masked_network_gives():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None).eval()
+    x, masks = torch.randn(1, 3, 64, 64), torch.rand(3, 1, 64, 64) < 0.5
+    masked = convad_fx.convert(model, x)
+    with torch.inference_mode(), HookBased(model) as hooked:
+        assert torch.equal(hooked(x, masks), masked(x, masks))
+
+
+def test_peak_memory_is_that_of_tensors():
+    def call() -> None:
+        a = torch.ones(1000, 1000)
+        b = a + 1
+        del a
+        b + 1
+
+    assert measure.peak_mb(call) == pytest.approx(8.0, rel=0.1)  # two of 4 MB at a time
+
+
+def test_ratios_are_taken_within_rounds():
+    timing = measure.Timing({"a": [2.0, 20.0, 200.0], "b": [1.0, 10.0, 100.0]})
+    assert timing.ratio("a", "b") == 2
+    assert timing.spread("a", "b") == "2.00..2.00"
