@@ -377,8 +377,9 @@ def test_compare_leaves_rows_means_and_pages(tmp_path, photos):
         (False, True),
     ]
     assert rows[5] == "Means of 2 pictures; in brackets: less switched off, 95 % interval"
-    assert rows[-1] == f"Pages are in {out}."
+    assert rows[-1] == f"Pages are in {out}; compare.html has them all."
     assert sorted(page.name for page in out.iterdir()) == [
+        "compare.html",
         "fish-compared.png",
         "ladybird-compared.png",
     ]
