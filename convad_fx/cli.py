@@ -32,7 +32,7 @@ from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.explainer import versions
 from convad_fx.explain.masker import Masker
 from convad_fx.many import Question, Recipe
-from convad_fx.metrics import Interval, Normalisation, bootstrap, paired
+from convad_fx.metrics import Normalisation
 
 FOUND, FAILED = 1, 2
 
@@ -608,8 +608,9 @@ def compare(
 
     The same search, seed and budget for all. Each explanation is then planted on solid colours and,
     where there are several pictures, on the others: `survives` is the share on which the plain
-    network still gives the class. Leaves one PNG page for each picture in DIR; for two pictures or
-    more the table ends with means, and what differs from switching off with 95 % intervals.
+    network still gives the class. Leaves one PNG page for each picture in DIR, and compare.html,
+    which has them all; for two pictures or more there are means, and what differs from switching
+    off with 95 % intervals.
     """
     policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
     classifier = models.resolve(
@@ -673,7 +674,18 @@ def compare(
         if table:
             table.add(source, compared)
 
-    rows = [compared for _, compared, _ in done]
+    means = report.means([compared for _, compared, _ in done])
+    whole = folder / "compare.html" if done else None
+    if whole:
+        try:
+            report.save_page(
+                [report.ComparedPicture(*one) for one in done],
+                whole,
+                model=classifier.name,
+                failed=[str(why) for _, why in failed],
+            )
+        except OSError as error:
+            raise _not_writable(folder, error) from error
     if as_json:
         _print_json(
             {
@@ -688,14 +700,15 @@ def compare(
                     }
                     for source, compared, page in done
                 ],
-                "means": _means(rows),
+                "page": str(whole) if whole else None,
+                "means": means,
                 "failed": [{"image": str(path), "error": str(why)} for path, why in failed],
             }
         )
     elif done:
         if len(done) > 1:
-            _print_means(_means(rows))
-        typer.echo(f"\nPages are in {folder}.")
+            _print_means(means)
+        typer.echo(f"\nPages are in {folder}; compare.html has them all.")
     for _, why in failed:
         typer.echo(f"convad-fx: not compared: {why}", err=True)
     if failed:
@@ -894,37 +907,6 @@ class _Comparisons:
         for cell, width in zip(numbers, (6, 10, 5, 6, 10, 11), strict=True):
             line += f"  {cell:>{width}}"
         typer.echo(f"{line}  {answer}")
-
-
-def _means(rows: Sequence[Sequence[report.Compared]]) -> list[dict[str, Any]]:
-    """Of each masker, over pictures; and how it differs from the first, paired by picture."""
-    found: list[dict[str, Any]] = []
-    for number, first in enumerate(rows[0] if rows else ()):
-        values: dict[str, tuple[list[float], list[float]]] = {}
-        for kind in ("size", *first.rho):
-            values[kind] = (
-                [_value(r[number], kind) for r in rows],
-                [_value(r[0], kind) for r in rows],
-            )
-        entry: dict[str, Any] = {"masker": first.name, "pictures": len(rows)}
-        for kind, (own, base) in values.items():
-            entry[kind] = _interval(bootstrap(own))
-            if number:
-                difference = paired(own, base)
-                entry[kind]["less_first"] = {
-                    **_interval(difference.difference),
-                    "p": difference.p_value,
-                }
-        found.append(entry)
-    return found
-
-
-def _value(row: report.Compared, kind: str) -> float:
-    return row.explanation.size if kind == "size" else row.rho[kind]
-
-
-def _interval(found: Interval) -> dict[str, Any]:
-    return {"mean": found.value, "low": found.low, "high": found.high}
 
 
 def _print_means(means: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The benchmarks that compile nothing run on a small network, and their rows say what they claim."""
+"""The benchmarks that compile nothing run on a small network; their rows say what they claim."""
 
 from __future__ import annotations
 

@@ -115,7 +115,8 @@ def test_explain_for_machines(tmp_path, photos):
     }
     assert (why["search"]["partitions"], why["search"]["min_box"]) == (1, 64)
     assert why["confidence_recheck"] >= 0.5 * why["confidence_whole"]
-    assert why["files"] == [str(tmp_path / f"ladybird.{suffix}") for suffix in ("json", "png")]
+    files = [tmp_path / "out" / f"ladybird.{suffix}" for suffix in ("json", "png")]
+    assert why["files"] == [str(file) for file in files]
 
 
 def test_an_unreadable_picture_does_not_stop_the_others(tmp_path, photos):
@@ -379,8 +380,9 @@ def test_compare_leaves_rows_means_and_pages(tmp_path, photos):
         (False, True),
     ]
     assert rows[5] == "Means of 2 pictures; in brackets: less switched off, 95 % interval"
-    assert rows[-1] == f"Pages are in {out}."
+    assert rows[-1] == f"Pages are in {out}; compare.html has them all."
     assert sorted(page.name for page in out.iterdir()) == [
+        "compare.html",
         "fish-compared.png",
         "ladybird-compared.png",
     ]

@@ -39,6 +39,7 @@ class Compared:
         explanation: what the search found with it.
         rho: by kind of background, the share on which the plain model still gives the class when
             the explanation is planted there; see `convad_fx.metrics.robustness`.
+        backgrounds: how many of each kind.
         shown: what the network reads when it is asked about the explanation, (1, C, H, W), in its
             own units; None where nothing is painted.
     """
@@ -46,11 +47,17 @@ class Compared:
     name: str
     explanation: Explanation
     rho: Mapping[str, float]
+    backgrounds: Mapping[str, int]
     shown: Tensor | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
-        return {"masker": self.name, "rho": dict(self.rho), **self.explanation.to_dict()}
+        return {
+            "masker": self.name,
+            "rho": dict(self.rho),
+            "backgrounds": dict(self.backgrounds),
+            **self.explanation.to_dict(),
+        }
 
 
 def compare(
@@ -120,7 +127,7 @@ def compare(
             ).rho
             for kind, count in kinds.items()
         }
-        compared.append(Compared(name, why, rho, _painted(masker, image, why)))
+        compared.append(Compared(name, why, rho, kinds, _painted(masker, image, why)))
     return tuple(compared)
 
 
