@@ -70,8 +70,8 @@ FAULTS = (
     Fault(
         "a gate multiplies instead of choosing",
         "activity.py",
-        "    return _copied(z, shape).masked_fill_(~activity, fill)\n",
-        "    return z * activity if fill == 0.0 else z.masked_fill(~activity, fill)\n",
+        "        return (z.view(bits) & -activity.to(bits)).view(z.dtype)\n",
+        "        return z * activity\n",
         HIDDEN,
     ),
     Fault(

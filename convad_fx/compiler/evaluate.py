@@ -143,8 +143,9 @@ class Engine:
 
     @property
     def compiled(self) -> bool:
-        """Calls are to be alike, so that few graphs serve them all."""
-        return getattr(self.network, "_compiled_call_impl", None) is not None
+        """Calls on boxes (on whole images, without them) are to be alike: few graphs serve all."""
+        part = self.network if self.boxed is None else self.boxed
+        return getattr(part, "_compiled_call_impl", None) is not None
 
     def parts(self) -> list[Callable[..., Any]]:
         """What it runs beside the network, if anything."""
