@@ -29,10 +29,10 @@ from convad_fx import device as devices
 from convad_fx.compiler import Policy
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
-from convad_fx.explain.explainer import versions
 from convad_fx.explain.masker import Masker
 from convad_fx.many import Question, Recipe
 from convad_fx.metrics import Normalisation
+from convad_fx.versions import versions
 
 FOUND, FAILED = 1, 2
 
@@ -107,6 +107,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for ma
 Progress = Annotated[
     bool | None,
     typer.Option("--progress/--no-progress", help="Progress bar.  [default: in a terminal]"),
+]
+Gamma = Annotated[
+    float, typer.Option(help="Share of the confidence on the whole picture to keep, in (0, 1].")
+]
+Tau = Annotated[
+    float, typer.Option(help="A cell is active if more than this share of its input is.")
+]
+Attribution = Annotated[str, typer.Option(help="positional, or receptive as in the paper.")]
+Input = Annotated[str, typer.Option("--input", help="gate, strict, or raw as in the paper.")]
+Pool = Annotated[str, typer.Option(help="dilute, or renormalize.")]
+Fill = Annotated[
+    str, typer.Option(help="What hidden cells read as in convolutions: zero, or neighbour.")
+]
+PARTITIONS = Search().partitions
+Partitions = Annotated[
+    int, typer.Option(min=1, help="Random partitions; more make smoother maps and take longer.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed finds the same explanation.")]
 
@@ -210,19 +226,11 @@ def compile_(
     resize: Resize = None,
     mean: Mean = None,
     std: Std = None,
-    tau: Annotated[
-        float, typer.Option(help="A cell is active if more than this share of its input is.")
-    ] = 0.0,
-    attribution: Annotated[
-        str, typer.Option(help="positional, or receptive as in the paper.")
-    ] = "positional",
-    input_: Annotated[
-        str, typer.Option("--input", help="gate, strict, or raw as in the paper.")
-    ] = "gate",
-    pool: Annotated[str, typer.Option(help="dilute, or renormalize.")] = "dilute",
-    fill: Annotated[
-        str, typer.Option(help="What hidden cells read as in convolutions: zero, or neighbour.")
-    ] = "zero",
+    tau: Tau = 0.0,
+    attribution: Attribution = "positional",
+    input_: Input = "gate",
+    pool: Pool = "dilute",
+    fill: Fill = "zero",
     compiled: Annotated[
         bool,
         typer.Option(
@@ -342,26 +350,14 @@ def explain(
         str | None,
         typer.Option(metavar="CLASS", help="Number or name.  [default: what the network says]"),
     ] = None,
-    gamma: Annotated[
-        float, typer.Option(help="Share of the confidence on the whole picture to keep, in (0, 1].")
-    ] = 0.9,
+    gamma: Gamma = 0.9,
     seed: Seed = 0,
-    tau: Annotated[
-        float, typer.Option(help="A cell is active if more than this share of its input is.")
-    ] = 0.0,
-    attribution: Annotated[
-        str, typer.Option(help="positional, or receptive as in the paper.")
-    ] = "positional",
-    input_: Annotated[
-        str, typer.Option("--input", help="gate, strict, or raw as in the paper.")
-    ] = "gate",
-    pool: Annotated[str, typer.Option(help="dilute, or renormalize.")] = "dilute",
-    fill: Annotated[
-        str, typer.Option(help="What hidden cells read as in convolutions: zero, or neighbour.")
-    ] = "zero",
-    partitions: Annotated[
-        int, typer.Option(min=1, help="Random partitions; more make smoother maps and take longer.")
-    ] = Search().partitions,
+    tau: Tau = 0.0,
+    attribution: Attribution = "positional",
+    input_: Input = "gate",
+    pool: Pool = "dilute",
+    fill: Fill = "zero",
+    partitions: Partitions = PARTITIONS,
     min_box: Annotated[
         int, typer.Option(min=1, help="Boxes of this many pixels are not split further.")
     ] = Search().min_box,
@@ -579,26 +575,14 @@ def compare(
     backgrounds: Annotated[
         int, typer.Option(min=1, help="Backgrounds of each kind that explanations are planted on.")
     ] = 50,
-    gamma: Annotated[
-        float, typer.Option(help="Share of the confidence on the whole picture to keep, in (0, 1].")
-    ] = 0.9,
+    gamma: Gamma = 0.9,
     seed: Seed = 0,
-    tau: Annotated[
-        float, typer.Option(help="A cell is active if more than this share of its input is.")
-    ] = 0.0,
-    attribution: Annotated[
-        str, typer.Option(help="positional, or receptive as in the paper.")
-    ] = "positional",
-    input_: Annotated[
-        str, typer.Option("--input", help="gate, strict, or raw as in the paper.")
-    ] = "gate",
-    pool: Annotated[str, typer.Option(help="dilute, or renormalize.")] = "dilute",
-    fill: Annotated[
-        str, typer.Option(help="What hidden cells read as in convolutions: zero, or neighbour.")
-    ] = "zero",
-    partitions: Annotated[
-        int, typer.Option(min=1, help="Random partitions; more make smoother maps and take longer.")
-    ] = Search().partitions,
+    tau: Tau = 0.0,
+    attribution: Attribution = "positional",
+    input_: Input = "gate",
+    pool: Pool = "dilute",
+    fill: Fill = "zero",
+    partitions: Partitions = PARTITIONS,
     batch_size: Annotated[int, typer.Option(min=1, help="Masks at a time.")] = 64,
     device: Device = "auto",
     as_json: Json = False,

@@ -5,19 +5,15 @@ Both take any batch of images with one mask each, at the size of the example it 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from convad_fx.compiler.masked import MaskedModule
+from convad_fx.compiler.trace import quiet
 from convad_fx.errors import ModelError, Unavailable, UnsupportedModel
 
 #: What the exported network calls its inputs and its output.
@@ -151,23 +147,6 @@ def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Pat
         ) from error
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Exporters print and log what they try; the error says what we need."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def first_line(error: BaseException) -> str:
     """What an exporter or a compiler raised, in a line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -175,4 +154,4 @@ def first_line(error: BaseException) -> str:
 
 
 __all__ = ["INPUTS", "LARGEST", "OUTPUT", "PREFIX", "example", "export", "export_onnx",
-           "first_line", "quiet"]  # fmt: skip
+           "first_line"]  # fmt: skip

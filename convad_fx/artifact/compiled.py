@@ -20,6 +20,7 @@ from torch import Tensor
 
 from convad_fx import program as exporting
 from convad_fx.compiler.masked import MaskedModule
+from convad_fx.compiler.trace import quiet
 from convad_fx.errors import Unavailable
 
 
@@ -34,7 +35,7 @@ def build(masked: MaskedModule) -> tuple[bytes, dict[str, Any]]:
     image, _ = exporting.example(masked)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with exporting.quiet():
+            with quiet():
                 made = torch._inductor.aoti_compile_and_package(
                     program,
                     package_path=str(Path(folder, "network.pt2")),

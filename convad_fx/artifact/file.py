@@ -21,7 +21,6 @@ import secrets
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +34,7 @@ from convad_fx.compiler.checker import Report
 from convad_fx.compiler.masked import MaskedModule
 from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ArtifactError, ConvadError, UntrustedArtifact
+from convad_fx.versions import versions
 
 FORMAT, VERSION = "convad_fx artifact", 1
 _MANIFEST, _NETWORK, _WEIGHTS = "manifest.json", "network.json", "weights.safetensors"
@@ -114,7 +114,7 @@ def save(
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "written_by": _versions(),
+        "written_by": versions(),
         "policy": masked.policy.to_dict(),
         "report": masked.report.to_dict(),
         "preprocessing": None if preprocessing is None else dict(preprocessing),
@@ -145,14 +145,6 @@ def _json(content: Any, what: str) -> bytes:
             f"{what} cannot be written as JSON ({error})",
             hint="use finite numbers, texts, lists and dicts",
         ) from error
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = metadata.version("convad_fx")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        own = "unknown"
-    return {"convad_fx": own, "torch": str(torch.__version__)}
 
 
 def _write_aside(path: Path, parts: dict[str, bytes]) -> None:

@@ -36,7 +36,7 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
     bits = _BITS.get(z.dtype)
     plain = fill == 0 and not (torch.is_grad_enabled() and z.requires_grad) and not z.is_cuda
     if plain and bits is not None and (z.shape != shape or not _has_gaps(z)):
-        # The bits of every number and all ones, or none: a third of the time of the below.
+        # The bits of every number and all ones, or none: one pass over the tensor, not two.
         return (z.view(bits) & -activity.to(bits)).view(z.dtype)
     # A copy keeps the strides. where() may take the activity's, and masked_fill() makes its result
     # contiguous: the network would run other kernels than the model, or could not view() what

@@ -25,7 +25,8 @@ from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 
 #: Masks looked at together: enough to fill batches of every size of box, few enough for memory.
 CHUNK = 512
-#: What a call costs, whatever its size: seconds per operation of the network, eager or compiled.
+#: What a call costs, whatever its size: seconds per operation of the network, eager or compiled. An
+#: estimate, which only decides how few masks may have a box of their own.
 CALL = 12e-6
 #: The same as a share of an image, until it is known what an image takes.
 SHARE = 0.1

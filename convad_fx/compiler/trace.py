@@ -319,7 +319,7 @@ def _exported(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph, nn.Mod
     """The graph of aten operations that torch.export captures, for any batch."""
     pair = example.detach().expand(2, *example.shape[1:]) if example.shape[0] == 1 else example
     try:
-        with _silence(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.export.export(
                 model, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
             )
@@ -346,8 +346,8 @@ def _exported(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph, nn.Mod
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Where torch.export fails it prints graphs and logs guesses; the error says what we need."""
+def quiet() -> Iterator[None]:
+    """Exporters print graphs and log guesses where they fail; the error says what we need."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from convad_fx.explain.sufficient import (
     shrink,
     spatial_order,
 )
+from convad_fx.versions import versions
 
 _DEFAULT = Search()
 
@@ -353,15 +353,6 @@ def image_digest(image: Tensor) -> str:
     described = f"{plain.dtype} {tuple(plain.shape)} ".encode()
     values = plain.flatten().view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(described + values).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what an explanation depends on."""
-    try:
-        own = metadata.version("convad_fx")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        own = "unknown"
-    return {"convad_fx": own, "torch": str(torch.__version__)}
 
 
 def _target(

@@ -19,12 +19,12 @@ from convad_fx import images, metrics, models, report
 from convad_fx.compiler import MaskedModule, Policy
 from convad_fx.errors import ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain
-from convad_fx.explain.explainer import versions
 from convad_fx.explain.options import check_count, check_share
 from convad_fx.many.provenance import Provenance, weights_digest
 from convad_fx.many.rows import row_of
 from convad_fx.many.sources import Item
 from convad_fx.metrics.robustness import check_class
+from convad_fx.versions import versions
 
 
 def _insertion(masked: MaskedModule, x: Tensor, why: Explanation, _: Question) -> float:

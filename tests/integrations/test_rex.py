@@ -2,8 +2,8 @@
 
 The last test needs rex-xai, which pins numpy 1.26, in an environment of its own:
 
-    python3 -m venv /tmp/rex && /tmp/rex/bin/pip install -e . rex-xai==0.4.1
-    REX_PYTHON=/tmp/rex/bin/python pytest -m heavy tests/integrations/test_rex.py
+    python3 -m venv .rex && .rex/bin/pip install -e . rex-xai==0.4.1
+    REX_PYTHON=.rex/bin/python pytest -m heavy tests/integrations/test_rex.py
 """
 
 from __future__ import annotations
