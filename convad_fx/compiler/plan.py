@@ -199,8 +199,9 @@ def plan(traced: Trace, policy: Policy, *, ignore_findings: bool = False) -> Pla
     return _Walk(traced, policy, ignore_findings).run()
 
 
-#: Methods whose second tensor lends its shape or dtype, and no values.
-_READ_THE_OTHER_S_SHAPE = (".view_as()", ".reshape_as()", ".expand_as()", ".type_as()")
+#: What takes the shape or dtype of a second tensor, and no values; as ``.view_as()`` or, exported,
+#: ``view_as.default``.
+_READ_THE_OTHER_S_SHAPE = ("view_as", "reshape_as", "expand_as", "type_as")
 
 
 class _Refusal(Exception):
@@ -440,7 +441,7 @@ class _Walk:
         found = []
         for name, item in op.masked():
             if name not in allowed and not isinstance(step, steps.Constant):
-                if op.spelling in _READ_THE_OTHER_S_SHAPE:
+                if op.spelling.strip(".()").partition(".")[0] in _READ_THE_OTHER_S_SHAPE:
                     continue
                 raise _Refusal(
                     f"its parameter {name!r} is computed from the image",

@@ -145,6 +145,20 @@ class SharedInPlace(nn.Module):
         return (y + z).mean((2, 3))
 
 
+class AsAnother(nn.Module):
+    """Tensors that take shape and dtype from others of the image: torch.export keeps such calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 4, 3, 1, 1)
+        self.other = nn.Conv2d(3, 4, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.one(x), self.other(x)
+        y = y.reshape_as(z) + z.view_as(y).type_as(y)
+        return (y * y.mean((2, 3), keepdim=True).expand_as(y)).mean((2, 3))
+
+
 class Patches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -170,6 +184,7 @@ TOYS: dict[str, Callable[[], nn.Module]] = {
         ExplicitPadding,
         ChannelsLast,
         SharedInPlace,
+        AsAnother,
         Patches,
     )
 }
