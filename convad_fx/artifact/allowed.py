@@ -19,7 +19,7 @@ import torch.overrides
 import torchvision
 from torch import nn
 
-from convad_fx.compiler import activity, crop
+from convad_fx.compiler import activity, crop, patch
 from convad_fx.compiler.ops import SPELLINGS
 from convad_fx.errors import ArtifactError
 
@@ -78,7 +78,7 @@ _NN_DENIED = {"DataParallel", "Module", "Container"}
 def _functions() -> dict[str, Callable[..., Any]]:
     """Name -> function. The first of several names of one function is the one that is written."""
     table: dict[str, Callable[..., Any]] = {}
-    for home in (activity, crop):
+    for home in (activity, crop, patch):
         for name, function in vars(home).items():
             if getattr(function, "__module__", "") == home.__name__ and name[0] != "_":
                 table[f"{home.__name__}.{name}"] = function

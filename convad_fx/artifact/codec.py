@@ -26,10 +26,11 @@ from convad_fx.compiler.masked import MaskedModule
 from convad_fx.compiler.plan import Finding
 from convad_fx.compiler.policy import Policy
 from convad_fx.compiler.region import Level, Region
+from convad_fx.compiler.reuse import Cost, Reuse
+from convad_fx.compiler.ways import Ways
 from convad_fx.errors import ArtifactError
 
 Json = Any
-_GRAPHS = ("masked", "values", "activities")
 _OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STEP = re.compile(r"[A-Za-z0-9_-]+")  # of a dotted path; fx writes it between quotes
@@ -142,28 +143,21 @@ def _hint(kind: type[nn.Module]) -> str:
 
 def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
     """The network as JSON data, and its tensors by path."""
-    found = (masked.graph, masked.region.values, masked.region.activities)
-    graphs = {
-        name: None if graph is None else lowered(graph, masked)
-        for name, graph in zip(_GRAPHS, found, strict=True)
-    }
+    found = {"masked": masked.graph, **masked.ways.graphs()}
+    graphs = {name: lowered(graph, masked) for name, graph in found.items()}
     called = {
         str(node.target)
         for graph in graphs.values()
-        if graph is not None
         for node in graph.nodes
         if node.op == "call_module"
     }
     writer = _Writer(masked, frozenset(_all_paths(masked, called)))
     writer.module(masked, "")
-    region = masked.region
+    region, reuse = masked.ways.region, masked.ways.reuse
     data = {
         "tensors": writer.tensors,
         "modules": writer.modules,
-        "graphs": {
-            name: None if graph is None else _graph_to_data(graph)
-            for name, graph in graphs.items()
-        },
+        "graphs": {name: _graph_to_data(graph) for name, graph in graphs.items()},
         "region": {
             "levels": [
                 None if one is None else [one.axes, one.strides, one.extra] for one in region.levels
@@ -173,6 +167,15 @@ def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
             "share": region.share,
             "leaves": region.leaves,
             "why": region.why,
+        },
+        "reuse": {
+            "tile": reuse.tile,
+            "canvas": reuse.canvas,
+            "costs": [[cost.each, cost.strides, cost.reach] for cost in reuse.costs],
+            "rest": reuse.rest,
+            "total": reuse.total,
+            "until": reuse.until,
+            "why": reuse.why,
         },
     }  # fmt: skip
     return data, writer.contents
@@ -241,16 +244,12 @@ def from_data(
     for entry in data["modules"]:
         modules.append(_module(entry, tensors, modules, device))
     tree = modules[-1]
-    graphs = [
-        None if data["graphs"][name] is None else _graph(data["graphs"][name], tree, device)
-        for name in _GRAPHS
-    ]
-    if graphs[0] is None:
-        raise ValueError("no graph")
+    graphs = {name: _graph(rows, tree, device) for name, rows in data["graphs"].items()}
+    masked = graphs.pop("masked")
     about = data["region"]
     region = Region(
-        values=graphs[1],
-        activities=graphs[2],
+        values=None,
+        activities=None,
         levels=tuple(
             None if one is None else Level(*(as_tuples(part) for part in one))
             for one in about["levels"]
@@ -261,7 +260,23 @@ def from_data(
         leaves=as_tuples(about["leaves"]),
         why=str(about["why"]),
     )
-    return MaskedModule(tree, graphs[0], policy, report, region)
+    about = data["reuse"]
+    reuse = Reuse(
+        values=None,
+        activities=None,
+        kept=None,
+        tile=as_tuples(about["tile"]),
+        canvas=as_tuples(about["canvas"]),
+        costs=tuple(
+            Cost(float(each), as_tuples(strides), as_tuples(reach))
+            for each, strides, reach in about["costs"]
+        ),
+        rest=float(about["rest"]),
+        total=float(about["total"]),
+        until=str(about["until"]),
+        why=str(about["why"]),
+    )
+    return MaskedModule(tree, masked, policy, report, Ways(region, reuse).with_graphs(graphs))
 
 
 def _tensor(row: Json, contents: dict[str, Tensor], device: torch.device) -> Tensor:

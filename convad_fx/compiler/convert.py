@@ -10,10 +10,10 @@ from convad_fx.compiler.checker import Report, report_of, untraceable
 from convad_fx.compiler.masked import MaskedModule
 from convad_fx.compiler.plan import Plan, plan
 from convad_fx.compiler.policy import Policy
-from convad_fx.compiler.region import region_of
 from convad_fx.compiler.rewrite import rewrite
 from convad_fx.compiler.simplify import simplify as simplify_graph
 from convad_fx.compiler.trace import FRONT_ENDS, Trace, trace, unwrapped
+from convad_fx.compiler.ways import ways_of
 from convad_fx.errors import PolicyError, UnsupportedModel, UntraceableModel
 
 ON_FINDING = ("raise", "ignore")
@@ -72,9 +72,9 @@ def convert(
     graph = rewrite(traced, decided, policy)
     if simplify:
         simplify_graph(graph, decided)
-    region = region_of(traced, decided, graph)
-    report = replace(report, boxes=str(region))
-    return MaskedModule(traced.module, graph, policy, report, region)
+    ways = ways_of(traced, decided, graph)
+    report = replace(report, boxes=str(ways))
+    return MaskedModule(traced.module, graph, policy, report, ways)
 
 
 def check(
@@ -106,7 +106,7 @@ def full_report(traced: Trace, decided: Plan, policy: Policy, name: str) -> Repo
         return report
     graph = rewrite(traced, decided, policy)
     simplify_graph(graph, decided)
-    return replace(report, boxes=str(region_of(traced, decided, graph)))
+    return replace(report, boxes=str(ways_of(traced, decided, graph)))
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

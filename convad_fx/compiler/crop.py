@@ -27,7 +27,7 @@ def cut(
     """The boxes of whole grids: (N or 1, C, *grid) -> (N, C, *box). Outside the grid: any value."""
     for place, axis, stride, more in zip(places, axes, strides, extra, strict=True):
         index = _positions(place, stride, more)
-        z = _taken(z, index.clamp(max=z.shape[axis] - 1), axis)
+        z = taken(z, index.clamp(max=z.shape[axis] - 1), axis)
     return z
 
 
@@ -43,7 +43,7 @@ def cut_activity(
     result = cut(activity, places, axes, strides, extra)
     for place, axis, stride, more in zip(places, axes, strides, extra, strict=True):
         inside = _positions(place, stride, more) < activity.shape[axis]
-        result = result & _along(inside, axis, activity.dim())
+        result = result & along(inside, axis, activity.dim())
     return written(result)
 
 
@@ -59,8 +59,8 @@ def placed(
     for place, axis, stride, size in zip(places, axes, strides, canvas, strict=True):
         index = torch.arange(size, device=z.device) - place[:, :1] // stride
         inside = (index >= 0) & (index < z.shape[axis])
-        z = _taken(z, index.clamp(0, z.shape[axis] - 1), axis)
-        z = z.masked_fill(~_along(inside, axis, z.dim()), fill)
+        z = taken(z, index.clamp(0, z.shape[axis] - 1), axis)
+        z = z.masked_fill(~along(inside, axis, z.dim()), fill)
     return z
 
 
@@ -90,15 +90,15 @@ def _positions(place: Tensor, stride: int, extra: tuple[int, int]) -> Tensor:
     return place[:, :1] // stride + steps
 
 
-def _taken(z: Tensor, index: Tensor, axis: int) -> Tensor:
+def taken(z: Tensor, index: Tensor, axis: int) -> Tensor:
     """Cells (N, n) along an axis. take_along_dim() would do, but ties what is compiled to sizes."""
     shape = [len(index), *z.shape[1:]]
     z = z.expand(shape)
     shape[axis] = index.shape[1]
-    return z.gather(axis, _along(index, axis, z.dim()).expand(shape))
+    return z.gather(axis, along(index, axis, z.dim()).expand(shape))
 
 
-def _along(index: Tensor, axis: int, rank: int) -> Tensor:
+def along(index: Tensor, axis: int, rank: int) -> Tensor:
     """(N, n) -> (N, 1, .., n, .., 1)."""
     shape = [1] * rank
     shape[0], shape[axis] = index.shape

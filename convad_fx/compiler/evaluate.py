@@ -1,7 +1,8 @@
-"""Many masks through one masked network, in bounded batches, each on the smallest box around it.
+"""Many masks through one masked network, in bounded batches, each with as little work as it allows.
 
-The way of a mask: met before? nothing kept? else its box, from the activities of every level; boxes
-of one size form a batch. Which boxes a network allows was decided on the graph (`region`).
+The way of a mask: met before? nothing kept? else on the box of what it keeps, from the activities
+of every level, or on the patches that what it hides can change, whichever is less; boxes of one
+size form a batch. What a network allows was decided on the graph (`region`, `reuse`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from convad_fx.compiler.region import Level, Region
+from convad_fx.compiler.ways import Ways
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 
 #: Masks looked at together: enough to fill batches of every size of box, few enough for memory.
@@ -33,6 +35,8 @@ SHARE = 0.1
 #: Boxes have two tiles at least, and compiled code gets two masks at least: torch.compile takes 1
 #: for a constant, and would compile again.
 LEAST = 2
+#: Arithmetic on patches costs so much more than on whole grids, for what is copied.
+COPYING = 1.2
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,8 +50,7 @@ class Evaluation:
         area: the share of the image that was computed, on average over the passes.
         batches: how many calls of the network it took.
         deviation: largest difference of logits from float32, on the first batch of each size of
-            box;
-            None where the precision is the network's own.
+            box; None where the precision is the network's own.
     """
 
     logits: Tensor
@@ -122,8 +125,8 @@ class Engine:
 
     Args:
         network: ``(x, mask) -> logits``, on whole images.
-        boxed: ``(x, *places, *activities) -> logits``; activities: ``(x, mask)`` -> those.
-        region: how the network runs on boxes.
+        ways: how the network may run otherwise.
+        parts: the code of these ways, by the names of their graphs.
         reads_hidden: the network sees hidden pixels (``input="raw"``): the empty mask's answer is
             then another for each image.
     """
@@ -131,13 +134,12 @@ class Engine:
     def __init__(
         self,
         network: Callable[..., Any],
-        boxed: Callable[..., Any] | None,
-        activities: Callable[..., Any] | None,
-        region: Region,
+        ways: Ways,
+        parts: Mapping[str, Callable[..., Any]],
         *,
         reads_hidden: bool,
     ) -> None:
-        self.network, self.boxed, self.activities, self.region = network, boxed, activities, region
+        self.network, self.ways, self.parts = network, ways, parts
         self.reads_hidden = reads_hidden
         self.sizes: dict[Any, BatchSize] = {}
         self.empty: dict[Any, Tensor] = {}
@@ -145,12 +147,13 @@ class Engine:
     @property
     def compiled(self) -> bool:
         """Calls on boxes (on whole images, without them) are to be alike: few graphs serve all."""
-        part = self.network if self.boxed is None else self.boxed
+        part = self.parts.get("boxed", self.network)
         return getattr(part, "_compiled_call_impl", None) is not None
 
-    def parts(self) -> list[Callable[..., Any]]:
-        """What it runs beside the network, if anything."""
-        return [part for part in (self.boxed, self.activities) if part is not None]
+    def operations(self, part: str) -> int:
+        """How many a call of it runs."""
+        graph = self.ways.graphs().get(part)
+        return 0 if graph is None else len(graph.nodes)
 
     def evaluate(
         self,
@@ -245,7 +248,7 @@ class _Run:
             masks, x = masks[left], x if x.shape[0] == 1 else x[left]
             owners = [owners[i] for i in left.tolist()]
         if len(masks):
-            self._by_box(x, masks, owners)
+            self._by_way(x, masks, owners)
         if asked is not None:
             self.engine.empty[self.key] = self._answer(asked)
         if told:
@@ -261,54 +264,29 @@ class _Run:
             place -= len(answer)
         raise AssertionError(f"mask {owner} has no answer yet")
 
-    # ---------------------------------------------------------------------------- which boxes
+    # ---------------------------------------------------------------------------- which way
 
-    def _by_box(self, x: Tensor, masks: Tensor, owners: list[int]) -> None:
-        region = self.engine.region
-        if self.engine.boxed is None or tuple(x.shape[2:]) != region.canvas:
+    def _by_way(self, x: Tensor, masks: Tensor, owners: list[int]) -> None:
+        region = self.engine.ways.region
+        if tuple(x.shape[2:]) != region.canvas:
             self._whole(x, masks, owners, list(range(len(masks))))
             return
-        activities = self.engine.activities(x[:1], masks)  # type: ignore[misc]
-        tiles = tiles_of(region, activities)
-        start, sizes = boxes(region, activities, tiles)
-        operations = 0 if region.values is None else len(region.values.nodes)
-        for size, members in merged(sizes, tiles, self.size.call(operations)).items():
-            if size == tiles and not self.engine.compiled:
+        boxed = _Boxed(self.engine, x, masks)
+        patched = _Patched(self.engine, x, masks, boxed.costs)
+        for size, members in patched.groups(self.size).items():
+            self._batches(members, owners, patched.share(size), patched.asks(size), (0, *size))
+        rest = sorted(set(range(len(masks))) - patched.members)
+        for size, members in boxed.groups(rest, self.size).items():
+            if size == boxed.tiles and not (self.engine.compiled and boxed.ok):
                 self._whole(x, masks, owners, members)
             else:
-                self._boxes(x, activities, owners, members, start, size, tiles)
+                self._batches(members, owners, boxed.share(size), boxed.asks(size), size)
 
     def _whole(self, x: Tensor, masks: Tensor, owners: list[int], members: list[int]) -> None:
         def ask(chosen: list[int]) -> tuple[Any, ...]:
             return self.engine.network, _rows(x, chosen), _dynamic(masks[chosen])
 
         self._batches(members, owners, 1.0, ask, ())
-
-    def _boxes(
-        self,
-        x: Tensor,
-        activities: tuple[Tensor, ...],
-        owners: list[int],
-        members: list[int],
-        start: Tensor,
-        size: tuple[int, ...],
-        tiles: tuple[int, ...],
-    ) -> None:
-        region = self.engine.region
-        share = float(np.prod([n / t for n, t in zip(size, tiles, strict=True)]))
-        # a box that was given a larger size starts no later than it fits
-        most = torch.tensor([t - n for t, n in zip(tiles, size, strict=True)])
-        start = torch.minimum(start, most)
-
-        def ask(chosen: list[int]) -> tuple[Any, ...]:
-            places = []
-            for i, (tile, n) in enumerate(zip(region.tile, size, strict=True)):
-                first = start[chosen, i, None] * tile
-                places.append(_dynamic((first + torch.arange(n * tile)).to(x.device), axes=2))
-            cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in activities]
-            return self.engine.boxed, _rows(x, chosen), *places, *cut
-
-        self._batches(members, owners, share, ask, size)
 
     def _batches(
         self,
@@ -380,6 +358,112 @@ class _Run:
         return Evaluation(logits, self.passes, area, self.batches, self.deviation)
 
 
+class _Boxed:
+    """Masks on the boxes that hold their active cells."""
+
+    def __init__(self, engine: Engine, x: Tensor, masks: Tensor) -> None:
+        self.engine, self.x, self.masks = engine, x, masks
+        self.region = engine.ways.region
+        self.ok = "boxed" in engine.parts
+        self.activities: tuple[Tensor, ...] = ()
+        if self.ok:
+            self.activities = engine.parts["boxed_activities"](x[:1], masks)
+        self.tiles = tiles_of(self.region, self.activities) if self.ok else (1,)
+        self.start, self.sizes = torch.zeros(len(masks), 1), [self.tiles] * len(masks)
+        if self.ok:
+            self.start, self.sizes = boxes(self.region, self.activities, self.tiles)
+
+    def share(self, size: tuple[int, ...]) -> float:
+        """Of the whole image."""
+        return float(np.prod([n / t for n, t in zip(size, self.tiles, strict=True)]))
+
+    @property
+    def costs(self) -> list[float]:
+        """What each mask would cost, in images."""
+        return [self.share(size) for size in self.sizes]
+
+    def groups(self, members: list[int], batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
+        """Size of box -> the masks that run on it."""
+        call = batch.call(self.engine.operations("boxed"))
+        found = merged([self.sizes[k] for k in members], self.share, call)
+        return {size: [members[i] for i in chosen] for size, chosen in found.items()}
+
+    def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
+        """What to call for some masks, and with what."""
+        # a box that was given a larger size starts no later than it fits
+        most = torch.tensor([t - n for t, n in zip(self.tiles, size, strict=True)])
+        start = torch.minimum(self.start, most)
+
+        def ask(chosen: list[int]) -> tuple[Any, ...]:
+            places = _places(start[chosen], self.region.tile, size, self.x.device)
+            cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in self.activities]
+            return self.engine.parts["boxed"], _rows(self.x, chosen), *places, *cut
+
+        return ask
+
+
+class _Patched:
+    """Those masks of one image that hide so little that recomputing what changes costs less."""
+
+    def __init__(self, engine: Engine, x: Tensor, masks: Tensor, otherwise: list[float]) -> None:
+        self.engine, self.x, self.masks = engine, x, masks
+        self.reuse = engine.ways.reuse
+        self.members: set[int] = set()
+        self.kept: tuple[Tensor, ...] = ()
+        if "patched" not in engine.parts or x.shape[0] > 1:
+            return
+        tiles = [-(-n // t) for n, t in zip(self.reuse.canvas, self.reuse.tile, strict=True)]
+        hidden = Level(tuple(range(2, x.dim())), (1,) * (x.dim() - 2), ((0, 0),) * (x.dim() - 2))
+        low, high = torch.zeros(2, len(masks), x.dim() - 2, dtype=torch.long)
+        for i, first, end in _spans(~masks, hidden):
+            tile = self.reuse.tile[i]
+            low[:, i] = (first // tile).clamp(max=tiles[i] - 1)  # nothing hidden: any tile
+            high[:, i] = -(-end // tile)
+        self.tiles = torch.tensor(tiles)
+        size = torch.minimum((high - low).clamp(min=LEAST), self.tiles)
+        self.start, self.sizes = low, [tuple(row) for row in size.tolist()]
+        costs = [self.share(size) for size in self.sizes]
+        gains = {k: o - COPYING * c for k, (o, c) in enumerate(zip(otherwise, costs, strict=True))}
+        better = {k: gain for k, gain in gains.items() if gain > 0}
+        # without a mask the network has to run once more
+        if sum(better.values()) > 1:
+            self.members = set(better)
+            self.kept = engine.parts["unmasked"](x, None)
+            self.activities = engine.parts["patched_activities"](x, masks)
+
+    def share(self, size: tuple[int, ...]) -> float:
+        """Of the whole image."""
+        return self.reuse.share(size)
+
+    def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
+        """Size of hidden box -> the masks that run on its patches."""
+        members = sorted(self.members)
+        call = batch.call(self.engine.operations("patched"))
+        found = merged([self.sizes[k] for k in members], self.share, call)
+        return {size: [members[i] for i in chosen] for size, chosen in found.items()}
+
+    def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
+        """What to call for some masks, and with what."""
+        start = torch.minimum(self.start, self.tiles - torch.tensor(size))
+
+        def ask(chosen: list[int]) -> tuple[Any, ...]:
+            places = _places(start[chosen], self.reuse.tile, size, self.x.device)
+            cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in self.activities]
+            return self.engine.parts["patched"], self.x, *places, *cut, *self.kept
+
+        return ask
+
+
+def _places(
+    start: Tensor, tile: tuple[int, ...], size: tuple[int, ...], device: torch.device
+) -> list[Tensor]:
+    """For each grid axis the image positions of boxes, (N, side)."""
+    found = []
+    for i, (t, n) in enumerate(zip(tile, size, strict=True)):
+        found.append(_dynamic((start[:, i, None] * t + torch.arange(n * t)).to(device), axes=2))
+    return found
+
+
 def tiles_of(region: Region, activities: tuple[Tensor, ...]) -> tuple[int, ...]:
     """How many tiles cover the grid of every level: some convolutions make it larger."""
     most = [-(-n // t) for n, t in zip(region.canvas, region.tile, strict=True)]
@@ -438,22 +522,18 @@ def _spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor
 
 
 def merged(
-    sizes: list[tuple[int, ...]], tiles: tuple[int, ...], call: float = SHARE
+    sizes: list[tuple[int, ...]], share: Callable[[tuple[int, ...]], float], call: float = SHARE
 ) -> dict[tuple[int, ...], list[int]]:
     """Size of box -> the masks that run on it. Small groups go on larger boxes, if that is cheaper.
 
-    A call costs ``call`` images' worth, whatever its size.
+    A mask costs its box's share of an image, and a call ``call`` images, whatever its size.
 
-    >>> merged([(2, 2), (9, 10), (10, 10)], tiles=(10, 10))
+    >>> merged([(2, 2), (9, 10), (10, 10)], share=lambda size: size[0] * size[1] / 100)
     {(2, 2): [0], (10, 10): [1, 2]}
     """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, size in enumerate(sizes):
         groups[size].append(i)
-    whole = float(np.prod(tiles))
-
-    def share(size: tuple[int, ...]) -> float:
-        return float(np.prod(size)) / whole
 
     def union(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(max(pair) for pair in zip(a, b, strict=True))

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convad_fx.compiler import activity, crop
+from convad_fx.compiler import activity, crop, patch
 from convad_fx.compiler.checker import Report
 from convad_fx.compiler.evaluate import Engine, Evaluation
 from convad_fx.compiler.policy import Policy
-from convad_fx.compiler.region import Region
 from convad_fx.compiler.trace import adopt
+from convad_fx.compiler.ways import Ways
 from convad_fx.errors import ModelError
 
 _EMITTED: tuple[Callable[..., Any], ...] = tuple(
-    f for home in (activity, crop) for name, f in vars(home).items()
+    f for home in (activity, crop, patch) for name, f in vars(home).items()
     if callable(f) and getattr(f, "__module__", "") == home.__name__ and name[0] != "_"
 )  # fmt: skip
 
@@ -77,7 +76,7 @@ class MaskedModule(Emitted):
 
     policy: Policy
     report: Report
-    region: Region
+    ways: Ways
 
     def __init__(
         self,
@@ -85,21 +84,21 @@ class MaskedModule(Emitted):
         graph: torch.fx.Graph,
         policy: Policy,
         report: Report,
-        region: Region,
+        ways: Ways,
     ) -> None:
         super().__init__(tree, graph, "Masked" + report.model)
-        self.policy, self.report, self.region = policy, report, region
+        self.policy, self.report, self.ways = policy, report, ways
         self._fresh_engine()
 
     def _fresh_engine(self) -> None:
         """Nothing evaluated so far holds for other parameters."""
-        boxed = activities = None
-        if self.region.values is not None and self.region.activities is not None:
-            boxed = Emitted(self, self.region.values, "Boxed" + self.report.model)
-            activities = Emitted(self, self.region.activities, "Activities" + self.report.model)
+        parts = {
+            name: Emitted(self, graph, f"{name.title().replace('_', '')}{self.report.model}")
+            for name, graph in self.ways.graphs().items()
+        }
         # not an attribute that nn.Module registers: its modules are this one's
         self.__dict__["engine"] = Engine(
-            self, boxed, activities, self.region, reads_hidden=self.policy.input == "raw"
+            self, self.ways, parts, reads_hidden=self.policy.input == "raw"
         )
 
     def evaluate(
@@ -111,7 +110,7 @@ class MaskedModule(Emitted):
         precision: str | None = None,
         told: Callable[[int], Any] | None = None,
     ) -> Evaluation:
-        """Many masks, in bounded batches, each on the smallest box that holds its active cells.
+        """Many masks, in bounded batches, each with as little computed as its graph allows.
 
         >>> import torch, torchvision, convad_fx
         >>> model = torchvision.models.resnet18().eval()
@@ -125,8 +124,9 @@ class MaskedModule(Emitted):
         0.75
 
         The same as ``masked(x, masks)`` to rounding, for less: identical masks are asked once, the
-        empty mask once and for all, and where the graph allows it (see ``masked.region``, or
-        `convad_fx.check`) a box stands for the image. Gradients are not recorded.
+        empty mask once and for all, and where the graph allows it (see ``masked.ways``, or
+        `convad_fx.check`) a box stands for the image where a mask keeps little, and where it hides
+        little only what that changes is computed again. Gradients are not recorded.
 
         Args:
             x: one image (1, C, *grid), or one for each mask.
@@ -149,14 +149,16 @@ class MaskedModule(Emitted):
         return engine.evaluate(x, masks, batch_size, precision, told)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`torch.compile`, with its arguments, of this network and of its way on boxes.
+        """`torch.compile`, with its arguments, of this network and its ways on boxes and patches.
 
         Nothing is compiled until the first call.
         """
         super().compile(*args, **kwargs)
         engine: Engine = self.__dict__["engine"]
-        if engine.boxed is not None:
-            engine.boxed.compile(*args, **{"dynamic": True, **kwargs})  # type: ignore[attr-defined]
+        for name in ("boxed", "patched"):
+            if name in engine.parts:
+                part: Any = engine.parts[name]
+                part.compile(*args, **kwargs)  # sizes that vary are marked
 
     def train(self, mode: bool = True) -> MaskedModule:
         """Refuses training mode: dropout and batch statistics would break every law."""
@@ -190,33 +192,32 @@ class MaskedModule(Emitted):
         tree._non_persistent_buffers_set = set(self._non_persistent_buffers_set)
         tree.training = False
         return MaskedModule(
-            tree, copy.deepcopy(self.graph), self.policy, self.report, copy.deepcopy(self.region)
+            tree, copy.deepcopy(self.graph), self.policy, self.report, copy.deepcopy(self.ways)
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # GraphModule pickles its code and traces it again, which yields a plain GraphModule
         engine: Engine = self.__dict__["engine"]
-        parts = [super().__reduce__()]
-        parts += [part.__reduce__() for part in engine.parts()]  # type: ignore[misc]
-        parts[0][1][0].pop("engine")  # what it remembers is not worth keeping
-        region = replace(self.region, values=None, activities=None)
-        return _unpickle, (parts, self.policy, self.report, region)
+        own: Any = super().__reduce__()
+        own[1][0].pop("engine")  # what it remembers is not worth keeping
+        parts: dict[str, Any] = {name: part.__reduce__() for name, part in engine.parts.items()}
+        return _unpickle, (own, parts, self.policy, self.report, self.ways.with_graphs({}))
 
 
 def _unpickle(
-    parts: list[tuple[Callable[..., torch.fx.GraphModule], tuple[Any, ...]]],
+    own: tuple[Callable[..., torch.fx.GraphModule], tuple[Any, ...]],
+    parts: dict[str, tuple[Callable[..., torch.fx.GraphModule], tuple[Any, ...]]],
     policy: Policy,
     report: Report,
-    region: Region,
+    ways: Ways,
 ) -> MaskedModule:
-    body = parts[0][1][0]
+    body = own[1][0]
     registries = {
         key: body[key]
         for key in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
     }
-    graph, *others = [rebuild(*args).graph for rebuild, args in parts]
-    if others:
-        region = replace(region, values=others[0], activities=others[1])
+    graph = own[0](*own[1]).graph
+    graphs = {name: rebuild(*args).graph for name, (rebuild, args) in parts.items()}
     tree = nn.Module()
     tree.__dict__.update(registries)
-    return MaskedModule(tree, graph, policy, report, region)
+    return MaskedModule(tree, graph, policy, report, ways.with_graphs(graphs))

@@ -100,16 +100,16 @@ class Region:
         return text + (f"; whole grids again at {'; '.join(ends)}" if ends else "")
 
 
-class _Unsupported(Exception):
+class Unsupported(Exception):
     """Nothing of this network can run on boxes."""
 
 
-class _Leaves(Exception):
+class Leaves(Exception):
     """This operation cannot run on a box."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Passes:
+class Passes:
     """What an operation does to a box.
 
     Attributes:
@@ -127,10 +127,10 @@ class _Passes:
 
 def region_of(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Region:
     """Decide whether, and from where to where, a simplified masked graph runs on boxes."""
-    return _Builder(traced, plan, graph).build()
+    return Builder(traced, plan, graph).build()
 
 
-class _Builder:
+class Builder:
     def __init__(self, traced: Trace, plan: Plan, graph: torch.fx.Graph) -> None:
         self.traced, self.plan, self.old = traced, plan, graph
         self.originals = {node.name: node for node in traced.module.graph.nodes}
@@ -150,7 +150,7 @@ class _Builder:
         self.on_box = False  # whether the operation at hand is given boxes
 
     def build(self) -> Region:
-        roles = {_role(node) for node in self.old.nodes}
+        roles = {role_of(node) for node in self.old.nodes}
         if "renormalise" in roles:
             return self._none("means are divided by the active count, which a box does not know")
         if "fill" in roles:
@@ -160,7 +160,7 @@ class _Builder:
         try:
             for node in self.old.nodes:
                 self._write(node)
-        except _Unsupported as unsupported:
+        except Unsupported as unsupported:
             return self._none(str(unsupported))
         self.graph.lint()
         strides = [level.strides for level in self._of_boxes()]
@@ -192,7 +192,7 @@ class _Builder:
     # -------------------------------------------------------------------------------- the walk
 
     def _write(self, node: Node) -> None:
-        role = _role(node)
+        role = role_of(node)
         if node.op == "placeholder":
             self._write_input(node)
         elif node.op == "output":
@@ -245,17 +245,17 @@ class _Builder:
         decided = self.plan.nodes.get(node.name)
         operands = [n for n in node.all_input_nodes if n in self.boxes or n in self.wholes]
         boxed = self.on_box = any(n in self.boxes for n in operands)
-        passes: _Passes | None
+        passes: Passes | None
         try:
             passes = None if decided is None else self._through(node, decided)
-        except _Leaves as leaves:
+        except Leaves as leaves:
             passes = None
             if boxed:
                 self.leaves.append((facts(node).path, str(leaves)))
         boxed = boxed and passes is not None
         if set(operands) <= self.unmasked:
             self.unmasked.add(node)
-        self._count(node, boxed=boxed and bool(passes and passes.level))
+        self.work[boxed and bool(passes and passes.level)] += self._work(node)
         self.levels[node] = passes.level if passes else None
         if not boxed:
             self.wholes[node] = self._copy(node, whole=True)
@@ -343,7 +343,7 @@ class _Builder:
                 self._activity(known)
                 self.asked[known] = level
                 return
-        raise _Unsupported(f"{facts(node).path} leaves boxes, and nothing reads its activity")
+        raise Unsupported(f"{facts(node).path} leaves boxes, and nothing reads its activity")
 
     def _number(self, node: Node, *, whole: bool) -> Node:
         """A size, or what is made from sizes or parameters alone."""
@@ -385,14 +385,14 @@ class _Builder:
 
     # -------------------------------------------------------------------- what operations do
 
-    def _through(self, node: Node, decided: NodePlan) -> _Passes | None:
-        """What becomes of boxes at this operation. Raises `_Leaves`."""
+    def _through(self, node: Node, decided: NodePlan) -> Passes | None:
+        """What becomes of boxes at this operation. Raises `Leaves`."""
         original = self.originals[node.name]
         picked = self._picked(node)
         if picked is not None:
-            return _Passes(picked)
+            return Passes(picked)
         if decided.step is None:
-            raise _Leaves("nothing is known of it")
+            raise Leaves("nothing is known of it")
         op = view(
             original,
             self.traced.module,
@@ -400,7 +400,7 @@ class _Builder:
         )
         step = decided.step
         if op.sized and not isinstance(step, steps.Reshape | steps.Expand):
-            raise _Leaves("it uses the size of the grid")
+            raise Leaves("it uses the size of the grid")
         given = {n.name: self.levels.get(n) for n in self._sources(node)}
         levels = [(item, given.get(item.node)) for _, item in op.masked()]
         levels = [
@@ -415,7 +415,7 @@ class _Builder:
             return None
         item, level = on_grid[0]
         if any(other != level for _, other in on_grid[1:]):
-            raise _Leaves("it joins grids that lie differently over the image")
+            raise Leaves("it joins grids that lie differently over the image")
         if isinstance(step, steps.Join | steps.Concat | steps.SameCell):
             self._check_others(op, level, on_grid)
         return self._step_through(step, op, item, level, decided)
@@ -437,7 +437,7 @@ class _Builder:
             picked = known[node.args[1]]
             if picked is not None:
                 return picked
-        raise _Leaves("it takes several tensors apart in another way than by number")
+        raise Leaves("it takes several tensors apart in another way than by number")
 
     @staticmethod
     def _check_others(op: OpView, level: Level, on_grid: list[tuple[TensorView, Level]]) -> None:
@@ -450,54 +450,54 @@ class _Builder:
                     continue
                 shape = (1,) * (rank - item.rank) + item.shape
                 if item.rank > 1 and any(shape[axis] > 1 for axis in level.axes):
-                    raise _Leaves("it is joined with a grid that is not cut")
+                    raise Leaves("it is joined with a grid that is not cut")
 
     def _step_through(
         self, step: steps.Step, op: OpView, item: TensorView, level: Level, decided: NodePlan
-    ) -> _Passes:
+    ) -> Passes:
         match step:
             case steps.SameCell() | steps.Join() | steps.ChannelShuffle():
-                return _Passes(level)
+                return Passes(level)
             case steps.Window():
                 return self._window(step, op, item, level, decided)
             case steps.AdaptivePool(sizes, reads):
                 if set(sizes) != {1} or not self._gated(item, decided):
-                    raise _Leaves("it pools to a grid of fixed size")
+                    raise Leaves("it pools to a grid of fixed size")
                 return self._reduced(reads, item, level)
             case steps.Reduce():
                 return self._reduce(step, op, item, level, decided)
             case steps.Statistic(axes):
                 if set(axes) & set(level.axes):
-                    raise _Leaves("its statistics are those of the whole grid")
-                return _Passes(level)
+                    raise Leaves("its statistics are those of the whole grid")
+                return Passes(level)
             case steps.Rearrange(axes):
-                return _Passes(
+                return Passes(
                     self._moved(level, {a: i for i, a in enumerate(axes) if a is not None})
                 )
             case steps.Reshape(blocks):
                 single = [b for b in blocks if len(b.inputs) == len(b.outputs) == 1]
-                return _Passes(self._moved(level, {b.inputs[0]: b.outputs[0] for b in single}))
+                return Passes(self._moved(level, {b.inputs[0]: b.outputs[0] for b in single}))
             case steps.Expand(repeated):
                 if set(repeated) & set(level.axes):
-                    raise _Leaves("it repeats positions")
+                    raise Leaves("it repeats positions")
                 more = len(op.output) - item.rank
-                return _Passes(replace(level, axes=tuple(a + more for a in level.axes)))
+                return Passes(replace(level, axes=tuple(a + more for a in level.axes)))
             case steps.Take():
-                return _Passes(self._take(step, level))
+                return Passes(self._take(step, level))
             case steps.Pieces(takes):
-                return _Passes(tuple(self._take(take, level) for take in takes))
+                return Passes(tuple(self._take(take, level) for take in takes))
             case steps.Flip(axes):
                 if set(axes) & set(level.axes):
-                    raise _Leaves("it turns positions round")
-                return _Passes(level)
+                    raise Leaves("it turns positions round")
+                return Passes(level)
             case steps.Pad():
-                return _Passes(self._pad(step, op, level))
+                return Passes(self._pad(step, op, level))
             case steps.Concat(axis, new):
                 if axis in level.axes and not new:
-                    raise _Leaves("it puts grids side by side")
+                    raise Leaves("it puts grids side by side")
                 moved = tuple(a + (new and a >= axis) for a in level.axes)
-                return _Passes(replace(level, axes=moved))
-        raise _Leaves(f"no box is known for a {type(step).__name__}")
+                return Passes(replace(level, axes=moved))
+        raise Leaves(f"no box is known for a {type(step).__name__}")
 
     @staticmethod
     def _gated(item: TensorView, decided: NodePlan) -> bool:
@@ -506,7 +506,7 @@ class _Builder:
     @staticmethod
     def _moved(level: Level, where: dict[int, int]) -> Level:
         if not set(level.axes) <= set(where):
-            raise _Leaves("it merges positions with other axes")
+            raise Leaves("it merges positions with other axes")
         return replace(level, axes=tuple(where[a] for a in level.axes))
 
     @staticmethod
@@ -524,10 +524,10 @@ class _Builder:
                     or index.start not in (None, 0)
                     or index.stop is not None
                 ):
-                    raise _Leaves("it cuts positions off")
+                    raise Leaves("it cuts positions off")
                 by = index.step or 1
                 if by != 1 and not level.aligned:
-                    raise _Leaves("it takes every so many cells of a padded grid")
+                    raise Leaves("it takes every so many cells of a padded grid")
                 axes[i], strides[i] = after, strides[i] * by
             before, after = before + 1, after + (not isinstance(index, int))
         rest = {a: a - before + after for a in level.axes if a >= before}
@@ -540,60 +540,60 @@ class _Builder:
         if not any(map(any, pairs)):
             return level
         if step.mode != "constant" or op.get("value", 0.0) != 0.0:
-            raise _Leaves("it pads with something other than zeros")
+            raise Leaves("it pads with something other than zeros")
         if any(n < 0 for pair in pairs for n in pair):
-            raise _Leaves("it cuts positions off")
+            raise Leaves("it cuts positions off")
         extra = tuple((a + c, b + d) for (a, b), (c, d) in zip(level.extra, pairs, strict=True))
         return replace(level, extra=extra)
 
     @staticmethod
-    def _reduced(reads: str, item: TensorView, level: Level) -> _Passes:
+    def _reduced(reads: str, item: TensorView, level: Level) -> Passes:
         canvas = tuple(item.shape[axis] for axis in level.axes)
         if reads == "mean":
-            return _Passes(None, mean_of=canvas)
+            return Passes(None, mean_of=canvas)
         if reads in ("max", "min"):
-            return _Passes(None)
-        raise _Leaves("it combines all positions in a way that zeros around a box may change")
+            return Passes(None)
+        raise Leaves("it combines all positions in a way that zeros around a box may change")
 
     def _reduce(
         self, step: steps.Reduce, op: OpView, item: TensorView, level: Level, decided: NodePlan
-    ) -> _Passes:
+    ) -> Passes:
         mixed = set(step.axes) & set(level.axes)
         if not mixed:
             kept = [a for a in range(item.rank) if step.keepdim or a not in step.axes]
             moved = self._moved(level, {a: i for i, a in enumerate(kept)})
-            return _Passes((moved,) * step.results if step.results else moved)
+            return Passes((moved,) * step.results if step.results else moved)
         if mixed != set(level.axes) or step.results or not self._gated(item, decided):
-            raise _Leaves("it combines positions along some axes only, or ungated")
+            raise Leaves("it combines positions along some axes only, or ungated")
         if op.kind == "sum":
-            return _Passes(None)
+            return Passes(None)
         return self._reduced(step.reads, item, level)
 
     def _window(
         self, step: steps.Window, op: OpView, item: TensorView, level: Level, decided: NodePlan
-    ) -> _Passes:
+    ) -> Passes:
         dims = len(step.kernel)
         if level.axes != tuple(range(2, 2 + dims)):
-            raise _Leaves("its grid is not the image's")
+            raise Leaves("its grid is not the image's")
         if step.transposed or step.mode != "constant":
-            raise _Leaves("no box is known for transposed convolutions and copying padding")
+            raise Leaves("no box is known for transposed convolutions and copying padding")
         if self.on_box and not (self._gated(item, decided) or step.one_cell):
-            raise _Leaves("it reads cells that are not gated")
+            raise Leaves("it reads cells that are not gated")
         if step.reads == "max" and not level.aligned:
-            raise _Leaves("a maximum over padding is not a maximum over nothing")
+            raise Leaves("a maximum over padding is not a maximum over nothing")
         if step.reads == "mean" and self._counts_cells(step, op):
-            raise _Leaves("it divides by the number of cells at the border")
+            raise Leaves("it divides by the number of cells at the border")
         append, strides, too_many = [], [], False
         for i in range(dims):
             reach, stride = step.dilation[i] * (step.kernel[i] - 1), step.stride[i]
             size = item.shape[2 + i]
             pair, before = step.padding[i], sum(level.extra[i])
             if reach >= size and reach:
-                raise _Leaves("its window is as large as the grid")
+                raise Leaves("its window is as large as the grid")
             strides.append(level.strides[i] * stride)
             if pair is steps.SAME:
                 if not level.aligned or _same(size, reach, stride) != _same(stride, reach, stride):
-                    raise _Leaves("its padding depends on the size of the grid")
+                    raise Leaves("its padding depends on the size of the grid")
                 append.append(0)
                 continue
             # Of a box of n * stride cells the result has n + 1 + floor(surplus / stride) cells
@@ -604,7 +604,7 @@ class _Builder:
             too_many |= surplus > (-stride if step.ceil_mode else -1)
         plain = ((0, 0),) * dims
         level = Level(level.axes, tuple(strides), plain)
-        return _Passes(level, tuple(append), too_many=too_many)
+        return Passes(level, tuple(append), too_many=too_many)
 
     @staticmethod
     def _counts_cells(step: steps.Window, op: OpView) -> bool:
@@ -622,7 +622,8 @@ class _Builder:
 
         def of(node: Node) -> Node:
             known = node.meta.get(META)
-            if node not in copies and known is None:  # the parameter that the image must be like
+            # the parameter that the image must be like, or an index
+            if node not in copies and (known is None or node.op == "get_attr"):
                 copies[node] = graph.node_copy(node)
             if node not in copies and isinstance(known, Facts):
                 args = (copies[image], tuple(facts(node).shape[1:]))
@@ -651,19 +652,20 @@ class _Builder:
 
     # --------------------------------------------------------------------------------- checks
 
-    def _count(self, node: Node, *, boxed: bool) -> None:
-        """Multiplications of convolutions and linear layers."""
+    def _work(self, node: Node) -> int:
+        """Multiplications of a convolution or linear layer, if they are done for each mask."""
         decided = self.plan.nodes.get(node.name)
         if decided is None or not isinstance(decided.step, steps.Window | steps.Reduce):
-            return
+            return 0
         if node in self.unmasked:
-            return
+            return 0
         op = view(self.originals[node.name], self.traced.module, lambda _: True)
         weight = op.params.get("weight")
-        if isinstance(weight, TensorView) and isinstance(op.output, tuple) and op.output:
-            channel = 1 if isinstance(decided.step, steps.Window) else -1
-            cells = math.prod(op.output[1:]) // max(op.output[channel], 1)
-            self.work[boxed] += cells * math.prod(weight.shape)
+        if not (isinstance(weight, TensorView) and isinstance(op.output, tuple) and op.output):
+            return 0
+        channel = 1 if isinstance(decided.step, steps.Window) else -1
+        cells = math.prod(op.output[1:]) // max(op.output[channel], 1)
+        return int(cells * math.prod(weight.shape))
 
     def _wrong_shape(self, region: Region) -> str:
         """Run it without values, on boxes of two tiles: every level must have the size it says."""
@@ -672,18 +674,11 @@ class _Builder:
         assert region.activities is not None
         back = {new: old for old, new in self.boxes.items()}
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            parameter = next(self.traced.module.parameters(), torch.zeros(()))
-            x = torch.zeros(
-                1,
-                self.traced.channels,
-                *region.canvas,
-                dtype=parameter.dtype,
-                device=parameter.device,
-            )
+            x = self._image()
             mask = torch.ones(2, 1, *region.canvas, dtype=torch.bool, device=x.device)
             try:
                 given = torch.fx.Interpreter(self._root(), graph=region.activities).run(x, mask)
-                run = _Shapes(self._root(), region.values)
+                run = Shapes(self._root(), region.values)
                 places = (torch.zeros(2, n, dtype=torch.long, device=x.device) for n in sizes)
                 run.run(x, *places, *given)
             except Exception as error:  # noqa: BLE001 - whatever a model does with sizes
@@ -702,8 +697,14 @@ class _Builder:
     def _root(self) -> nn.Module:
         return self.traced.module
 
+    def _image(self) -> torch.Tensor:
+        """One that the network takes."""
+        parameter = next(self.traced.module.parameters(), torch.zeros(()))
+        shape = (1, self.traced.channels, *self.traced.grid)
+        return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
 
-class _Shapes(torch.fx.Interpreter):
+
+class Shapes(torch.fx.Interpreter):
     """Keeps the shape of every tensor."""
 
     def __init__(self, module: nn.Module, graph: torch.fx.Graph) -> None:
@@ -722,7 +723,7 @@ def _same(size: int, reach: int, stride: int) -> int:
     return max((math.ceil(size / stride) - 1) * stride + reach + 1 - size, 0) // 2
 
 
-def _role(node: Node) -> str:
+def role_of(node: Node) -> str:
     known = node.meta.get(META)
     return known.role if isinstance(known, Inserted) else ""
 

@@ -111,7 +111,7 @@ def test_a_box_gives_what_the_whole_image_gives(
     monkeypatch.setattr(region, "WORTHWHILE", 0.0)  # however little there is to save
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built(name), x, policy)
-    assert masked.region.ok, masked.region.why
+    assert masked.ways.region.ok, masked.ways.region.why
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
     # a cell that reads nothing but padding is always active: boxes then hold the whole border
@@ -134,20 +134,20 @@ def test_a_network_without_boxes_says_why() -> None:
     body = nn.Sequential(nn.GroupNorm(1, 3), conv(3, 4, 3), nn.GroupNorm(2, 4), conv(4, 4, 3))
     model, x = Net(body, 4).eval(), torch.randn(1, 3, *GRID)
     masked = convad_fx.convert(model, x)
-    assert not masked.region.ok
-    assert "statistics are those of the whole grid" in masked.region.why
+    assert not masked.ways.region.ok
+    assert "statistics are those of the whole grid" in masked.ways.region.why
     found = masked.evaluate(x, some_masks())
     assert found.area == 1
     torch.testing.assert_close(found.logits, masked(x, some_masks()), rtol=1e-4, atol=1e-5)
     report = convad_fx.check(model, x)
-    assert report.boxes == masked.report.boxes == str(masked.region)
+    assert report.boxes == masked.report.boxes == str(masked.ways)
     assert report.boxes in str(report)
 
 
 def test_policies_that_read_more_than_zeros_have_no_boxes() -> None:
     model, x = built("avg-pool"), torch.zeros(1, 3, *GRID, dtype=torch.double)
     for policy in (convad_fx.Policy(pool="renormalize"), convad_fx.Policy(fill="neighbour")):
-        assert not convad_fx.convert(model, x, policy).region.ok
+        assert not convad_fx.convert(model, x, policy).ways.region.ok
 
 
 def test_another_size_than_the_example_runs_on_whole_images() -> None:
@@ -164,7 +164,7 @@ def test_the_head_of_a_torchvision_network_gets_its_whole_grid_back() -> None:
     vgg = torchvision.models.vgg11(num_classes=4).eval()
     for network, ends in ((model, 0), (vgg, 1)):
         masked = convad_fx.convert(network, x)
-        assert len(masked.region.leaves) == ends
+        assert len(masked.ways.region.leaves) == ends
         masks = some_masks((96, 96))
         found = masked.evaluate(x, masks)
         torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-4, atol=1e-5)
@@ -280,17 +280,15 @@ class Scarce:
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
-    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).region
+    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).ways
     network = Scarce(3)
-    engine = Engine(network, None, None, allowed, reads_hidden=True)
+    engine = Engine(network, allowed, {}, reads_hidden=True)
     masks = some_masks()
     found = engine.evaluate(torch.zeros(1, 3, *GRID), masks, batch_size=8)
     assert network.asked == [6, 4, 2, 2, 2, 2, 2, 2]  # 12 masks, in even parts
     assert found.logits.flatten().tolist() == masks.flatten(1).sum(1).tolist()
     with pytest.raises(torch.OutOfMemoryError):
-        Engine(Scarce(0), None, None, allowed, reads_hidden=True).evaluate(
-            torch.zeros(1, 3, *GRID), masks
-        )
+        Engine(Scarce(0), allowed, {}, reads_hidden=True).evaluate(torch.zeros(1, 3, *GRID), masks)
 
 
 def test_the_batch_size_that_was_fastest_is_kept() -> None:
@@ -348,10 +346,10 @@ def test_boxes_hold_the_active_cells_of_every_level() -> None:
     masked = convad_fx.convert(built("wide-stride"), x)
     engine = masked.__dict__["engine"]
     masks = some_masks()[:10]
-    activities = engine.activities(x, masks)
-    tiles = tiles_of(masked.region, activities)
-    start, sizes = boxes(masked.region, activities, tiles)
-    for activity, level in zip(activities, masked.region.levels, strict=True):
+    activities = engine.parts["boxed_activities"](x, masks)
+    tiles = tiles_of(masked.ways.region, activities)
+    start, sizes = boxes(masked.ways.region, activities, tiles)
+    for activity, level in zip(activities, masked.ways.region.levels, strict=True):
         if level is None:
             continue
         for k, size in enumerate(sizes):
@@ -359,7 +357,7 @@ def test_boxes_hold_the_active_cells_of_every_level() -> None:
             part = tuple(
                 slice(int(s) * t // r, int(s + n) * t // r)
                 for s, n, t, r in zip(
-                    start[k], size, masked.region.tile, level.strides, strict=True
+                    start[k], size, masked.ways.region.tile, level.strides, strict=True
                 )
             )
             inside[part] = True
@@ -367,6 +365,9 @@ def test_boxes_hold_the_active_cells_of_every_level() -> None:
 
 
 def test_a_few_small_boxes_are_not_worth_a_call_of_their_own() -> None:
-    alone = merged([(4, 5)] + [(5, 5)] * 9, (10, 10))
+    def share(size: tuple[int, ...]) -> float:
+        return size[0] * size[1] / 100
+
+    alone = merged([(4, 5)] + [(5, 5)] * 9, share)
     assert alone == {(5, 5): list(range(10))}
-    assert len(merged([(2, 2)] * 9 + [(9, 9)] * 9, (10, 10))) == 2
+    assert len(merged([(2, 2)] * 9 + [(9, 9)] * 9, share)) == 2
