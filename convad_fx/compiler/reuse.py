@@ -219,8 +219,8 @@ class Patches(Builder):
             tuple(math.lcm(*column) for column in zip(*strides, strict=True)),
             self.traced.grid,
             tuple(cost for _, _, cost in self.done if cost is not None),
-            sum(work for _, work, cost in self.done if cost is None),
-            sum(work for _, work, _ in self.done),
+            float(sum(work for _, work, cost in self.done if cost is None)),
+            float(sum(work for _, work, _ in self.done)),
             "the end" if self.until.op == "output" else facts(self.until).path,
         )
         wrong = self._wrong_shapes(reuse)
