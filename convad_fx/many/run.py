@@ -185,7 +185,10 @@ def pending(
     for item in items:
         if not shard.has(item.key):
             continue
-        if item.key not in done:
+        shown = item.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        if shown != item.key:
+            _failed(found, shown, f"{shown} is no name in UTF-8, as tables want; rename it", notify)
+        elif item.key not in done:
             yield item
         elif item.size not in (-1, done[item.key]):
             message = f"{item.where} is another picture than the one explained before"

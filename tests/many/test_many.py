@@ -325,6 +325,20 @@ def test_unreadable_pictures_and_a_tar_cut_short_are_listed_and_the_rest_is_done
     assert not (tmp_path / "o" / "not-explained-00000.json").exists()
 
 
+def test_a_name_that_is_no_utf_8_is_listed(tmp_path):
+    with tarfile.open(tmp_path / "odd.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("\udcff.png", "a.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(png(0))
+            tar.addfile(member, io.BytesIO(png(0)))
+    result = run("explain", tmp_path / "odd.tar", "--out", tmp_path / "o", *OPTIONS, "--json")
+    assert result.exit_code == 1
+    (listed,) = json.loads(result.stdout)["failed"]
+    assert listed["image"] == "odd.tar/\\xff.png"
+    assert "is no name in UTF-8, as tables want; rename it" in listed["error"]
+    assert read(tmp_path / "o")["key"].to_pylist() == ["odd.tar/a.png"]
+
+
 def test_a_name_twice_in_a_tar_is_two_pictures(tmp_path):
     with tarfile.open(tmp_path / "twice.tar.gz", "w:gz") as tar:
         for number in range(2):
