@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import convad_fx
-from benchmarks import convert, incremental, measure, scale
+from benchmarks import convert, incremental, many, measure, scale
 from benchmarks.hook_based import HookBased
 from benchmarks.search import rise_masks, sliding_masks
+from convad_fx.demo import scenes
 
 pytestmark = pytest.mark.heavy
 
@@ -55,6 +57,31 @@ def test_reuse_is_bounded_by_what_a_hidden_square_changes(monkeypatch, tmp_path)
     (whole,) = run(incremental, monkeypatch, tmp_path, "--batch", "1", "--hidden", "224")
     assert small["at most"] > whole["at most"]
     assert whole["at most"] == pytest.approx(1)  # nothing is left to reuse
+
+
+def test_a_folder_run_says_where_the_time_goes(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    folder, file = tmp_path / "photos", tmp_path / "rows.json"
+    folder.mkdir()
+    for number, scene in enumerate(scenes.held_out(4)):
+        Image.fromarray(scene.image).save(folder / f"{number}.png")
+    options = ("--model", "demo", "--partitions", "1", "--ways", "1x1", "2x1", "--json", str(file))
+    monkeypatch.setattr(sys, "argv", [str(Path(many.__file__)), str(folder), *options])
+    many.main()
+    assert capsys.readouterr().out.startswith("4 pictures, 1 partitions\n")
+    read = json.loads(file.read_text())
+    assert read["machine"]["torch"] == torch.__version__
+    one, two = read["rows"]
+    assert (one["processes x threads"], two["processes x threads"]) == ("1x1", "2x1")
+    assert one["against first"] == 1
+    assert two["against first"] == pytest.approx(two["s per picture"] / one["s per picture"])
+    for row in (one, two):
+        assert row["pictures"] == 4
+        assert row["start s"] > 0
+        processes = int(row["processes x threads"][0])
+        worked = sum(row[f"{part} s"] for part in many.PARTS)
+        assert 0 < worked <= processes * row["s per picture"] - row["waiting s"]
+    assert one["waiting s"] == 0
 
 
 def test_masks_are_the_families_that_they_are_called():

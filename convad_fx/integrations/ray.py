@@ -42,7 +42,7 @@ WAIT = 60.0
 #: Workers that may die over one picture before it is given up.
 DEATHS = 3
 #: Pictures handed to Ray at a time: a bound on what this process remembers of them.
-WAVE = 1000
+WAVE = 5000
 
 
 def explain_many(
