@@ -408,6 +408,11 @@ def _join(ray: Any, address: str, stack: contextlib.ExitStack) -> None:
             f"no Ray cluster answers at {address} within {WAIT:.0f} seconds", hint=hint
         ) from error
     if done.returncode:
+        if "AuthToken" in done.stderr:
+            raise Unavailable(
+                f"the Ray cluster at {address} wants a token, and not the one that is here",
+                hint="set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN as on the cluster",
+            )
         lines = done.stderr.strip().splitlines()
         why = lines[-1].partition(": ")[2] if lines else f"code {done.returncode}"
         raise Unavailable(f"no Ray cluster answers at {address} ({why.rstrip('.')})", hint=hint)
