@@ -327,6 +327,7 @@ EXPLAIN_EXAMPLES = """Examples:
   convad-fx explain cat.jpg --model resnet50 --disjoint 3 --contrastive --out why
   convad-fx explain cat.jpg --model resnet50 --budget 1000 --minimal 16 --out why
   convad-fx explain photos shard-000.tar --model resnet50 --out rows --resume
+  convad-fx explain photos --model resnet50 --out rows --resume --ray auto
 """
 
 
@@ -428,6 +429,17 @@ def explain(
             help="Many: insertion, deletion or robustness; may be given several times.",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Many: spread over a Ray cluster: HOST:PORT, auto, or local to start one here.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="On Ray: how many.  [default: one for each GPU, or CPU]"),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
     progress: Progress = None,
@@ -439,7 +451,8 @@ def explain(
     at the end, and the exit code is then 1.
 
     Of folders and tar files (WebDataset), DIR gets Parquet instead: one row per picture, kept as it
-    is made, so that after a kill --resume goes on. Under torchrun processes share the pictures.
+    is made, so that after a kill --resume goes on. Under torchrun processes share the pictures, on
+    Ray (--ray) machines do.
     """
     policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
     search = Search(
@@ -456,7 +469,10 @@ def explain(
         queue_len=queue_len,
         weighted=weighted,
     )
-    chosen = devices.choose(device)
+    if workers is not None and ray is None:
+        raise PolicyError("--workers are Ray's", hint="pass `--ray local` as well, or use torchrun")
+    # On Ray the workers explain; here machine code alone needs what it was made for.
+    chosen = devices.choose("cpu" if ray is not None and not trusted else device)
     recipe = Recipe(
         model,
         weights,
@@ -473,7 +489,7 @@ def explain(
         typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
     index = _class(target, classifier.labels)
     folder = _folder(out)
-    if resume or overlays or metric or any(map(cli_many.holds, pictures)):
+    if resume or overlays or metric or ray or any(map(cli_many.holds, pictures)):
         if disjoint > 1:
             raise PolicyError(
                 "--disjoint does not go with folders and tar files: one row per picture",
@@ -489,7 +505,7 @@ def explain(
             batch_size or "auto",
             tuple(metric or ()),
         )
-        run = cli_many.Run(recipe, classifier, question, pictures, folder, device)
+        run = cli_many.Run(recipe, classifier, question, pictures, folder, device, ray, workers)
         cli_many.explain(run, resume=resume, overlays=overlays, as_json=as_json)
         return
     asker = _Asker(classifier, chosen, policy, search, batch_size or "auto", seed)

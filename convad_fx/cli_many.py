@@ -9,6 +9,8 @@ from typing import Any
 import typer
 
 from convad_fx import models
+from convad_fx.errors import PolicyError
+from convad_fx.integrations import ray as on_ray
 from convad_fx.many import Explainer, Outcome, Question, Recipe, Shard, Summary, explain_many
 from convad_fx.many.question import rank_device
 from convad_fx.many.sources import is_tar
@@ -18,7 +20,7 @@ FOUND, FAILED = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is asked of which pictures, and where the rows go."""
+    """What is asked of which pictures, where the rows go, and who makes them."""
 
     recipe: Recipe
     classifier: models.Classifier
@@ -26,6 +28,8 @@ class Run:
     pictures: Sequence[Path]
     folder: Path
     device: str
+    ray: str | None = None
+    workers: int | None = None
 
 
 def holds(path: Path) -> bool:
@@ -42,11 +46,27 @@ def explain(run: Run, *, resume: bool, overlays: bool, as_json: bool) -> None:
         if not as_json and outcome.row is not None:
             typer.echo(_line(outcome))
 
-    device = rank_device(run.device, shard.local)
-    explainer = Explainer(run.classifier, run.question, device, drawn)
-    found = explain_many(
-        explainer, run.pictures, run.folder, resume=resume, shard=shard, notify=notify
-    )
+    if run.ray is not None:
+        if shard.world > 1:
+            raise PolicyError("torchrun and `--ray` both share the pictures", hint="use one")
+        explainer = Explainer(run.classifier, run.question, run.recipe.device, drawn)
+        found = on_ray.explain_many(
+            explainer,
+            run.pictures,
+            run.folder,
+            address=run.ray,
+            resume=resume,
+            device=run.device,
+            workers=run.workers,
+            recipe=run.recipe,
+            notify=notify,
+        )
+    else:
+        device = rank_device(run.device, shard.local)
+        explainer = Explainer(run.classifier, run.question, device, drawn)
+        found = explain_many(
+            explainer, run.pictures, run.folder, resume=resume, shard=shard, notify=notify
+        )
     _finish(found, run, as_json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import convad_fx
-from benchmarks import convert, incremental, measure, scale
+from benchmarks import convert, incremental, many, measure, scale
 from benchmarks.hook_based import HookBased
 from benchmarks.search import rise_masks, sliding_masks
+from convad_fx.demo import scenes
 
 pytestmark = pytest.mark.heavy
 
@@ -55,6 +58,37 @@ def test_reuse_is_bounded_by_what_a_hidden_square_changes(monkeypatch, tmp_path)
     (whole,) = run(incremental, monkeypatch, tmp_path, "--batch", "1", "--hidden", "224")
     assert small["at most"] > whole["at most"]
     assert whole["at most"] == pytest.approx(1)  # nothing is left to reuse
+
+
+def test_a_folder_run_says_where_the_time_goes(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    folder, file = tmp_path / "photos", tmp_path / "rows.json"
+    folder.mkdir()
+    for number, scene in enumerate(scenes.held_out(4)):
+        Image.fromarray(scene.image).save(folder / f"{number}.png")
+    options = ("--model", "demo", "--partitions", "1", "--ways", "2x1", "--json", str(file))
+    monkeypatch.setattr(sys, "argv", [str(Path(many.__file__)), str(folder), *options])
+    many.main()
+    assert capsys.readouterr().out.startswith("4 pictures, 1 partitions\n")
+    read = json.loads(file.read_text())
+    assert read["machine"]["torch"] == torch.__version__
+    (row,) = read["rows"]
+    assert (row["processes x threads"], row["pictures"]) == ("2x1", 4)
+    worked = sum(row[f"{part} s"] for part in many.PARTS)
+    assert 0 < worked <= 2 * row["s per picture"] - row["waiting s"]
+    assert row["start s"] > 0
+
+
+def test_ways_are_measured_against_the_first(monkeypatch):
+    seconds = {(1, 1): iter([4.0, 6.0, 5.0]), (2, 1): iter([3.0, 2.0, 9.0])}
+    monkeypatch.setattr(
+        many,
+        "measure",
+        lambda _, *way: {"s per picture": next(seconds[way]), "kept": {"a.png": 1}},
+    )
+    one, two = many.rows_of(argparse.Namespace(ways=["1x1", "2x1"], runs=3))
+    assert (one["s per picture"], one["against first"]) == (5.0, 1.0)
+    assert (two["s per picture"], two["against first"]) == (3.0, 0.6)
 
 
 def test_masks_are_the_families_that_they_are_called():

@@ -6,6 +6,7 @@ hour, by ``python -m benchmarks.export``, which made the table of docs/export.md
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def session_of(masked: convad_fx.MaskedModule, path: Path) -> Any:
 @pytest.mark.parametrize("name", TOYS)
 def test_toys_by_torch_export(name: str) -> None:
     masked = toy(name)
-    assert tried.difference(tried.by_torch(masked), masked, SHAPE[-1]) < 1e-5
+    assert tried.difference(tried.by_torch(masked), masked, SHAPE[-1]).worst < 1e-5
 
 
 @pytest.mark.parametrize("name", ["Residual", "SqueezeExcite", "PadShortcut"])
@@ -60,7 +61,8 @@ def test_toys_by_onnx(name: str, policy: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     masked = toy(name, POLICIES[policy])
-    assert tried.difference(tried.by_onnx(masked, tmp_path / "toy.onnx"), masked, SHAPE[-1]) < 1e-4
+    run = tried.by_onnx(masked, tmp_path / "toy.onnx")
+    assert tried.difference(run, masked, SHAPE[-1]).worst < 1e-4
 
 
 def test_the_comparison_sees_what_is_wrong() -> None:
@@ -73,8 +75,39 @@ def test_the_comparison_sees_what_is_wrong() -> None:
     def nothing(x: Tensor, mask: Tensor) -> Tensor:
         return right(x, mask) * torch.nan
 
-    assert tried.difference(painted, masked, SHAPE[-1]) > 0.01
-    assert not tried.good(tried.difference(nothing, masked, SHAPE[-1]))
+    for wrong in (painted, nothing):
+        apart = tried.difference(wrong, masked, SHAPE[-1])
+        assert apart.worst > 0.01
+        assert not tried.good(apart.worst)
+        assert apart.rounded is None
+
+
+def test_what_rounding_alone_does_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that throws away all digits but the last ones, when everything is kept."""
+
+    class Sensitive(torch.nn.Module):
+        policy = convad_fx.Policy()
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            mean = x.mean((1, 2, 3), keepdim=True)
+            lost = (mean * 1e4 + x - mean * 1e4).flatten(1)  # some 1e-3 of x is rounded away
+            kept = torch.where(mask, x, 0).flatten(1)
+            return torch.where(mask.flatten(1).all(1, keepdim=True), lost, kept)
+
+    masked: Any = Sensitive()
+    right = copy.deepcopy(masked).double()
+
+    def run(x: Tensor, mask: Tensor) -> Tensor:
+        return right(x.double(), mask).float()
+
+    def wrong(x: Tensor, mask: Tensor) -> Tensor:
+        return run(x, mask) * 1.1
+
+    monkeypatch.setattr(tried, "LIMIT", 1e-4)
+    apart = tried.difference(run, masked, SHAPE[-1])
+    assert apart.rounded is not None
+    assert 1e-4 < apart.rounded < 0.1
+    assert tried.difference(wrong, masked, SHAPE[-1]).worst > 0.05
 
 
 def test_inputs_and_outputs_have_names(tmp_path: Path) -> None:

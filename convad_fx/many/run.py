@@ -157,7 +157,7 @@ def explain_many(
                 row = explainer(item)
             # A picture that cannot be read, or whose answer is not the target: the next may do.
             except (ImageError, PolicyError) as error:
-                _failed(found, item.key, _named(str(error), item), notify)
+                _failed(found, item.key, failure(error, item), notify)
                 continue
             writing = time.perf_counter()
             store.add(row)
@@ -185,7 +185,10 @@ def pending(
     for item in items:
         if not shard.has(item.key):
             continue
-        if item.key not in done:
+        shown = item.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        if shown != item.key:
+            _failed(found, shown, f"{shown} is no name in UTF-8, as tables want; rename it", notify)
+        elif item.key not in done:
             yield item
         elif item.size not in (-1, done[item.key]):
             message = f"{item.where} is another picture than the one explained before"
@@ -199,8 +202,9 @@ def _failed(found: Summary, key: str, why: str, notify: Callable[[Outcome], None
     notify(Outcome(key, None, why))
 
 
-def _named(message: str, item: Item) -> str:
-    return message if item.where in message else f"{item.where}: {message}"
+def failure(error: Exception, item: Item) -> str:
+    """Why a picture has no row; always with its name."""
+    return str(error) if item.where in str(error) else f"{item.where}: {error}"
 
 
 def _chained(first: Item, rest: Iterator[Item]) -> Iterator[Item]:

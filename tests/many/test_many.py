@@ -290,6 +290,13 @@ def test_ranks_that_make_no_sense_are_refused():
             Shard.from_environment(bad)
 
 
+def test_torchrun_and_ray_do_not_go_together(tmp_path, photos, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run("explain", photos, "--out", tmp_path, *OPTIONS, "--ray", "auto")
+    assert result.exit_code == 2
+    assert "torchrun and `--ray` both share the pictures; use one" in result.stderr
+
+
 # -------------------------------------------------------------------------------------- bad sources
 def test_unreadable_pictures_and_a_tar_cut_short_are_listed_and_the_rest_is_done(
     tmp_path, photos, explainer
@@ -318,6 +325,20 @@ def test_unreadable_pictures_and_a_tar_cut_short_are_listed_and_the_rest_is_done
     assert not (tmp_path / "o" / "not-explained-00000.json").exists()
 
 
+def test_a_name_that_is_no_utf_8_is_listed(tmp_path):
+    with tarfile.open(tmp_path / "odd.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("\udcff.png", "a.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(png(0))
+            tar.addfile(member, io.BytesIO(png(0)))
+    result = run("explain", tmp_path / "odd.tar", "--out", tmp_path / "o", *OPTIONS, "--json")
+    assert result.exit_code == 1
+    (listed,) = json.loads(result.stdout)["failed"]
+    assert listed["image"] == "odd.tar/\\xff.png"
+    assert "is no name in UTF-8, as tables want; rename it" in listed["error"]
+    assert read(tmp_path / "o")["key"].to_pylist() == ["odd.tar/a.png"]
+
+
 def test_a_name_twice_in_a_tar_is_two_pictures(tmp_path):
     with tarfile.open(tmp_path / "twice.tar.gz", "w:gz") as tar:
         for number in range(2):
@@ -341,6 +362,8 @@ def test_a_name_twice_in_a_tar_is_two_pictures(tmp_path):
         (("photos", "--model", "demonet"), "no classifier called 'demonet'"),
         (("photos", "--labels", "photos/short.txt"), "names 2 classes, and demo answers"),
         (("photos", "--out", "photos/1.png"), "cannot write to"),
+        (("photos", "--workers", "2"), "--workers are Ray's; pass `--ray local` as well"),
+        (("photos", "--ray", "auto", "--device", "cuda:1"), "on Ray, cuda:1 is no choice"),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_two(tmp_path, monkeypatch, arguments, message):
