@@ -18,7 +18,7 @@ from torch import Tensor
 from convad_fx.errors import PolicyError
 from convad_fx.explain import Explanation, Occlusion, Search, explain
 from convad_fx.metrics import Normalisation, robustness
-from convad_fx.report.overlay import displayable, draw_kept, draw_map
+from convad_fx.report.overlay import displayable, draw_kept, draw_map, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -226,7 +226,7 @@ def _head(
         axes[1].text(
             0.0,
             0.92 - 0.13 * number - 0.03 * (number > 1),
-            text,
+            printable(text),
             fontsize=size,
             color=colour,
             fontweight="bold" if size > 10 else "normal",
@@ -243,7 +243,7 @@ def _numbers(axes: Axes, row: Compared, first: bool) -> None:
     bars |= {names.get(kind, kind): rho for kind, rho in row.rho.items()}
     axes.set(xlim=(0, 1), ylim=(0, 1))
     bold: Any = {"fontsize": 12, "fontweight": "bold", "va": "top", "parse_math": False}
-    axes.text(0, 0.97, row.name, color="#c2185b" if first else "black", **bold)
+    axes.text(0, 0.97, printable(row.name), color="#c2185b" if first else "black", **bold)
     for number, (name, share) in enumerate(bars.items()):
         y = 0.62 - 0.2 * number
         colour = "0.55" if name == "size" else "#1f77b4"

@@ -187,6 +187,18 @@ def displayable(image: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float
     return np.clip(np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64), 0.0, 1.0)
 
 
+def printable(text: str) -> str:
+    r"""The text as a font can be asked for it: a byte that is no text is written as its number.
+
+    A file name need not be text in any encoding, and Python holds such bytes as lone surrogates
+    (PEP 383), which no font library takes.
+
+    >>> print(printable("caf\udce9.png"), printable("café.png"))
+    caf\udce9.png café.png
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _draw_image(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
     axes.imshow(shown)
     _title(
@@ -255,9 +267,11 @@ def _grey(shown: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _title(axes: Axes, above: str, below: str) -> None:
     # A dollar sign in a class name is a dollar sign, not mathematics.
-    axes.set_title(f"{_short(above)}\n", fontsize=11, fontweight="bold", parse_math=False)
+    axes.set_title(
+        f"{_short(printable(above))}\n", fontsize=11, fontweight="bold", parse_math=False
+    )
     axes.annotate(
-        below,
+        printable(below),
         xy=(0.5, 1.0),
         xytext=(0, 6),
         xycoords="axes fraction",

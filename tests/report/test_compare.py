@@ -81,3 +81,12 @@ def test_nothing_to_compare(model: nn.Module) -> None:
         compare({}, model, IMAGE)
     with pytest.raises(PolicyError, match="nothing to compare"):
         draw_comparison((), PIXELS)
+
+
+def test_a_name_that_is_no_text_is_written_by_its_bytes(
+    tmp_path: Path, rows: tuple[Compared, ...]
+) -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")  # as Python lists such a file
+    figure = draw_comparison(rows, PIXELS, SCALE, name)
+    assert any(t.get_text() == "caf\\udce9.png" for axes in figure.axes for t in axes.texts)
+    assert save_comparison(rows, PIXELS, tmp_path / "page.png", SCALE, name).stat().st_size
