@@ -278,7 +278,7 @@ def _signs(n: int, resamples: int, random: np.random.Generator) -> NDArray[np.fl
     else:
         bits = random.integers(0, 2, (resamples, n))
         bits[0] = 0
-    return 1.0 - 2.0 * bits
+    return np.where(bits, -1.0, 1.0)
 
 
 def _wilcoxon(decided: NDArray[np.float64], resamples: int, seed: int) -> float:
