@@ -24,6 +24,7 @@ from convad_fx.explain import (
     occlusion,
 )
 from convad_fx.program import export, export_onnx
+from convad_fx.tuning import Tuning, tune
 
 __all__ = [
     "Contrast",
@@ -33,6 +34,7 @@ __all__ = [
     "Policy",
     "Report",
     "Search",
+    "Tuning",
     "check",
     "convert",
     "explain",
@@ -43,4 +45,5 @@ __all__ = [
     "metrics",
     "occlusion",
     "save",
+    "tune",
 ]

@@ -1,4 +1,4 @@
-"""The command line `convad-fx`: `check`, `compile`, `export`, `explain`, `compare`, `demo`.
+"""The command line `convad-fx`: `check`, `compile`, `export`, `explain`, `compare`, `tune`, `demo`.
 
 Results on stdout, the rest on stderr.
 
@@ -24,7 +24,7 @@ from PIL import Image
 from typer.core import TyperGroup
 
 import convad_fx
-from convad_fx import cli_many, images, models, report
+from convad_fx import cli_many, cli_tune, images, models, report
 from convad_fx import device as devices
 from convad_fx.compiler import Policy
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
@@ -713,6 +713,147 @@ def compare(
         typer.echo(f"convad-fx: not compared: {why}", err=True)
     if failed:
         raise typer.Exit(FOUND if done else FAILED)
+
+
+TUNE_EXAMPLES = """Examples:
+
+\b
+  convad-fx tune photos --model resnet50                      (a folder of ten photos or more)
+  convad-fx tune photos --model resnet50 --masks objects      (where the objects are: cat.png)
+  convad-fx tune *.jpg --model resnet50 --policy tau=0.5 --policy paper
+  convad-fx tune photos --model resnet50 --out tuned.json --no-explain
+"""
+
+
+@app.command(epilog=TUNE_EXAMPLES, short_help="Which policy suits a network and its pictures?")
+def tune(
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
+    ],
+    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
+    weights: Weights = "DEFAULT",
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="True masks of the objects, white on black, of the pictures' size: cat.png for "
+            "cat.jpg.",
+        ),
+    ] = None,
+    aim: Annotated[
+        str,
+        typer.Option(help="robust: sufficient parts survive elsewhere; object: they lie on it."),
+    ] = "robust",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="One to try, such as tau=0.5,input=strict, or paper, or layer-masking; may be "
+            "given several times.",
+        ),
+    ] = None,
+    grid: Annotated[
+        str, typer.Option(help="Without --policy: few, or full: all sixty, which needs more images")
+    ] = "few",
+    random: Annotated[
+        int, typer.Option(min=2, help="Random masks that every policy is asked about, per image.")
+    ] = 64,
+    backgrounds: Annotated[
+        int, typer.Option(min=1, help="Backgrounds of each kind: colours, and the other images.")
+    ] = 10,
+    explained: Annotated[
+        bool,
+        typer.Option(
+            "--explain/--no-explain", help="Explain by the default and the leader: size, survival."
+        ),
+    ] = True,
+    partitions: Annotated[
+        int, typer.Option(min=1, help="Random partitions of these explanations.")
+    ] = 2,
+    gamma: Gamma = 0.9,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Leave all measurements here, as JSON.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Masks at a time.")] = 64,
+    device: Device = "auto",
+    as_json: Json = False,
+    progress: Progress = None,
+) -> None:
+    """Choose how pixels are switched off (tau and the rest of the policy), by measuring on IMAGEs.
+
+    Which policy's confidence tells best which parts of a picture keep the class on other
+    backgrounds, in the plain network? The default is kept unless another is better by more than
+    luck explains, however many are tried: five pictures are needed, ten or more are better. The
+    last line says what to pass to `explain`.
+    """
+    tried = cli_tune.policies(grid, policy or ())
+    classifier = models.resolve(
+        model,
+        weights,
+        size=size,
+        resize=resize,
+        mean=_three("--mean", mean),
+        std=_three("--std", std),
+    )
+    if weights == "none":
+        typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
+    preprocess = classifier.preprocess
+    paths = list(dict.fromkeys(_expanded(pictures)))
+    mask_files = cli_tune.mask_files(paths, masks) if masks else {}
+    chosen = devices.choose(device)
+    read: dict[Path, torch.Tensor] = {}
+    truths: dict[Path, Any] = {}
+    failed: list[tuple[Path, ConvadError]] = []
+    for path in paths:
+        try:
+            picture = images.open_image(path)
+        except ImageError as error:
+            failed.append((path, error))
+            continue
+        if path in mask_files:
+            truths[path] = cli_tune.read_mask(mask_files[path], picture, preprocess)
+        read[path] = images.to_input(picture, preprocess).to(chosen)
+    if read:
+        lack = [str(path) for path in read if masks and truths.get(path) is None]
+        if lack:
+            typer.echo(f"convad-fx: no object is known in {', '.join(lack)}", err=True)
+        found = convad_fx.tune(
+            classifier.model.to(chosen),
+            list(read.values()),
+            masks=[truths.get(path) for path in read] if masks else None,
+            policies=tried,
+            aim=aim,
+            gamma=gamma,
+            tried=random,
+            n=backgrounds,
+            search=Search(partitions=partitions) if explained else None,
+            seed=seed,
+            normalisation=Normalisation(tuple(preprocess.mean), tuple(preprocess.std)),
+            names=[str(path) for path in read],
+            batch_size=batch_size,
+            progress=_wanted(progress),
+        )
+        about: dict[str, Any] = {
+            "model": classifier.name,
+            "weights": classifier.weights,
+            "device": str(chosen),
+            "failed": [{"image": str(path), "error": str(why)} for path, why in failed],
+        }
+        if out is not None:
+            cli_tune.write(found, about, out)
+        if as_json:
+            _print_json({**about, **found.to_dict()})
+        else:
+            typer.echo(str(found))
+    for _, why in failed:
+        typer.echo(f"convad-fx: not read: {why}", err=True)
+    if failed:
+        raise typer.Exit(FOUND if read else FAILED)
 
 
 DEMO_EXAMPLES = """Examples:

@@ -246,7 +246,7 @@ def test_usage_errors_are_plain_too():
 
 
 # ------------------------------------------------------------------------------------- help, demo
-@pytest.mark.parametrize("command", ["check", "explain", "compare", "demo"])
+@pytest.mark.parametrize("command", ["check", "explain", "compare", "tune", "demo"])
 def test_the_examples_in_the_help_are_valid(command):
     result = run(command, "--help")
     assert result.exit_code == 0

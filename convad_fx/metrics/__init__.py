@@ -18,7 +18,7 @@ True
 | is the ranking good? | `insertion`, `deletion` |
 | does it lie on the object? | `localisation` |
 | is what a masker calls sufficient robust? | `agreement` |
-| how sure are we? | `bootstrap`, `paired` |
+| how sure are we? | `bootstrap`, `paired`; of the best of several: `best_of` |
 
 Everything is asked in batches, seeded where it is random, and refuses what does not fit.
 """
@@ -35,10 +35,11 @@ from convad_fx.metrics.robustness import (
     robustness_by_kind,
 )
 from convad_fx.metrics.sets import Confidence, Minimality, confidence, minimality, size
-from convad_fx.metrics.statistics import Interval, Paired, bootstrap, paired
+from convad_fx.metrics.statistics import Best, Interval, Paired, best_of, bootstrap, paired
 
 __all__ = [
     "Agreement",
+    "Best",
     "Confidence",
     "Curve",
     "Interval",
@@ -50,6 +51,7 @@ __all__ = [
     "agreement",
     "auc",
     "backgrounds",
+    "best_of",
     "bootstrap",
     "confidence",
     "deletion",

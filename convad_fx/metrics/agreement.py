@@ -76,6 +76,7 @@ def agreement(
     target: int | None = None,
     *,
     masks: Sequence[Mask | Tensor] | None = None,
+    rho: NDArray[np.float64] | None = None,
     gamma: float = 0.9,
     threshold: float = 0.8,
     on: str | Sequence[Tensor] = "colours",
@@ -106,6 +107,8 @@ def agreement(
         image: (C, H, W) or (1, C, H, W).
         target: the class; None: what the model says of the image.
         masks: (H, W) each; None: 32 of `random_masks`.
+        rho: `Agreement.rho` of another masker on the same image, masks and backgrounds: the model
+            is then not asked again, and the four arguments of backgrounds are not read.
         gamma: a mask is sufficient if it gives the class with this share of the confidence.
         threshold: a mask is robust if this share of the compositions gives the class.
         on, n, others, seed, normalisation, batch_size: as in `robustness`.
@@ -127,22 +130,43 @@ def agreement(
     check_class(target, whole.shape[1])
     whole_confidence = float(torch.softmax(whole, 1)[0, target])
     scores = evaluator.scores(kept, target)
-    if isinstance(on, str):
-        planted = list(backgrounds(x, on, n, others=others, seed=seed, normalisation=normalisation))
-    else:
-        planted = [as_batch(b).to(x) for b in on]
+    if rho is None:
+        planted = (
+            list(backgrounds(x, on, n, others=others, seed=seed, normalisation=normalisation))
+            if isinstance(on, str)
+            else [as_batch(b).to(x) for b in on]
+        )
+        rho = _survival(model, x, target, kept, planted, batch_size)
+    elif len(rho) != len(kept):
+        raise PolicyError(
+            f"{len(rho)} numbers as `rho` do not fit {len(kept)} masks",
+            hint="pass Agreement.rho of the same masks",
+        )
+    return Agreement(
+        np.where(scores.top == target, scores.confidence / whole_confidence, 0.0),
+        scores.passing(target, gamma * whole_confidence),
+        np.asarray(rho, np.float64),
+        float(threshold),
+    )
+
+
+def _survival(
+    model: Model,
+    x: Tensor,
+    target: int,
+    kept: Sequence[Mask],
+    planted: Sequence[Tensor],
+    batch_size: int,
+) -> NDArray[np.float64]:
+    """For each mask, the share of the backgrounds on which the model gives the class."""
     if not planted:
         raise PolicyError("there are no backgrounds", hint="pass one or more")
     cells = (torch.from_numpy(mask)[None, None].to(x.device) for mask in kept)
     compositions = (torch.where(mask, x, b) for mask in cells for b in planted)
     logits = answers(model, compositions, batch_size)
     survived = (logits.argmax(1) == target).double().reshape(len(kept), len(planted))
-    return Agreement(
-        np.where(scores.top == target, scores.confidence / whole_confidence, 0.0),
-        scores.passing(target, gamma * whole_confidence),
-        survived.mean(1).numpy(),
-        float(threshold),
-    )
+    rho: NDArray[np.float64] = survived.mean(1).numpy()
+    return rho
 
 
 def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:

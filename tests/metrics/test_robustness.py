@@ -221,3 +221,16 @@ def test_random_masks_keep_all_shares() -> None:
         assert mine.min() < 0.12
         assert mine.max() > 0.7
         assert 0.4 < mine.mean() < 0.6
+
+
+def test_robustness_once_measured_serves_every_masker() -> None:
+    model = Sees(0.4)
+    first = metrics.agreement(occlusion(model, "black"), model, IMAGE, n=5)
+    again = metrics.agreement(occlusion(model, "white"), model, IMAGE, n=5)
+    shown = len(model.seen)
+    reused = metrics.agreement(occlusion(model, "white"), model, IMAGE, n=5, rho=first.rho)
+    assert shown - (len(model.seen) - shown) == shown // 2 + 32 * 5  # no composition again
+    assert np.array_equal(reused.rho, again.rho)
+    assert np.array_equal(reused.confidence, again.confidence)
+    with pytest.raises(PolicyError, match="32 numbers as `rho` do not fit 2 masks"):
+        metrics.agreement(occlusion(model), model, IMAGE, rho=first.rho, masks=[HALF, ~HALF])

@@ -90,3 +90,74 @@ def test_errors(message, call) -> None:
     with pytest.raises(PolicyError, match=message) as caught:
         call()
     assert caught.value.hint
+
+
+# ------------------------------------------------------------------------------- best of several
+def test_the_best_of_many_equals_is_seldom_taken_for_better():
+    """Eleven methods that differ by noise alone: one in twenty may be called better, not one in
+    four, as testing the leader alone would."""
+    decided, naive, runs = 0, 0, 200
+    for run in range(runs):
+        values = np.random.default_rng(run).normal(0.8, 0.1, (11, 8))
+        best = metrics.best_of(values, resamples=50)
+        decided += best.decided
+        alone = metrics.best_of(values[[0, best.leader]], resamples=50)
+        naive += best.leader != 0 and alone.p_value <= 0.05
+    assert decided <= 0.09 * runs
+    assert naive > 0.2 * runs
+
+
+def test_what_is_better_on_every_image_is_found_and_wins_again():
+    random = np.random.default_rng(1)
+    values = random.normal(0.7, 0.1, (5, 8))
+    values[3] = values[0] + random.uniform(0.08, 0.12, 8)
+    values[1] -= 1  # a hopeless one does not hide it
+    values[4] = values[2] = values[0] - 0.1
+    best = metrics.best_of(values)
+    assert (best.leader, best.decided, best.n) == (3, True, 8)
+    assert best.p_value < 0.05
+    assert best.wins[3] > 0.95
+    assert sum(best.wins) == pytest.approx(1)
+    assert best.gain == pytest.approx(best.honest_gain, abs=0.02)
+    assert best.gain == pytest.approx((values[3] - values[0]).mean())
+
+
+def test_the_honest_gain_of_noise_is_nothing():
+    gains, honest = [], []
+    for run in range(60):
+        best = metrics.best_of(np.random.default_rng(run).normal(0, 1, (11, 8)), resamples=200)
+        gains.append(best.gain)
+        honest.append(best.honest_gain)
+    assert np.mean(gains) > 0.5
+    assert abs(np.mean(honest)) < 0.25
+
+
+def test_ties_go_to_the_baseline_and_then_to_the_first():
+    same = [[0.5, 0.6, 0.7, 0.8, 0.9]] * 4
+    best = metrics.best_of(same, baseline=2)
+    assert (best.leader, best.decided, best.p_value, best.gain) == (2, False, 1.0, 0.0)
+    assert best.wins == (0.0, 0.0, 1.0, 0.0)
+    up = [0.6, 0.7, 0.8, 0.9, 1.0]
+    assert metrics.best_of([same[0], up, up]).leader == 1
+
+
+@pytest.mark.parametrize(("n", "decided"), [(1, False), (4, False), (5, True), (20, True)])
+def test_five_units_are_the_fewest_that_can_decide(n, decided):
+    best = metrics.best_of([np.linspace(0, 0.5, n), np.linspace(0.4, 0.9, n)])
+    assert (best.decided, best.needed) == (decided, 5)
+    assert best.p_value >= 2.0**-n
+    assert metrics.best_of([[0.0], [1.0]], level=0.9).needed == 4
+
+
+def test_methods_that_do_not_fit_are_refused():
+    for values, message in (
+        ([], "not paired"),
+        ([[1.0], [1.0, 2.0]], "not paired"),
+        ([[1.0], [float("nan")]], "method 1 must be one finite number"),
+    ):
+        with pytest.raises(PolicyError, match=message):
+            metrics.best_of(values)
+    with pytest.raises(PolicyError, match="there is no method 2"):
+        metrics.best_of([[1.0], [2.0]], baseline=2)
+    with pytest.raises(PolicyError, match="level"):
+        metrics.best_of([[1.0]], level=1.0)
