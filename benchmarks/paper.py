@@ -16,6 +16,9 @@ every masker; of those it calls sufficient, how many survive?
 *threshold*: what tau and the rest of the policy do to sets and maps, against the true masks of
 objects.
 
+A run is written after every photo. `--resume` goes on with the file that an interrupted one left
+(or adds photos and networks to it); `--plot PNG` draws the second and the third experiment.
+
 Everything is paired by photo; intervals are 95 % bootstrap intervals over photos.
 docs/experiments.md has the tables, and the commands that made them.
 """
@@ -132,12 +135,15 @@ class Planting:
 
 # ------------------------------------------------------------------------------------- equivalence
 def equivalence(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
-    rows: list[Row] = []
+    rows: list[Row] = list(asked.known)
+    done = {(r["model"], repr(r["policy"]), r["photo"]) for r in rows}
     for name in asked.models:
         network = Network.load(kit, name)
         for policy in (Policy(), Policy.paper(), Policy(tau=0.5), Policy(pool="renormalize")):
             masked = convad_fx.convert(network.model, network.photos[0], policy)
             for number in network.spread(asked.photos):
+                if (name, repr(policy.to_dict()), network.files[number].name) in done:
+                    continue
                 x = network.photos[number]
                 ones = torch.ones(1, 1, *x.shape[2:], dtype=torch.bool)
                 with torch.inference_mode():
@@ -185,12 +191,15 @@ def explained(why: Explanation) -> Row:
 
 
 def robustness_(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
-    rows: list[Row] = []
+    rows: list[Row] = list(asked.known)
+    done = {(r["model"], r["photo"]) for r in rows}
     planting = Planting(asked.colours, asked.others)
     for name in asked.models:
         network = Network.load(kit, name)
         network.model.to(memory_format=torch.channels_last)
         for number in network.spread(asked.photos):
+            if (name, network.files[number].name) in done:
+                continue
             x, others = network.photos[number], network.others(number)
             plain = Remembering(network.model)
             began = time.perf_counter()
@@ -310,7 +319,8 @@ def described_objects(kit: Kit, network: Network) -> Iterator[tuple[str, Tensor,
 
 
 def threshold(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
-    rows: list[Row] = []
+    rows: list[Row] = list(asked.known)
+    done = {(r["model"], r["photo"]) for r in rows}
     planting = Planting(asked.colours, asked.others)
     for name in asked.models:
         network = Network.load(kit, name)
@@ -323,6 +333,8 @@ def threshold(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
         }
         objects = list(described_objects(kit, network))[: asked.photos]
         for photo, x, truth in objects:
+            if (name, photo) in done:
+                continue
             began = time.perf_counter()
             for label, masker in chosen.items():
                 why = explain(masker, x, gamma=GAMMA, search=asked.search, batch_size=BATCH)
@@ -364,6 +376,93 @@ def print_threshold(rows: list[Row]) -> None:
                 first = by_photo(group, label)
                 cells = [less(first, second, k) for k in keys if k != "relative"]
                 print(f"| {label} | {' | '.join(cells)} |")
+
+
+# ------------------------------------------------------------------------------------------- plots
+def plot_robustness(rows: list[Row]) -> Any:
+    """For each network: size against rho, and rho at equal size; bars are the intervals."""
+    networks = list(grouped(rows, "model"))
+    figure = new_figure(9, 3.8 * len(networks))
+    for panels, ((name,), group) in zip(
+        figure.subplots(len(networks), 2, squeeze=False), networks, strict=True
+    ):
+        n = len({r["photo"] for r in group})
+        for i, ((label,), own) in enumerate(grouped(group, "masker")):
+            style: dict[str, Any] = {
+                "color": f"C{i}",
+                "label": label,
+                "marker": "os^vDPX<>*"[i % 10],
+            }
+            size, rho = means(own, "size"), means(own, "rho.photos")
+            panels[0].errorbar(
+                size[0], rho[0], xerr=size[1], yerr=rho[1], alpha=0.8, linewidth=0.8, **style
+            )
+            shares = [float(s) for s in own[0]["at_size"]]
+            middle = [means(own, f"at_size.{s:g}")[0] for s in shares]
+            panels[1].plot(shares, middle, linewidth=1, markersize=4, **style)
+        panels[0].set(title=f"{name}, {n} photos", xlabel="size of the set")
+        panels[1].set(title="at equal size", xlabel="share of the pixels, by responsibility")
+        for panel in panels:
+            panel.set(xlim=(0, 1), ylim=(0, 1), ylabel="rho on other photos")
+            panel.grid(alpha=0.3)
+        panels[1].legend(fontsize=7)
+    return figure
+
+
+def plot_threshold(rows: list[Row]) -> Any:
+    """For each network: tau against size, rho and IoU, a line for each policy."""
+    networks = list(grouped(rows, "model"))
+    figure = new_figure(12, 3.8 * len(networks))
+    for panels, ((name,), group) in zip(
+        figure.subplots(len(networks), 3, squeeze=False), networks, strict=True
+    ):
+        lines: dict[str, list[tuple[float, list[Row]]]] = {}
+        for (label,), own in grouped(group, "masker"):
+            policy, _, tau = label.removeprefix("the paper's: ").partition(", tau ")
+            lines.setdefault(policy, []).append((float(tau), own))
+        n = len({r["photo"] for r in group})
+        keys = {"size": "size", "rho.photos": "rho on other photos", "iou": "IoU with the object"}
+        for panel, (key, title) in zip(panels, keys.items(), strict=True):
+            for i, (label, found) in enumerate(lines.items()):
+                found.sort(key=lambda pair: pair[0])
+                values = [means(own, key) for _, own in found]
+                panel.errorbar(
+                    [tau + 0.004 * i for tau, _ in found],
+                    [middle for middle, _ in values],
+                    yerr=np.hstack([around for _, around in values]),
+                    label=label,
+                    color=f"C{i % 10}",
+                    marker="o" if i < 10 else "s",
+                    markersize=3,
+                    linewidth=1,
+                    elinewidth=0.5,
+                )
+            panel.set(title=f"{name}, {n} photos", xlabel="tau", ylabel=title, ylim=(0, 1))
+            panel.grid(alpha=0.3)
+        panels[-1].legend(fontsize=6)
+    return figure
+
+
+def new_figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def means(rows: list[Row], key: str) -> tuple[float, Any]:
+    """The mean over photos, and how far the interval reaches below and above, (2, 1)."""
+    sound = [v for v in (value(row, key) for row in rows) if math.isfinite(v)]
+    if not sound:
+        return math.nan, np.full((2, 1), math.nan)
+    found = bootstrap(sound)
+    around = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
+    return found.value, np.array(around)
+
+
+PLOTS = {"robustness": plot_robustness, "threshold": plot_threshold}
 
 
 # ----------------------------------------------------------------------------------------- numbers
@@ -426,6 +525,39 @@ EXPERIMENTS = {
 }
 
 
+NOT_SAVED = ("kit", "json", "tables", "search", "resume", "plot")
+#: What rows of one file have in common; networks and photos may be added.
+SAME = (
+    "torch",
+    "machine",
+    "experiment",
+    "colours",
+    "others",
+    "partitions",
+    "sizes",
+    "paints",
+    "grid",
+)
+
+
+def known(path: Path, about: dict[str, Any]) -> list[Row]:
+    """Rows of an earlier run of the same experiment; none if there is no such file."""
+    if not path.exists():
+        return []
+    try:
+        earlier = json.loads(path.read_text())
+        other = [key for key in SAME if earlier["about"].get(key) != about[key]]
+        rows: list[Row] = earlier["rows"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SystemExit(
+            f"{path} is no run of this script ({error}); name another --json"
+        ) from None
+    if other:
+        differ = ", ".join(f"{k} {earlier['about'].get(k)!r}, now {about[k]!r}" for k in other)
+        raise SystemExit(f"{path} was made otherwise ({differ}); name another --json")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", choices=EXPERIMENTS, required=True)
@@ -441,21 +573,39 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="written after every photo")
     parser.add_argument("--tables", type=Path, help="print the tables of this JSON, run nothing")
+    parser.add_argument("--resume", action="store_true", help="go on with the file of --json")
+    parser.add_argument("--plot", type=Path, help="draw the rows, measured or of --tables (PNG)")
     asked = parser.parse_args()
-    run, show = EXPERIMENTS[asked.experiment]
+    run, _ = EXPERIMENTS[asked.experiment]
+    if asked.resume and asked.json is None:
+        parser.error("--resume needs --json, the file to go on with")
+    if asked.plot is not None and asked.experiment not in PLOTS:
+        parser.error(f"--plot draws {' and '.join(PLOTS)}, not {asked.experiment}")
     if asked.tables is not None:
-        show(json.loads(asked.tables.read_text())["rows"])
+        finish(json.loads(asked.tables.read_text())["rows"], asked)
         return
     torch.set_num_threads(asked.threads)
     asked.search = Search(partitions=asked.partitions)
-    command = {k: v for k, v in vars(asked).items() if k not in ("kit", "json", "tables", "search")}
+    command = {k: v for k, v in vars(asked).items() if k not in NOT_SAVED}
     about = {"torch": torch.__version__, "machine": platform.machine(), **command}
+    asked.known = known(asked.json, about) if asked.resume else []
 
     def save(rows: list[Row]) -> None:
         if asked.json is not None:
-            asked.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+            half = asked.json.with_name(asked.json.name + ".part")
+            half.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+            half.replace(asked.json)  # an interruption leaves the earlier file whole
 
-    show(run(Kit(asked.kit), asked, save))
+    finish(run(Kit(asked.kit), asked, save), asked)
+
+
+def finish(rows: list[Row], asked: argparse.Namespace) -> None:
+    EXPERIMENTS[asked.experiment][1](rows)
+    if asked.plot is not None:
+        if not rows:
+            raise SystemExit("no rows: nothing to plot")
+        figure = PLOTS[asked.experiment](rows)
+        figure.savefig(asked.plot, dpi=80, metadata={"Software": None})
 
 
 if __name__ == "__main__":
