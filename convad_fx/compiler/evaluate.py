@@ -146,9 +146,8 @@ class Engine:
 
     @property
     def compiled(self) -> bool:
-        """Calls on boxes (on whole images, without them) are to be alike: few graphs serve all."""
-        part = self.parts.get("boxed", self.network)
-        return getattr(part, "_compiled_call_impl", None) is not None
+        """Calls are to be alike: few graphs serve all."""
+        return getattr(self.network, "_compiled_call_impl", None) is not None
 
     def operations(self, part: str) -> int:
         """How many a call of it runs."""
@@ -277,7 +276,7 @@ class _Run:
             self._batches(members, owners, patched.share(size), patched.asks(size), (0, *size))
         rest = sorted(set(range(len(masks))) - patched.members)
         for size, members in boxed.groups(rest, self.size).items():
-            if size == boxed.tiles and not (self.engine.compiled and boxed.ok):
+            if size == boxed.tiles:
                 self._whole(x, masks, owners, members)
             else:
                 self._batches(members, owners, boxed.share(size), boxed.asks(size), size)

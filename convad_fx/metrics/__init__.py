@@ -18,6 +18,7 @@ True
 | is the ranking good? | `insertion`, `deletion` |
 | does it lie on the object? | `localisation` |
 | is what a masker calls sufficient robust? | `agreement` |
+| what may be wrong with it? | `signs` |
 | how sure are we? | `bootstrap`, `paired`; of the best of several: `best_of` |
 
 Everything is asked in batches, seeded where it is random, and refuses what does not fit.
@@ -35,6 +36,7 @@ from convad_fx.metrics.robustness import (
     robustness_by_kind,
 )
 from convad_fx.metrics.sets import Confidence, Minimality, confidence, minimality, size
+from convad_fx.metrics.signs import Signs, signs
 from convad_fx.metrics.statistics import Best, Interval, Paired, best_of, bootstrap, paired
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "Normalisation",
     "Paired",
     "Robustness",
+    "Signs",
     "agreement",
     "auc",
     "backgrounds",
@@ -63,5 +66,6 @@ __all__ = [
     "rank_correlation",
     "robustness",
     "robustness_by_kind",
+    "signs",
     "size",
 ]

@@ -207,8 +207,9 @@ def test_what_is_compiled_serves_every_box_and_batch() -> None:
         found = masked.evaluate(x, masks)
         torch.testing.assert_close(found.logits, expected.forward(x, masks))
         assert found.area < 1
-    # one for batches of less than 16, one for others: torch chooses other convolutions for them
-    assert counters["stats"]["unique_graphs"] - before <= 2
+    # on boxes and on whole images: one for batches of less than 16, one for others, for which torch
+    # chooses other convolutions
+    assert counters["stats"]["unique_graphs"] - before <= 4
 
 
 def random_boxes(number: int) -> Tensor:

@@ -1,0 +1,132 @@
+"""Signs that switching off has failed on an image, as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from torch import Tensor
+
+from convad_fx.errors import PolicyError
+from convad_fx.explain.evaluate import Evaluator, Mask
+from convad_fx.explain.masker import Masker
+from convad_fx.explain.options import check_count, check_share
+from convad_fx.explain.sufficient import blocks
+from convad_fx.metrics.masks import as_array
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What may be wrong with a set of pixels, or with the masker that calls it sufficient.
+
+    Args:
+        parts: pieces the set falls into; pixels that touch at a corner are together.
+        largest: share of the kept pixels in the largest piece, in [0, 1].
+        border: how often the kept pixels lie along the image's border, over how often any pixel
+            does: 1 as by chance, more where they gather there. The border is a sixteenth of each
+            side wide.
+        empty: confidence in the target with nothing kept, over that in the whole image.
+        spared: the same with little hidden, none of it of the set: the mean over several draws.
+    """
+
+    parts: int
+    largest: float
+    border: float
+    empty: float
+    spared: float
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Which of them stand out, in words; the limits are those of docs/metrics.md."""
+        rows = (
+            (self.parts > 5 and self.largest < 0.5, "scattered: many pieces, none of them large"),
+            (self.border > 2, "at the border: more of the set lies there than by chance"),
+            (self.empty > 0.5, "bias: nothing kept gives the class as well"),
+            (self.spared < 0.7, "over-deactivation: hiding a little elsewhere costs much"),
+        )
+        return tuple(text for found, text in rows if found)
+
+
+def signs(
+    masker: Masker,
+    image: Tensor,
+    mask: Mask | Tensor,
+    target: int,
+    *,
+    hidden: float = 0.1,
+    draws: int = 8,
+    side: int = 8,
+    seed: int = 0,
+    batch_size: int | str = "auto",
+) -> Signs:
+    """Signs of failure: scattered sets, leaks at borders, bias, over-deactivation.
+
+    >>> import torch
+    >>> def brightness(x, mask):
+    ...     kept = torch.where(mask, x, 0).mean((1, 2, 3))
+    ...     return torch.stack([0 * kept, 4 * kept], 1)
+    >>> dots = np.zeros((32, 32), bool)
+    >>> dots[8:24:4, 8:24:4] = True
+    >>> found = signs(brightness, torch.ones(3, 32, 32), dots, target=1)
+    >>> found.parts, found.largest, round(found.empty, 2), round(found.spared, 2)
+    (16, 0.0625, 0.51, 0.99)
+    >>> found.seen
+    ('scattered: many pieces, none of them large', 'bias: nothing kept gives the class as well')
+
+    The definitions are this project's: the method's paper (arXiv 2510.01038) names no such test.
+
+    Args:
+        masker: `(x, mask) -> logits`.
+        image: (C, H, W) or (1, C, H, W).
+        mask: (H, W), bool, True = kept: an explanation.
+        target: the class it explains.
+        hidden: for `spared`, the share of the pixels outside the set to hide, in (0, 1].
+        draws: how many times.
+        side: of the blocks that are hidden, in pixels.
+        seed: of the draws; a non-negative integer.
+        batch_size: masks that go through the network at once.
+
+    Raises:
+        ImageError, MaskError, ModelError, PolicyError: what does not fit.
+    """
+    check_share("hidden", hidden, zero=False, hint="0.1 is usual")
+    check_count("draws", draws, least=1, hint="8 are usual")
+    check_count("side", side, least=1, hint="8 pixels are usual")
+    check_count("seed", seed, least=0, hint="pass 0")
+    check_count("target", target, least=0, hint="pass the number of a class")
+    evaluator = Evaluator(masker, image, batch_size=batch_size)
+    kept = as_array(mask, evaluator.shape)
+    first = [np.ones_like(kept), np.zeros_like(kept)]
+    asked = [*first, *_with_little_hidden(kept, hidden, draws, side, seed)]
+    whole, empty, *spared = evaluator.scores(asked, target).confidence
+    if not whole:
+        raise PolicyError(
+            f"the whole image gives class {target} no confidence at all",
+            hint="pass the class the explanation is of: `why.target`",
+        )
+    pieces, parts = ndimage.label(kept, np.ones((3, 3)))
+    largest = int(np.bincount(pieces[kept]).max()) / int(kept.sum()) if parts else 0.0
+    return Signs(
+        int(parts), largest, _border(kept), float(empty / whole), float(np.mean(spared) / whole)
+    )
+
+
+def _border(kept: Mask) -> float:
+    inner = np.zeros_like(kept)
+    rows, columns = (-(-n // 16) for n in kept.shape)
+    inner[rows:-rows, columns:-columns] = True
+    return float((~inner)[kept].mean() / (~inner).mean()) if kept.any() else 0.0
+
+
+def _with_little_hidden(
+    kept: Mask, hidden: float, draws: int, side: int, seed: int
+) -> Iterator[Mask]:
+    """All pixels but some blocks, without those of the set."""
+    label = blocks(kept.shape, side)
+    present = np.unique(label[~kept])
+    n = max(1, round(hidden * len(present))) if len(present) else 0
+    random = np.random.default_rng([seed, 11])
+    for _ in range(draws):
+        yield kept | ~np.isin(label, random.permutation(present)[:n])
