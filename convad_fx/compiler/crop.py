@@ -2,8 +2,9 @@
 
 A box is the part of the image, and of every grid computed from it, that holds all active cells of
 one mask. Around it everything reads as zero, and zero padding is exactly that. ``places`` tell
-where the boxes of a batch lie: for each grid axis the image positions (N, size of the box); a grid
-that is ``stride`` times coarser takes every stride-th.
+where the boxes of a batch lie: for each grid axis the image positions (N, tiles, size of a tile); a
+grid that is ``stride`` times coarser takes every stride-th. A tile is a multiple of every stride,
+so sizes are products: compiled code, which does not know the number of tiles, need not divide.
 
 Grids have ``axes`` in their tensor, a ``stride`` against the image for each, and ``extra`` cells
 before and after them where an operation has padded them explicitly.
@@ -36,7 +37,7 @@ def cut_activity(
 ) -> Tensor:
     """As `cut`; outside the grid nothing is active.
 
-    >>> rows = torch.tensor([[2, 3, 4, 5]])
+    >>> rows = torch.tensor([[[2, 3], [4, 5]]])
     >>> cut_activity(torch.ones(1, 1, 2, dtype=torch.bool), (rows,), (2,), (2,), ((0, 0),))
     tensor([[[ True, False]]])
     """
@@ -57,7 +58,7 @@ def placed(
 ) -> Tensor:
     """Whole grids again: boxes (N, C, *box) back in their places, `fill` around them."""
     for place, axis, stride, size in zip(places, axes, strides, canvas, strict=True):
-        index = torch.arange(size, device=z.device) - place[:, :1] // stride
+        index = torch.arange(size, device=z.device) - first(place, stride)
         inside = (index >= 0) & (index < z.shape[axis])
         z = taken(z, index.clamp(0, z.shape[axis] - 1), axis)
         z = z.masked_fill(~along(inside, axis, z.dim()), fill)
@@ -72,7 +73,7 @@ def shape_only(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
 def fitted(z: Tensor, places: tuple[Tensor, ...], strides: Strides) -> Tensor:
     """The first cells of each grid axis, as many as the box has at this stride."""
     for axis, (place, stride) in enumerate(zip(places, strides, strict=True), start=2):
-        z = z.narrow(axis, 0, place.shape[1] // stride)
+        z = z.narrow(axis, 0, side(place, stride))
     return z
 
 
@@ -84,10 +85,24 @@ def of_whole(mean: Tensor, box: Tensor, axes: Axes, canvas: tuple[int, ...]) -> 
     return mean * (cells / full)
 
 
+def first(place: Tensor, stride: int) -> Tensor:
+    """(N, 1): the first cell of boxes in a grid of that stride."""
+    return place[:, :1, 0] // stride
+
+
+def side(place: Tensor, stride: int) -> int:
+    """How many cells of a grid of that stride a box holds along an axis.
+
+    >>> side(torch.zeros(1, 3, 32), 16)
+    6
+    """
+    return place.shape[1] * (place.shape[2] // stride)
+
+
 def _positions(place: Tensor, stride: int, extra: tuple[int, int]) -> Tensor:
     """(N, size of the box at that stride): where its cells lie in the whole grid."""
-    steps = torch.arange(place.shape[1] // stride + sum(extra), device=place.device)
-    return place[:, :1] // stride + steps
+    steps = torch.arange(side(place, stride) + sum(extra), device=place.device)
+    return first(place, stride) + steps
 
 
 def taken(z: Tensor, index: Tensor, axis: int) -> Tensor:

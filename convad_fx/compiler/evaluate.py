@@ -12,29 +12,22 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from convad_fx.compiler.batches import LEAST, BatchSize
 from convad_fx.compiler.region import Level, Region
 from convad_fx.compiler.ways import Ways
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 
 #: Masks looked at together: enough to fill batches of every size of box, few enough for memory.
 CHUNK = 512
-#: What a call costs, whatever its size: seconds per operation of the network, eager or compiled. An
-#: estimate, which only decides how few masks may have a box of their own.
-CALL = 12e-6
-#: The same as a share of an image, until it is known what an image takes.
-SHARE = 0.1
-#: Boxes have two tiles at least, and compiled code gets two masks at least: torch.compile takes 1
-#: for a constant, and would compile again.
-LEAST = 2
 #: Arithmetic on patches costs so much more than on whole grids, for what is copied.
 COPYING = 1.2
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,66 +51,6 @@ class Evaluation:
     area: float
     batches: int
     deviation: float | None = None
-
-
-@dataclass(slots=True)
-class BatchSize:
-    """How many whole images' worth of boxes go through the network at once.
-
-    A fixed number, or found by trying several, as far as `most` allows them, in turn: the smallest
-    that is about as fast per image as the fastest. On a CPU large batches are often slower: their
-    tensors leave the caches, and the C library maps and unmaps their memory at every call.
-    """
-
-    most: int
-    fixed: int | None = None
-    taken: dict[int, list[float]] = field(default_factory=dict)
-    found: int | None = None
-    SIZES: ClassVar = (4, 8, 16, 32)
-    LARGER: ClassVar = (16, 64, 256, 1024)  # where there is room for them: on a GPU
-    _GAIN: ClassVar = 0.97
-    _TIMES: ClassVar = 3  # the first of which may have compiled
-
-    @property
-    def trying(self) -> int:
-        """The size timed least often so far."""
-        known = self.LARGER if self.most >= self.LARGER[1] * 2 else self.SIZES
-        sizes = [size for size in known if size <= self.most] or [self.most]
-        return min(sizes, key=lambda size: len(self.taken.get(size, ())))
-
-    @property
-    def size(self) -> int:
-        """To be used next."""
-        return min(self.fixed or self.found or self.trying, self.most)
-
-    def of(self, share: float) -> int:
-        """Boxes of this share of the image, at once."""
-        if self.fixed is not None or self.size == 1:
-            return self.size
-        return max(LEAST, min(round(self.size / max(share, 0.02)), 8 * self.size))
-
-    def record(self, images: float, seconds: float) -> None:
-        """What a call took, for so many whole images' worth."""
-        size = self.trying
-        if self.fixed is not None or self.found is not None or images < 0.7 * size:
-            return
-        self.taken.setdefault(size, []).append(seconds / images)
-        if len(self.taken.get(self.trying, ())) < self._TIMES:
-            return
-        best = {size: min(times[1:]) for size, times in self.taken.items()}
-        fastest = min(best.values())
-        self.found = min(size for size in best if best[size] * self._GAIN <= fastest)
-
-    def call(self, operations: int) -> float:
-        """What a call costs, whatever its size, as a share of what an image costs."""
-        times = [time for taken in self.taken.values() for time in taken[1:]]
-        return min(CALL * operations / min(times), 2.0) if times else SHARE
-
-    def halve(self) -> None:
-        """It did not fit."""
-        self.most = max(1, self.size // 2)
-        if self.fixed is None:
-            self.found = self.most
 
 
 class Engine:
@@ -148,11 +81,6 @@ class Engine:
     def compiled(self) -> bool:
         """Calls are to be alike: few graphs serve all."""
         return getattr(self.network, "_compiled_call_impl", None) is not None
-
-    def operations(self, part: str) -> int:
-        """How many a call of it runs."""
-        graph = self.ways.graphs().get(part)
-        return 0 if graph is None else len(graph.nodes)
 
     def evaluate(
         self,
@@ -315,7 +243,9 @@ class _Run:
                 exact = self._ask(*ask(chosen), exact=True)
                 worst = float((exact.double() - answer.double()).abs().max())
                 self.deviation = max(self.deviation or 0.0, worst)
-            self.size.record(len(chosen) * share, time.perf_counter() - began)
+            if size in self.size.met:  # the first of its size may have compiled
+                self.size.record(len(chosen) * share, time.perf_counter() - began)
+            self.size.met.add(size)
             self._keep(answer, [owners[i] for i in chosen])
             done += len(chosen)
             self.passes, self.batches = self.passes + len(chosen), self.batches + 1
@@ -383,8 +313,7 @@ class _Boxed:
 
     def groups(self, members: list[int], batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of box -> the masks that run on it."""
-        call = batch.call(self.engine.operations("boxed"))
-        found = merged([self.sizes[k] for k in members], self.share, call)
+        found = merged([self.sizes[k] for k in members], self.share, batch.call)
         return {size: [members[i] for i in chosen] for size, chosen in found.items()}
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
@@ -437,8 +366,7 @@ class _Patched:
     def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of hidden box -> the masks that run on its patches."""
         members = sorted(self.members)
-        call = batch.call(self.engine.operations("patched"))
-        found = merged([self.sizes[k] for k in members], self.share, call)
+        found = merged([self.sizes[k] for k in members], self.share, batch.call)
         return {size: [members[i] for i in chosen] for size, chosen in found.items()}
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
@@ -456,10 +384,11 @@ class _Patched:
 def _places(
     start: Tensor, tile: tuple[int, ...], size: tuple[int, ...], device: torch.device
 ) -> list[Tensor]:
-    """For each grid axis the image positions of boxes, (N, side)."""
+    """For each grid axis the image positions of boxes, (N, tiles, size of a tile)."""
     found = []
     for i, (t, n) in enumerate(zip(tile, size, strict=True)):
-        found.append(_dynamic((start[:, i, None] * t + torch.arange(n * t)).to(device), axes=2))
+        steps = torch.arange(n * t).reshape(n, t)
+        found.append(_dynamic((start[:, i, None, None] * t + steps).to(device), axes=2))
     return found
 
 
@@ -510,7 +439,9 @@ def _spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor
             activity = activity.narrow(axis, before, activity.shape[axis] - before - after)
     for i, axis in enumerate(level.axes):
         n = activity.shape[axis]
-        lines = activity.movedim(axis, 1).flatten(2).any(2).cpu()
+        others = [other for other in range(1, activity.dim()) if other != axis]
+        # as bytes: several times faster than any()
+        lines = activity.view(torch.uint8).amax(others).cpu() > 0
         if n == 1:  # activity is not known along this axis: it may be anywhere
             yield i, torch.zeros(len(lines), dtype=torch.long), torch.full((len(lines),), 1 << 40)
             continue
@@ -521,13 +452,13 @@ def _spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor
 
 
 def merged(
-    sizes: list[tuple[int, ...]], share: Callable[[tuple[int, ...]], float], call: float = SHARE
+    sizes: list[tuple[int, ...]], share: Callable[[tuple[int, ...]], float], call: float
 ) -> dict[tuple[int, ...], list[int]]:
     """Size of box -> the masks that run on it. Small groups go on larger boxes, if that is cheaper.
 
     A mask costs its box's share of an image, and a call ``call`` images, whatever its size.
 
-    >>> merged([(2, 2), (9, 10), (10, 10)], share=lambda size: size[0] * size[1] / 100)
+    >>> merged([(2, 2), (9, 10), (10, 10)], lambda size: size[0] * size[1] / 100, call=0.2)
     {(2, 2): [0], (10, 10): [1, 2]}
     """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)

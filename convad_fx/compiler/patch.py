@@ -2,8 +2,8 @@
 
 A patch holds the cells that a hidden box can change: those of the box and, for each grid axis,
 ``reach`` (before, after) more; some may lie outside the grid. ``places`` tell where the hidden
-boxes of a batch lie: for each grid axis the image positions (N, size of the box), which start at
-multiples of every ``stride``. ``whole`` is the same tensor without a mask, (1, C, *grid).
+boxes of a batch lie: for each grid axis the image positions (N, tiles, size of a tile), as in
+`crop`. ``whole`` is the same tensor without a mask, (1, C, *grid).
 
 On a CPU patches are copied fastest one by one, elsewhere all at once, by index. To torch.compile
 each of these functions is one operation: kernels that it makes of them take minutes to compile, and
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from convad_fx.compiler.activity import written
-from convad_fx.compiler.crop import Axes, Strides, along, taken
+from convad_fx.compiler.crop import Axes, Strides, along, first, side, taken
 
 Places = tuple[Tensor, ...]
 Reach = tuple[tuple[int, int], ...]
@@ -32,7 +32,7 @@ def around(
     """Patches (N, C, *patch) of what no mask has changed; `fill` outside the grid.
 
     >>> whole = torch.arange(1.0, 6.0).reshape(1, 1, 5)
-    >>> around(whole, (torch.tensor([[2, 3], [4, 5]]),), (2,), (1,), ((1, 0),)).tolist()
+    >>> around(whole, (torch.tensor([[[2, 3]], [[4, 5]]]),), (2,), (1,), ((1, 0),)).tolist()
     [[[2.0, 3.0, 4.0]], [[4.0, 5.0, 0.0]]]
     """
     return _call(_around, whole, places, axes, strides, _flat(reach), fill)
@@ -51,7 +51,7 @@ def surrounded(
     """Patches of another reach: what is new is of `whole`, and `fill` outside the grid.
 
     >>> z, whole = torch.zeros(1, 1, 2), torch.arange(1.0, 6.0).reshape(1, 1, 5)
-    >>> surrounded(z, whole, (torch.tensor([[2, 3]]),), (2,), (1,), ((0, 0),), ((1, 2),))
+    >>> surrounded(z, whole, (torch.tensor([[[2, 3]]]),), (2,), (1,), ((0, 0),), ((1, 2),))
     tensor([[[2., 0., 0., 5., 0.]]])
     """
     reaches = _flat(reach), _flat(wanted)
@@ -64,7 +64,7 @@ def restored(
     """Whole grids (N, C, *grid) again, with the patches in their places.
 
     >>> z, whole = torch.zeros(1, 1, 2), torch.arange(1.0, 6.0).reshape(1, 1, 5)
-    >>> restored(z, whole, (torch.tensor([[2, 3]]),), (2,), (1,), ((0, 0),))
+    >>> restored(z, whole, (torch.tensor([[[2, 3]]]),), (2,), (1,), ((0, 0),))
     tensor([[[1., 2., 0., 0., 5.]]])
     """
     return _call(_restored, z, whole, places, axes, strides, _flat(reach))
@@ -73,7 +73,7 @@ def restored(
 def active(activity: Tensor, places: Places, axes: Axes, strides: Strides, reach: Reach) -> Tensor:
     """The patches of activities (N or 1, C, *grid); outside the grid nothing is active.
 
-    >>> rows = torch.tensor([[0, 1]])
+    >>> rows = torch.tensor([[[0, 1]]])
     >>> active(torch.ones(1, 1, 3, dtype=torch.bool), (rows,), (2,), (1,), ((1, 0),))
     tensor([[[False,  True,  True]]])
     """
@@ -100,8 +100,8 @@ def _around(
         along((start + _count(n, whole)).clamp(0, whole.shape[axis] - 1), 1 + i, 1 + dims)
         for i, (start, n, axis) in enumerate(zip(starts, sizes, axes, strict=True))
     ]
-    first = whole[0].movedim([axis - 1 for axis in axes], list(range(dims)))
-    z = first[tuple(cells)].movedim(list(range(1, 1 + dims)), list(axes)).contiguous()
+    grid_first = whole[0].movedim([axis - 1 for axis in axes], list(range(dims)))
+    z = grid_first[tuple(cells)].movedim(list(range(1, 1 + dims)), list(axes)).contiguous()
     return z.masked_fill_(~_on_grid(starts, sizes, axes, whole), fill)
 
 
@@ -183,9 +183,9 @@ def _laid(
 ) -> Tensor:
     """Copies, one by one, the cells of the grid that both hold. No starts: the whole grid."""
     origin = [[0] * len(axes)] * len(to)
-    first = origin if frame is None else torch.cat(frame, 1).tolist()
-    other = origin if starts is None else torch.cat(starts, 1).tolist()
-    for i, (a, b) in enumerate(zip(first, other, strict=True)):
+    to_starts = origin if frame is None else torch.cat(frame, 1).tolist()
+    of_starts = origin if starts is None else torch.cat(starts, 1).tolist()
+    for i, (a, b) in enumerate(zip(to_starts, of_starts, strict=True)):
         into, out = [slice(None)] * (to.dim() - 1), [slice(None)] * (to.dim() - 1)
         for k, axis in enumerate(axes):
             low = max(a[k], b[k], 0)
@@ -201,13 +201,13 @@ def _frame(
 ) -> tuple[list[Tensor], list[int]]:
     """Where patches start, (N, 1) for each grid axis, and their size."""
     rows = zip(places, strides, reach[::2], strict=True)
-    starts = [place[:, :1] // stride - before for place, stride, before in rows]
+    starts = [first(place, stride) - before for place, stride, before in rows]
     return starts, _sizes(places, strides, reach)
 
 
 def _sizes(places: Sequence[Tensor], strides: Sequence[int], reach: Sequence[int]) -> list[int]:
     rows = zip(places, strides, reach[::2], reach[1::2], strict=True)
-    return [place.shape[1] // stride + before + after for place, stride, before, after in rows]
+    return [side(place, stride) + before + after for place, stride, before, after in rows]
 
 
 def _of_size(

@@ -679,7 +679,9 @@ class Builder:
             try:
                 given = torch.fx.Interpreter(self._root(), graph=region.activities).run(x, mask)
                 run = Shapes(self._root(), region.values)
-                places = (torch.zeros(2, n, dtype=torch.long, device=x.device) for n in sizes)
+                places = (
+                    torch.zeros(2, 2, n, dtype=torch.long, device=x.device) for n in region.tile
+                )
                 run.run(x, *places, *given)
             except Exception as error:  # noqa: BLE001 - whatever a model does with sizes
                 return f"it does not run on another size than the example's ({error})"

@@ -471,7 +471,7 @@ class Patches(Builder):
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             x = self._image()
             mask = torch.ones(2, 1, *self.traced.grid, dtype=torch.bool, device=x.device)
-            places = (torch.zeros(2, n, dtype=torch.long, device=x.device) for n in sizes)
+            places = (torch.zeros(2, 2, n, dtype=torch.long, device=x.device) for n in reuse.tile)
             try:
                 given = torch.fx.Interpreter(root, graph=reuse.activities).run(x, mask)
                 kept = (x.new_empty((1, *_shape(node)[1:])) for node in self.kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch._dynamo.utils import counters
 
 import convad_fx
 from convad_fx.compiler import region
-from convad_fx.compiler.evaluate import BatchSize, Engine, boxes, merged, tiles_of
+from convad_fx.compiler.batches import BatchSize
+from convad_fx.compiler.evaluate import Engine, boxes, merged, tiles_of
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 from tests.compiler.toys import Dense, ExplicitPadding, FlattenHead, PadShortcut, SqueezeExcite
 
@@ -292,16 +294,25 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
         Engine(Scarce(0), allowed, {}, reads_hidden=True).evaluate(torch.zeros(1, 3, *GRID), masks)
 
 
-def test_the_batch_size_that_was_fastest_is_kept() -> None:
+@pytest.mark.parametrize(("call", "more", "best"), [
+    (0.5, 0.0, 32),  # what a call costs weighs most: 0.1 s for an image beside it
+    (0.5, 0.01, 8),  # large batches cost more for each image
+    (0.0, 0.0, 4),  # all the same: the smallest
+    (0.0, 0.02, 4),
+])  # fmt: skip
+def test_the_batch_size_that_is_fastest_is_kept(call: float, more: float, best: int) -> None:
     size = BatchSize(most=64)
-    seconds = {4: 1.0, 8: 0.5, 16: 0.6, 32: 0.49}
-    tried = []
+    tried, noise = [], itertools.cycle([1.0, 1.1, 0.9, 1.05, 0.95])
     while size.found is None:
         tried.append(size.size)
-        size.record(size.size, size.size * seconds[size.size])
+        for n in (size.size, 1.0):  # small calls, too, say what a call costs
+            size.record(n, (call + 0.1 * n + more * n * n) * next(noise))
+        if len(tried) in (1, 6):
+            size.record(2.0, 30.0)  # something was compiled
     assert sorted(tried) == [4] * 3 + [8] * 3 + [16] * 3 + [32] * 3
-    assert size.size == 8
-    assert size.of(0.25) == 32
+    assert size.size == best
+    assert size.of(0.25) == 4 * best
+    assert size.call == pytest.approx(10 * call, abs=1.0)
     assert BatchSize(most=64, fixed=5).of(0.25) == 5
 
 
@@ -369,6 +380,6 @@ def test_a_few_small_boxes_are_not_worth_a_call_of_their_own() -> None:
     def share(size: tuple[int, ...]) -> float:
         return size[0] * size[1] / 100
 
-    alone = merged([(4, 5)] + [(5, 5)] * 9, share)
+    alone = merged([(4, 5)] + [(5, 5)] * 9, share, call=0.1)
     assert alone == {(5, 5): list(range(10))}
-    assert len(merged([(2, 2)] * 9 + [(9, 9)] * 9, share)) == 2
+    assert len(merged([(2, 2)] * 9 + [(9, 9)] * 9, share, call=0.1)) == 2

@@ -206,8 +206,8 @@ def test_patches_by_index_are_those_copied_one_by_one(
     shape = [1, 5, 5, 5]
     shape[axes[0]], shape[axes[1]] = 14, 12
     whole = torch.rand(shape, generator=generator)
-    rows = 4 * torch.randint(0, 7, (6, 1), generator=generator) + torch.arange(8)
-    columns = 4 * torch.randint(0, 6, (6, 1), generator=generator) + torch.arange(4)
+    rows = 4 * torch.randint(0, 7, (6, 1, 1), generator=generator) + torch.arange(8).view(2, 4)
+    columns = 4 * torch.randint(0, 6, (6, 1, 1), generator=generator) + torch.arange(4)
     where = ((rows, columns), axes, (2, 2), ((1, 2), (3, -1)))
     wanted = ((2, 4), (1, 2))
 

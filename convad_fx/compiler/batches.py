@@ -1,0 +1,120 @@
+"""How many images' worth goes through a network at once, found by timing what is to be done anyway.
+
+A call has a cost of its own (all weights are read), and on a CPU large batches have theirs: their
+tensors leave the caches, and the C library maps and unmaps their memory at every call. Which weighs
+more depends on the network and the machine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+
+#: Boxes have two tiles at least, and compiled code gets two masks at least: torch.compile takes 1
+#: for a constant, and would compile again.
+LEAST = 2
+
+
+@dataclass(slots=True)
+class BatchSize:
+    """How many whole images' worth of boxes go through the network at once.
+
+    A fixed number, or found by trying several, as far as `most` allows them, in turn: the smallest
+    that is about as fast per image as the fastest.
+
+    >>> size = BatchSize(most=64)
+    >>> while size.found is None:
+    ...     n = size.size
+    ...     size.record(n, 0.2 + 0.1 * n)             # a call costs 0.2 s, an image 0.1 s
+    >>> size.size, round(size.call, 2)                # a call costs as much as two images
+    (32, 2.0)
+
+    Attributes:
+        most: as many as memory allows.
+        fixed: the number asked for, if one was.
+        tried: how often each size was timed.
+        found: what was fastest, once that is known.
+        met: sizes of boxes that have run before.
+        calls: images' worth, and seconds for each, of the last calls.
+    """
+
+    most: int
+    fixed: int | None = None
+    tried: dict[int, int] = field(default_factory=dict)
+    found: int | None = None
+    met: set[tuple[int, ...]] = field(default_factory=set)
+    calls: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=100))
+    SIZES: ClassVar = (4, 8, 16, 32)
+    LARGER: ClassVar = (16, 64, 256, 1024)  # where there is room for them: on a GPU
+    _GAIN: ClassVar = 0.97
+    _TIMES: ClassVar = 3
+    _CALL: ClassVar = 0.3  # until it is known
+
+    @property
+    def _sizes(self) -> list[int]:
+        known = self.LARGER if self.most >= self.LARGER[1] * 2 else self.SIZES
+        return [size for size in known if size <= self.most] or [self.most]
+
+    @property
+    def trying(self) -> int:
+        """The size timed least often so far."""
+        return min(self._sizes, key=lambda size: self.tried.get(size, 0))
+
+    @property
+    def size(self) -> int:
+        """To be used next."""
+        return min(self.fixed or self.found or self.trying, self.most)
+
+    def of(self, share: float) -> int:
+        """Boxes of this share of the image, at once."""
+        if self.fixed is not None or self.size == 1:
+            return self.size
+        return max(LEAST, min(round(self.size / max(share, 0.02)), 8 * self.size))
+
+    def record(self, images: float, seconds: float) -> None:
+        """What a call took, for so many whole images' worth."""
+        self.calls.append((images, seconds / images))
+        size = self.trying
+        if self.fixed is not None or self.found is not None or images < 0.7 * size:
+            return
+        self.tried[size] = self.tried.get(size, 0) + 1
+        if self.tried.get(self.trying, 0) == self._TIMES:
+            each = {n: self._fit() @ _features(float(n)) for n in self._sizes}
+            fastest = min(each.values())
+            self.found = min(n for n in each if each[n] * self._GAIN <= fastest)
+
+    @property
+    def call(self) -> float:
+        """What a call costs, whatever its size, as a share of what an image costs."""
+        if len(self.calls) < 2 * self._TIMES:
+            return self._CALL
+        call, image, _ = self._fit()
+        return float(np.clip(call / image, 0.02, 4.0)) if image > 0 else self._CALL
+
+    def halve(self) -> None:
+        """It did not fit."""
+        self.most = max(1, self.size // 2)
+        if self.fixed is None:
+            self.found = self.most
+
+    def _fit(self) -> NDArray[np.float64]:
+        """Seconds for a call, for an image, and for how many other images there are with it.
+
+        All >= 0, with the least sum of squares of relative errors of the seconds per image: a call
+        that took far too long, since something was compiled, hardly counts.
+        """
+        images, each = np.array(self.calls).T
+        found: NDArray[np.float64]
+        found, _ = optimize.nnls((_features(images) / each).T, np.ones_like(each))
+        return found
+
+
+def _features(images: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the seconds per image, in a call on so many."""
+    images = np.asarray(images)
+    return np.stack([1 / images, np.ones_like(images), images])
