@@ -8,11 +8,13 @@ size form a batch. What a network allows was decided on the graph (`region`, `re
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -304,7 +306,7 @@ class _Boxed:
 
     def share(self, size: tuple[int, ...]) -> float:
         """Of the whole image."""
-        return float(np.prod([n / t for n, t in zip(size, self.tiles, strict=True)]))
+        return math.prod(size) / math.prod(self.tiles)
 
     @property
     def costs(self) -> list[float]:
@@ -350,7 +352,8 @@ class _Patched:
         self.tiles = torch.tensor(tiles)
         size = torch.minimum((high - low).clamp(min=LEAST), self.tiles)
         self.start, self.sizes = low, [tuple(row) for row in size.tolist()]
-        costs = [self.share(size) for size in self.sizes]
+        known = {size: self.share(size) for size in set(self.sizes)}
+        costs = [known[size] for size in self.sizes]
         gains = {k: o - COPYING * c for k, (o, c) in enumerate(zip(otherwise, costs, strict=True))}
         better = {k: gain for k, gain in gains.items() if gain > 0}
         # without a mask the network has to run once more
@@ -461,6 +464,7 @@ def merged(
     >>> merged([(2, 2), (9, 10), (10, 10)], lambda size: size[0] * size[1] / 100, call=0.2)
     {(2, 2): [0], (10, 10): [1, 2]}
     """
+    share = cache(share)
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, size in enumerate(sizes):
         groups[size].append(i)
