@@ -2,9 +2,10 @@
 
     python -m benchmarks.area [--models NAME ...] [--plot docs/images/area.png] [--json FILE]
 
-Squares of 2 to 7 tiles a side (a tile is 32 pixels) are kept, at random places; `masked.evaluate`,
-compiled, on --masks of each size, interleaved, medians. The ideal is time in proportion to the
-area, through the whole image. `--plot` draws both.
+Inside squares of 2 to 7 tiles a side (a tile is 32 pixels), at random places, every cell of 8
+pixels is kept with probability 1/2; `masked.evaluate`, compiled, on --masks of each size,
+interleaved, medians. The ideal is time in proportion to the area, through the whole image. `--plot`
+draws both.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ import convad_fx
 from benchmarks import measure
 
 MODELS = ("resnet50", "mobilenet_v2")
-SIZE, TILE = 224, 32
+SIZE, TILE, CELL = 224, 32, 8
 
 
 def squares(side: int, number: int) -> torch.Tensor:
-    """Masks that keep a square of so many tiles, each at another place."""
+    """Masks that keep half the cells of a square of so many tiles, each at another place."""
     generator = torch.Generator().manual_seed(side)
     masks = torch.zeros(number, 1, SIZE, SIZE, dtype=torch.bool)
-    for number, mask in enumerate(masks):
+    for mask in masks:
         places = torch.randint(SIZE // TILE - side + 1, (2,), generator=generator) * TILE
         top, left = places.tolist()
-        mask[:, top : top + side * TILE, left : left + side * TILE] = True
-        mask[0, top, left + number] = False  # so that no two are alike
+        cells = torch.rand(side * TILE // CELL, side * TILE // CELL, generator=generator) < 0.5
+        kept = cells.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
+        mask[0, top : top + side * TILE, left : left + side * TILE] = kept
     return masks
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +31,15 @@ class BatchSize:
     >>> while size.found is None:
     ...     n = size.size
     ...     size.record(n, 0.2 + 0.1 * n)             # a call costs 0.2 s, an image 0.1 s
-    >>> size.size, round(size.call, 2)                # a call costs as much as two images
-    (32, 2.0)
+    >>> size.size, round(size.call)                   # a call costs as much as two images
+    (32, 2)
 
     Attributes:
         most: as many as memory allows.
         fixed: the number asked for, if one was.
         tried: how often each size was timed.
         found: what was fastest, once that is known.
-        met: sizes of boxes that have run before.
+        met: what has run before: sizes of boxes.
         calls: images' worth, and seconds for each, of the last calls.
     """
 
@@ -47,13 +47,14 @@ class BatchSize:
     fixed: int | None = None
     tried: dict[int, int] = field(default_factory=dict)
     found: int | None = None
-    met: set[tuple[int, ...]] = field(default_factory=set)
+    met: set[tuple[Any, ...]] = field(default_factory=set)
     calls: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=100))
     SIZES: ClassVar = (4, 8, 16, 32)
     LARGER: ClassVar = (16, 64, 256, 1024)  # where there is room for them: on a GPU
     _GAIN: ClassVar = 0.97
     _TIMES: ClassVar = 3
-    _CALL: ClassVar = 0.3  # until it is known
+    _CALL: ClassVar = 0.3  # what a call costs, in images, as long as nothing says otherwise
+    _TRUST: ClassVar = 0.1  # in that, beside one call
 
     @property
     def _sizes(self) -> list[int]:
@@ -91,7 +92,7 @@ class BatchSize:
     @property
     def call(self) -> float:
         """What a call costs, whatever its size, as a share of what an image costs."""
-        if len(self.calls) < 2 * self._TIMES:
+        if not self.calls:
             return self._CALL
         call, image, _ = self._fit()
         return float(np.clip(call / image, 0.02, 4.0)) if image > 0 else self._CALL
@@ -106,11 +107,15 @@ class BatchSize:
         """Seconds for a call, for an image, and for how many other images there are with it.
 
         All >= 0, with the least sum of squares of relative errors of the seconds per image: a call
-        that took far too long, since something was compiled, hardly counts.
+        that took far too long, since something was compiled, hardly counts. Calls that are all
+        alike do not tell the three apart: two more rows then say what to expect.
         """
         images, each = np.array(self.calls).T
+        usual = np.median(each)
+        expected = np.array([[1.0, -self._CALL, 0.0], [0.0, 0.0, self.SIZES[-1]]])
+        rows = np.concatenate([(_features(images) / each).T, self._TRUST * expected / usual])
         found: NDArray[np.float64]
-        found, _ = optimize.nnls((_features(images) / each).T, np.ones_like(each))
+        found, _ = optimize.nnls(rows, np.append(np.ones_like(each), np.zeros(2)))
         return found
 
 

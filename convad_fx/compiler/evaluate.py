@@ -121,7 +121,8 @@ class _Run:
         self.engine, self.x, self.told = engine, x, told
         self.lower = PRECISIONS.get(precision or "float32")
         self.key = (str(x.device), x.dtype, tuple(x.shape[2:]), precision)
-        self.size = self._batch_size(batch_size)
+        self.size = self._batch_size(batch_size, "whole images and boxes")
+        self.patch_size = self._batch_size(batch_size, "patches")
         self.seen: dict[bytes, int] = {}
         self.rows: list[int] = []
         self.found: list[Tensor] = []  # answers, in the order they came
@@ -131,9 +132,9 @@ class _Run:
         self.deviation: float | None = None
         self.compared: set[tuple[int, ...]] = set()
 
-    def _batch_size(self, asked: int | str) -> BatchSize:
+    def _batch_size(self, asked: int | str, way: str) -> BatchSize:
         if asked == "auto":
-            return self.engine.sizes.setdefault(self.key, BatchSize(_most(self.x)))
+            return self.engine.sizes.setdefault((*self.key, way), BatchSize(_most(self.x)))
         if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
             raise PolicyError(
                 f"batch_size must be a positive whole number or 'auto', not {asked!r}",
@@ -202,20 +203,21 @@ class _Run:
             return
         boxed = _Boxed(self.engine, x, masks)
         patched = _Patched(self.engine, x, masks, boxed.costs)
-        for size, members in patched.groups(self.size).items():
-            self._batches(members, owners, patched.share(size), patched.asks(size), (0, *size))
+        for size, members in patched.groups(self.patch_size).items():
+            ask, share = patched.asks(size), patched.share(size)
+            self._batches(members, owners, share, ask, ("patch", *size), self.patch_size)
         rest = sorted(set(range(len(masks))) - patched.members)
         for size, members in boxed.groups(rest, self.size).items():
             if size == boxed.tiles:
                 self._whole(x, masks, owners, members)
             else:
-                self._batches(members, owners, boxed.share(size), boxed.asks(size), size)
+                self._batches(members, owners, boxed.share(size), boxed.asks(size), size, self.size)
 
     def _whole(self, x: Tensor, masks: Tensor, owners: list[int], members: list[int]) -> None:
         def ask(chosen: list[int]) -> tuple[Any, ...]:
             return self.engine.network, _rows(x, chosen), _dynamic(masks[chosen])
 
-        self._batches(members, owners, 1.0, ask, ())
+        self._batches(members, owners, 1.0, ask, (), self.size)
 
     def _batches(
         self,
@@ -223,12 +225,13 @@ class _Run:
         owners: list[int],
         share: float,
         ask: Callable[[list[int]], tuple[Any, ...]],
-        size: tuple[int, ...],
+        size: tuple[Any, ...],
+        batch: BatchSize,
     ) -> None:
         done = 0
         while left := len(members) - done:
             # as even as can be: no small rest
-            chosen = members[done : done + -(-left // -(-left // self.size.of(share)))]
+            chosen = members[done : done + -(-left // -(-left // batch.of(share)))]
             # see LEAST
             doubled = self.engine.compiled and len(chosen) == 1 and self.x.shape[0] == 1
             began = time.perf_counter()
@@ -237,7 +240,7 @@ class _Run:
             except (torch.OutOfMemoryError, MemoryError):
                 if len(chosen) == 1:
                     raise
-                self.size.halve()
+                batch.halve()
                 _release(self.x)
                 continue
             if self.lower is not None and size not in self.compared:
@@ -245,9 +248,9 @@ class _Run:
                 exact = self._ask(*ask(chosen), exact=True)
                 worst = float((exact.double() - answer.double()).abs().max())
                 self.deviation = max(self.deviation or 0.0, worst)
-            if size in self.size.met:  # the first of its size may have compiled
-                self.size.record(len(chosen) * share, time.perf_counter() - began)
-            self.size.met.add(size)
+            if size in batch.met:  # the first of its size may have compiled
+                batch.record(len(chosen) * share, time.perf_counter() - began)
+            batch.met.add(size)
             self._keep(answer, [owners[i] for i in chosen])
             done += len(chosen)
             self.passes, self.batches = self.passes + len(chosen), self.batches + 1

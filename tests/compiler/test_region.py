@@ -316,6 +316,13 @@ def test_the_batch_size_that_is_fastest_is_kept(call: float, more: float, best: 
     assert BatchSize(most=64, fixed=5).of(0.25) == 5
 
 
+def test_calls_that_are_all_alike_do_not_tell_what_a_call_costs() -> None:
+    size = BatchSize(most=64)
+    for noise in (1.0, 1.1, 0.9, 1.05, 0.95) * 4:
+        size.record(8, 0.8 * noise)
+    assert 0.1 < size.call < 0.9
+
+
 @pytest.mark.parametrize(("error", "message", "call"), [
     (PolicyError, "batch_size must be a positive whole number or 'auto', not 0",
      lambda m, x, k: m.evaluate(x, k, batch_size=0)),
