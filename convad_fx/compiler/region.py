@@ -237,12 +237,12 @@ class Builder:
 
     def _is_value(self, node: Node) -> bool:
         """It depends on the image's values, or is a parameter."""
-        return node.name in self.plan.nodes or not any(
+        return facts(node).name in self.plan.nodes or not any(
             isinstance(n.meta.get(META), Facts) for n in node.all_input_nodes
         )
 
     def _write_operation(self, node: Node) -> None:
-        decided = self.plan.nodes.get(node.name)
+        decided = self.plan.nodes.get(facts(node).name)
         operands = [n for n in node.all_input_nodes if n in self.boxes or n in self.wholes]
         boxed = self.on_box = any(n in self.boxes for n in operands)
         passes: Passes | None
@@ -329,7 +329,7 @@ class Builder:
 
     def _hold_active_cells(self, node: Node, level: Level) -> None:
         """An ungated value goes back to whole grids: the box must hold its active cells."""
-        decided = self.plan.nodes[node.name].result
+        decided = self.plan.nodes[facts(node).name].result
         assert isinstance(decided, Tracked)
         if self.plan.activities[decided.row].is_global:
             return
@@ -360,7 +360,8 @@ class Builder:
             self.asked.setdefault(node, None)
             assert self.last_input is not None
             with self.graph.inserting_after(self.last_input):
-                name = f"{node.name}" if node.name.endswith("activity") else f"{node.name}_activity"
+                name = node.name if node.name.endswith("activity") else f"{node.name}_activity"
+                name += "_" * any(name == given.target for given in self.inputs.values())
                 self.inputs[node] = self.last_input = self.graph.placeholder(name)
         return self.inputs[node]
 
@@ -387,7 +388,7 @@ class Builder:
 
     def _through(self, node: Node, decided: NodePlan) -> Passes | None:
         """What becomes of boxes at this operation. Raises `Leaves`."""
-        original = self.originals[node.name]
+        original = self.originals[facts(node).name]
         picked = self._picked(node)
         if picked is not None:
             return Passes(picked)
@@ -401,7 +402,7 @@ class Builder:
         step = decided.step
         if op.sized and not isinstance(step, steps.Reshape | steps.Expand):
             raise Leaves("it uses the size of the grid")
-        given = {n.name: self.levels.get(n) for n in self._sources(node)}
+        given = {facts(n).name: self.levels.get(n) for n in self._sources(node)}
         levels = [(item, given.get(item.node)) for _, item in op.masked()]
         levels = [
             (
@@ -654,12 +655,12 @@ class Builder:
 
     def _work(self, node: Node) -> int:
         """Multiplications of a convolution or linear layer, if they are done for each mask."""
-        decided = self.plan.nodes.get(node.name)
+        decided = self.plan.nodes.get(facts(node).name)
         if decided is None or not isinstance(decided.step, steps.Window | steps.Reduce):
             return 0
         if node in self.unmasked:
             return 0
-        op = view(self.originals[node.name], self.traced.module, lambda _: True)
+        op = view(self.originals[facts(node).name], self.traced.module, lambda _: True)
         weight = op.params.get("weight")
         if not (isinstance(weight, TensorView) and isinstance(op.output, tuple) and op.output):
             return 0

@@ -259,7 +259,7 @@ class Patches(Builder):
         self.boxes[node] = self._call(gate, (self._box(value), cut, *fill), node.name)
 
     def _write_operation(self, node: Node) -> None:
-        decided = self.plan.nodes.get(node.name)
+        decided = self.plan.nodes.get(facts(node).name)
         operands = [n for n in node.all_input_nodes if n in self.boxes or n in self.wholes]
         patched = any(n in self.boxes for n in operands)
         passes: Passes | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from convad_fx.compiler import activity as tensors
 from convad_fx.compiler.plan import Activity, Derivation, NodePlan, Plan, Tracked
 from convad_fx.compiler.policy import Policy
 from convad_fx.compiler.steps import Window
-from convad_fx.compiler.trace import META, Trace
+from convad_fx.compiler.trace import META, Trace, facts
 
 #: Relabellings that are torch's own operation, applied to the activity.
 _TORCH_OWN = {
@@ -86,7 +86,7 @@ class _Writer:
     def _write_inputs(self, node: torch.fx.Node) -> None:
         x = self.graph.placeholder("x")
         mask = self.graph.placeholder("mask", default_value=None)
-        x.meta[META] = node.meta[META]
+        x.meta[META] = replace(facts(node), name=node.name)
         options: dict[str, Any] = {
             "channels": self.traced.channels,
             "size": self.traced.grid if self.plan.size_bound else None,
@@ -123,7 +123,7 @@ class _Writer:
             return self.read[source] if fill == 0.0 else self._filled(source, fill)
 
         copied = self.graph.node_copy(node, operand)
-        copied.meta[META] = node.meta[META]
+        copied.meta[META] = replace(facts(node), name=node.name)
         self.own[node] = self.by_name[node.name] = self.read[node] = copied
         if plan is None or not isinstance(plan.result, Tracked):
             return

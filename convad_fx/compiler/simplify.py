@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch.fx
 
 from convad_fx.compiler.activity import gate, per_mask
-from convad_fx.compiler.plan import Plan
+from convad_fx.compiler.plan import NodePlan, Plan
 from convad_fx.compiler.rewrite import Inserted
 from convad_fx.compiler.steps import (
     AdaptivePool,
@@ -152,18 +152,23 @@ def _needs(user: torch.fx.Node, source: str, plan: Plan) -> bool:
     """Does this reader combine cells of the source that may differ in activity?"""
     if user.op == "output":
         return source in plan.outputs
-    if isinstance(user.meta.get(META), Facts):
-        decided = plan.nodes.get(user.name)
-        return decided is not None and (source, 0.0) in decided.reads
-    return False
+    decided = _decided(user, plan)
+    return decided is not None and (source, 0.0) in decided.reads
+
+
+def _decided(node: torch.fx.Node, plan: Plan) -> NodePlan | None:
+    """What the plan says of an operation of the model; None for what was put in."""
+    known = node.meta.get(META)
+    return plan.nodes.get(known.name) if isinstance(known, Facts) else None
 
 
 def _broadcasts(user: torch.fx.Node, plan: Plan) -> bool:
-    decided = plan.nodes.get(user.name)
+    decided = _decided(user, plan)
     return decided is not None and isinstance(decided.step, _AS_IT_COMES)
 
 
 def _meets_masked(user: torch.fx.Node, plan: Plan) -> bool:
     """A join with a gated tensor: it broadcasts, and what follows has one row per mask."""
-    decided = plan.nodes[user.name]
-    return isinstance(decided.step, Join) and any(_is_gate(n) for n in user.all_input_nodes)
+    decided = _decided(user, plan)
+    joins = decided is not None and isinstance(decided.step, Join)
+    return joins and any(_is_gate(n) for n in user.all_input_nodes)

@@ -71,10 +71,13 @@ class Facts:
     Attributes:
         path: where it stands in the model, as a person would type it: ``layer1.0.add``.
         value: `TensorFact`, a tuple of them, or the plain value (a size, a number) for the example.
+        name: of a copy in another graph, the name of the model's node, which a plan goes by. Its
+            own may differ: a model may have a module called ``mask``.
     """
 
     path: str
     value: Any
+    name: str = ""
 
     @property
     def is_tensor(self) -> bool:

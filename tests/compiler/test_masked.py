@@ -402,3 +402,50 @@ def test_control_flow_on_shapes_is_exported() -> None:
         masked(torch.zeros(1, 3, 8, 8))
     with pytest.raises(errors.UntraceableModel, match="cannot trace ByShape"):
         convad_fx.convert(model, x, front_end="symbolic")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "image"),
+    [
+        ("first", "second", "image"),
+        ("first", "second", "mask"),
+        ("mask", "kept", "x"),
+        ("x", "mask", "image"),
+        ("second", "second_gated", "x"),
+        ("places_0", "first_activity", "kept"),
+        ("kept", "kept_activity", "x_gated"),
+    ],
+)
+def test_names_of_a_model_may_be_those_of_what_is_put_in(
+    first: str, second: str, image: str
+) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.add_module(first, nn.Conv2d(3, 4, 3, 2, 1))
+            self.add_module(second, nn.Conv2d(4, 6, 3, padding=1))
+            self.head = nn.Linear(6, 5)
+
+    name = "forward"
+    body = f"s.head(s.{second}(s.{first}({image}).relu()).mean((2, 3)))"
+    setattr(Named, name, eval(f"lambda s, {image}: {body}"))  # the argument's name is the test
+    x = torch.randn(1, 3, 32, 40, generator=torch.Generator().manual_seed(1))
+    masks = torch.zeros(3, 1, 32, 40, dtype=torch.bool)
+    masks[0, :, 10:], masks[1, :, :20, :10], masks[2, :, :, 3:] = True, True, True
+    model = Named().eval()
+    masked = convad_fx.convert(model, x)
+
+    layers = [getattr(model, name) for name in (first, second)]
+    by_hand = nn.Sequential(*layers[:1], nn.ReLU(), *layers[1:], Mean(), model.head)
+    expected = convad_fx.convert(by_hand.eval(), x)(x, masks)
+    with torch.no_grad():
+        assert torch.equal(masked(x, masks), expected)
+        assert torch.allclose(masked.evaluate(x, masks).logits, expected, atol=1e-6)
+    assert masked.ways.region.ok, masked.ways.region.why
+    assert masked.ways.reuse.ok, masked.ways.reuse.why
+
+
+class Mean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
