@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convad_fx.compiler.batches import LEAST, BatchSize
 from convad_fx.compiler.region import Level, Region
@@ -78,6 +79,14 @@ class Engine:
         self.reads_hidden = reads_hidden
         self.sizes: dict[Any, BatchSize] = {}
         self.empty: dict[Any, Tensor] = {}
+        self.weights: Weights | None = None
+
+    def forget_if_changed(self) -> None:
+        """The empty mask's answer is that of the weights it was found with."""
+        weights = Weights.of(self.network)
+        if self.weights is None or weights != self.weights:
+            self.empty.clear()
+        self.weights = weights
 
     @property
     def compiled(self) -> bool:
@@ -99,6 +108,39 @@ class Engine:
             while chunk := list(islice(stream, CHUNK)):
                 run.add(_stacked(chunk, x))
         return run.result()
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Which tensors a network has, where they lie, and how often they were written to.
+
+    Equal as long as nothing was assigned, loaded or changed in place; but torch does not count what
+    is written through ``tensor.data``.
+    """
+
+    tensors: tuple[weakref.ref[Tensor], ...]
+    written: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, network: Callable[..., Any]) -> Weights | None:
+        """None where this cannot be known: tensors of inference mode do not count."""
+        if not isinstance(network, nn.Module):
+            return cls((), ())
+        tensors = [*network.parameters(), *network.buffers()]
+        if any(tensor.is_inference() for tensor in tensors):
+            return None
+        return cls(
+            tuple(map(weakref.ref, tensors)), tuple((t.data_ptr(), t._version) for t in tensors)
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Weights)
+            and self.written == other.written
+            and all(a() is b() for a, b in zip(self.tensors, other.tensors, strict=True))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class _Run:
@@ -170,6 +212,7 @@ class _Run:
         if not kept.all() and not self.engine.reads_hidden:
             # Where nothing is kept the network has the same answer for every image: asked once.
             places = (~kept).nonzero().flatten().tolist()
+            self.engine.forget_if_changed()
             if self.key not in self.engine.empty:
                 asked = owners[places[0]]
                 kept[places.pop(0)] = True

@@ -124,20 +124,19 @@ class MaskedModule(Emitted):
         0.75
 
         The same as ``masked(x, masks)`` to rounding, for less: identical masks are asked once, the
-        empty mask once and for all, and where the graph allows it (see ``masked.ways``, or
+        empty mask once as long as the weights stay (after writing to them through ``.data``, which
+        nobody can see, convert again), and where the graph allows it (see ``masked.ways``, or
         `convad_fx.check`) a box stands for the image where a mask keeps little, and where it hides
         little only what that changes is computed again. Gradients are not recorded.
 
         Args:
             x: one image (1, C, *grid), or one for each mask.
             masks: bool (K, 1, *grid), True = kept; or an iterable of masks (1, *grid) or (*grid),
-                of
-                which only a few hundred are held at a time.
+                of which only a few hundred are held at a time.
             batch_size: whole images' worth of masks at once, or "auto": the size that was fastest
                 in a few trials. Results differ between sizes by rounding.
             precision: "bfloat16" or "float16": autocast; ``deviation`` then says how far logits
-                were
-                from float32. Default: the network's own.
+                were from float32. Default: the network's own.
             told: called with the number of masks after every batch.
 
         Raises:

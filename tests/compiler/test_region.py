@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -225,6 +226,50 @@ def random_boxes(number: int) -> Tensor:
         )
         mask[:, top:bottom, left:right] = True
     return masks
+
+
+def _written_in_place(masked: nn.Module) -> None:
+    with torch.no_grad():
+        next(reversed(list(masked.parameters()))).add_(1.0)
+
+
+def _loaded(masked: nn.Module) -> None:
+    masked.load_state_dict({name: value + 0.1 for name, value in masked.state_dict().items()})
+
+
+def _assigned(masked: nn.Module) -> None:
+    state = {name: value + 0.1 for name, value in masked.state_dict().items()}
+    masked.load_state_dict(state, assign=True)
+
+
+def _pointed_elsewhere(masked: nn.Module) -> None:
+    last = next(reversed(list(masked.parameters())))
+    last.data = last.data + 1.0
+
+
+def _in_inference_mode(masked: Any) -> None:
+    """Such tensors do not count what is written to them: nothing is remembered."""
+    nothing = torch.zeros(1, 1, *GRID, dtype=torch.bool)
+    with torch.inference_mode():
+        head = masked.head
+        head.bias = nn.Parameter(head.bias.clone(), requires_grad=False)
+        masked.evaluate(torch.rand(1, 3, *GRID), nothing)
+        head.bias += 1.0
+
+
+@pytest.mark.parametrize(
+    "change", [_written_in_place, _loaded, _assigned, _pointed_elsewhere, _in_inference_mode]
+)
+def test_other_weights_forget_the_empty_answer(change: Callable[[nn.Module], None]) -> None:
+    masked = convad_fx.convert(built("strided").float(), torch.zeros(1, 3, *GRID))
+    x, nothing = torch.rand(1, 3, *GRID), torch.zeros(2, 1, *GRID, dtype=torch.bool)
+    before = masked.evaluate(x, nothing).logits
+    assert masked.evaluate(x, nothing).passes == 0
+    change(masked)
+    found = masked.evaluate(x, nothing)
+    assert not torch.allclose(found.logits, before, atol=1e-3)
+    with torch.no_grad():
+        assert torch.allclose(found.logits, masked(x, nothing), atol=1e-6)
 
 
 def test_new_parameters_forget_the_empty_answer() -> None:
