@@ -32,7 +32,7 @@ from convad_fx.compiler.ops import view
 from convad_fx.compiler.plan import Plan, Tracked, plan
 from convad_fx.compiler.rewrite import Inserted, rewrite
 from convad_fx.compiler.simplify import simplify
-from convad_fx.compiler.trace import META, Trace, facts, trace
+from convad_fx.compiler.trace import META, Facts, Trace, facts, trace
 from tests.cases import CASES, Case, Sample
 
 Node = torch.fx.Node
@@ -351,10 +351,10 @@ def _judge_policy(
     batch = x.expand(len(masks), *x.shape[1:])
     run = _run(traced.module, graph, torch.where(masks, batch, math.nan), masks)
     again = _run(traced.module, graph, torch.where(masks, batch, 0.3 - batch), masks)
-    own = {id(n.meta.get(META)): n for n in graph.nodes}
+    own = {n.meta[META].name: n for n in graph.nodes if isinstance(n.meta.get(META), Facts)}
     given = {}
     for node, stored in zip(operation.operands, operands.active, strict=True):
-        value = run.env[own[id(node.meta[META])]].expand(len(masks), *facts(node).shape[1:])
+        value = run.env[own[node.name]].expand(len(masks), *facts(node).shape[1:])
         given[node] = value if is_global(node) else _filled(value, stored, sample.fill)
     expected = operation.run(batch, given)
 
