@@ -393,17 +393,24 @@ def _window(
     keeps_grid: bool,
     groups: int | None,
     name: Hashable,
+    one_cell: bool = False,
     mean: bool = False,
 ) -> Cells:
     """Any operation that reads a window of each grid axis.
 
-    `groups` is None where channels are not combined.
+    `groups` is None where channels are not combined. `one_cell` says that the window is a single
+    cell by the operation's own parameters; with `keeps_grid`, that it is the cell itself.
     """
     if mean and _renormalises(policy, x):
         value = _renormalise(value, x, _grid_tables(x, reads))
     if x.is_global:
         # Reading: a window over an axis that is one leaves it one; so a 1x1 convolution of a pooled
         # tensor is global.
+        return _with(x, value, image=False)
+    if groups == x.value.shape[1] == value.shape[1]:
+        groups = None
+    if one_cell and keeps_grid and not (x.full[1] and groups is not None):
+        # Reading: a window that reads a cell for itself moves nothing, under whatever policy.
         return _with(x, value, image=False)
     tables = _grid_tables(x, reads)
     full = list(x.full)
@@ -527,7 +534,10 @@ def _conv(
         # The cell stays where it was before the operation's own padding.
         reads = [torch.eye(n, dtype=torch.float64) for n in value.shape[2:]]
         x = before
-    return _window(policy, x, value, reads, keeps_grid=keeps, groups=groups, name=name)
+    one = all(k == 1 for k in kernel)
+    return _window(
+        policy, x, value, reads, keeps_grid=keeps, groups=groups, name=name, one_cell=one
+    )
 
 
 def _conv_transpose(
@@ -604,7 +614,15 @@ def _pool(kind: str, rank: int) -> Callable[..., Any]:
         )
         name = ("conv", kernel, strides, pads, pads, dilation, "zeros")
         return _window(
-            policy, x, value, reads, keeps_grid=keeps, groups=None, name=name, mean=kind == "mean"
+            policy,
+            x,
+            value,
+            reads,
+            keeps_grid=keeps,
+            groups=None,
+            name=name,
+            one_cell=all(k == 1 for k in kernel),
+            mean=kind == "mean",
         )
 
     return handler
@@ -632,7 +650,9 @@ def _lp_pool(rank: int) -> Callable[..., Any]:
         ]
         keeps = kernel == strides == ones
         name = ("conv", kernel, strides, none, none, ones, "zeros")
-        return _window(policy, x, value, reads, keeps_grid=keeps, groups=None, name=name)
+        return _window(
+            policy, x, value, reads, keeps_grid=keeps, groups=None, name=name, one_cell=keeps
+        )
 
     return handler
 

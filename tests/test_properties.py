@@ -164,6 +164,19 @@ def test_optimised_equals_naive_equals_reference(spec: Network, seed: int, data:
         assert_same_to_rounding(masked(x, mask), expected, "optimised against the reference")
 
 
+def test_a_window_of_one_cell_leaves_the_channels_alike() -> None:
+    spec = Network(
+        1, (8, 8), (Concat(((), (Conv(2, (1, 1, 1)),)), dense=False),), LinearHead(2, "adaptive")
+    )
+    model, x = _network(spec, 0)
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., 0, 0] = True  # a 64th of the cells: below tau, were the channels told apart
+    fields = SimpleNamespace(**vars(DEFAULT) | {"tau": 0.125, "attribution": "receptive"})
+    with torch.no_grad():
+        answer = convad_fx.convert(model, x, policy=_policy(fields))(x, mask)
+        assert_same_to_rounding(answer, reference(model, x, mask, fields), "the reference")
+
+
 @given(networks(), seeds, st.data())
 @example(USUAL, 0, None)
 def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any) -> None:

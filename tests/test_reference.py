@@ -306,6 +306,12 @@ def test_concatenation_of_one_activity_stays_one() -> None:
     assert receptive.shape == (1, 3, 4, 4)
 
 
+def test_a_window_of_one_cell_is_no_window() -> None:
+    model = _Of(lambda x, a: torch.cat([x, a(x)], 1), _conv(1, 2, 1))
+    for fields in ({"attribution": "receptive", "tau": 0.5}, {"input": "strict"}):
+        assert _activity(model, _mask(ONE_PIXEL), "cat", **fields).shape == (1, 1, 4, 4)
+
+
 def test_concatenated_constants_do_not_exist() -> None:
     last = _conv(2, 1, 1)
     model = _Of(lambda x, c: c(torch.cat([x, torch.ones_like(x)], 1)), last)

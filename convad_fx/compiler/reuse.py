@@ -196,8 +196,9 @@ class Patches(Builder):
         return best
 
     def last_end(self) -> Node | None:
-        """The output, if anything before it is on patches."""
+        """The output, if anything before it is on patches and anything at all multiplies."""
         on_patches = len(self.boxes) > 1  # more than the image's
+        on_patches &= any(work for _, work, _ in self.done)
         return next(n for n in self.old.nodes if n.op == "output") if on_patches else None
 
     def _hidden(self, tile: tuple[int, ...]) -> tuple[int, ...]:
