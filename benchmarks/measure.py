@@ -1,12 +1,14 @@
 """What the benchmarks share: options, interleaved timing, peak memory, the machine, tables.
 
 A benchmark is a function of its options that returns rows. On a CPU it runs under the C library's
-default settings and under those that keep freed memory (`TUNED`), each in a process of its own.
+default settings and under those that keep freed memory, each in a process of its own; where they
+are installed, jemalloc and tcmalloc can be asked for as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes.util
 import gc
 import json
 import os
@@ -31,7 +33,12 @@ TUNED = {
     "MALLOC_TRIM_THRESHOLD_": "2147483648",
     "MALLOC_TOP_PAD_": "268435456",
 }
-ALLOCATORS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED}
+#: Environment of each choice. Other allocators take the C library's place; found where installed.
+ALLOCATORS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED} | {
+    name.removesuffix("_minimal"): {"LD_PRELOAD": library}
+    for name in ("jemalloc", "tcmalloc_minimal", "tcmalloc")
+    if (library := ctypes.util.find_library(name))
+}
 
 
 def parser(about: str | None, models: Sequence[str]) -> argparse.ArgumentParser:
@@ -47,15 +54,16 @@ def parser(about: str | None, models: Sequence[str]) -> argparse.ArgumentParser:
         "--allocator",
         nargs="+",
         choices=list(ALLOCATORS),
-        default=list(ALLOCATORS),
-        help="settings of the C library to run under, one after the other (CPU)",
+        default=["default", "tuned"],
+        help="what gives memory, one after the other: the C library as it is, told to keep what is "
+        "freed, or another (CPU)",
     )
     return asked
 
 
 def run(asked: argparse.Namespace, rows_of: Callable[[argparse.Namespace], list[Row]]) -> list[Row]:
     """Run a benchmark under each allocator, print its table, write its JSON."""
-    here = "tuned" if all(os.environ.get(k) == v for k, v in TUNED.items()) else "default"
+    here = _allocator_here()
     if asked.device != "cpu" or asked.allocator == [here]:
         rows = [{"allocator": here, **row} for row in rows_of(asked)]
     else:
@@ -68,9 +76,19 @@ def run(asked: argparse.Namespace, rows_of: Callable[[argparse.Namespace], list[
     return rows
 
 
+def _allocator_here() -> str:
+    """The choice this process runs under."""
+    for name, settings in ALLOCATORS.items():
+        if settings and all(os.environ.get(k) == v for k, v in settings.items()):
+            return name
+    return "default"
+
+
 def _child(allocator: str) -> list[Row]:
     """The same command again, in a process with these settings."""
-    environment = {k: v for k, v in os.environ.items() if k not in TUNED} | ALLOCATORS[allocator]
+    chosen = ALLOCATORS[allocator]
+    others = {key for settings in ALLOCATORS.values() for key in settings}
+    environment = {k: v for k, v in os.environ.items() if k not in others} | chosen
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         # repeated options replace the ones before
