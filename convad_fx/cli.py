@@ -103,6 +103,9 @@ Device = Annotated[
 Trusted = Annotated[
     bool, typer.Option("--trusted", help="Run the machine code in the file MODEL, if any.")
 ]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Masks at a time; by default as is fastest.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 Progress = Annotated[
     bool | None,
@@ -412,9 +415,7 @@ def explain(
     weighted: Annotated[
         bool, typer.Option("--weighted", help="Count combinations by their confidence.")
     ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Masks at a time; by default as is fastest.")
-    ] = None,
+    batch_size: BatchSize = None,
     trusted: Trusted = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Many: go on where an earlier run into DIR stopped.")
@@ -599,7 +600,7 @@ def compare(
     pool: Pool = "dilute",
     fill: Fill = "zero",
     partitions: Partitions = PARTITIONS,
-    batch_size: Annotated[int, typer.Option(min=1, help="Masks at a time.")] = 64,
+    batch_size: BatchSize = None,
     device: Device = "auto",
     as_json: Json = False,
     progress: Progress = None,
@@ -659,7 +660,7 @@ def compare(
             n=backgrounds,
             others=[other for n, other in read.items() if n != number],
             normalisation=normalisation,
-            batch_size=batch_size,
+            batch_size=batch_size or "auto",
             labels=classifier.labels or None,
             progress=_wanted(progress),
         )
@@ -779,7 +780,7 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Leave all measurements here, as JSON.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Masks at a time.")] = 64,
+    batch_size: BatchSize = None,
     device: Device = "auto",
     as_json: Json = False,
     progress: Progress = None,
@@ -835,7 +836,7 @@ def tune(
             seed=seed,
             normalisation=Normalisation(tuple(preprocess.mean), tuple(preprocess.std)),
             names=[str(path) for path in read],
-            batch_size=batch_size,
+            batch_size=batch_size or "auto",
             progress=_wanted(progress),
         )
         about: dict[str, Any] = {

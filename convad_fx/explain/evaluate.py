@@ -42,6 +42,23 @@ class Scores:
         return passing
 
 
+def check_batch_size(batch_size: int | str) -> None:
+    """Refuses what is neither "auto" nor a positive whole number."""
+    if batch_size != "auto":
+        check_count("batch_size", batch_size, least=1, hint="'auto' is usual")
+
+
+def at_once(batch_size: int | str, image: Tensor) -> int:
+    """How many images go through a plain network at once, where nothing was asked for.
+
+    16 on a CPU: tensors of larger batches leave its caches, and glibc maps and unmaps their memory
+    at every call, which makes 64 images cost up to twice as much each. 64 elsewhere.
+    """
+    if isinstance(batch_size, int):
+        return batch_size
+    return 16 if image.device.type == "cpu" else 64
+
+
 class Evaluator:
     """Asks a masker about one image, and counts.
 
@@ -63,7 +80,7 @@ class Evaluator:
         masker: `(x, mask) -> logits`.
         image: (C, H, W) or (1, C, H, W), floating point; masks are moved to its device.
         batch_size: masks that go through the network at once, or "auto": what the masked network
-            finds fastest, 64 for other maskers.
+            finds fastest; for other maskers see `at_once`.
         bar: a tqdm-like object, told of every evaluation by `bar.update(n)`.
 
     Raises:
@@ -79,8 +96,7 @@ class Evaluator:
         batch_size: int | str = "auto",
         bar: Any = None,
     ) -> None:
-        if batch_size != "auto":
-            check_count("batch_size", batch_size, least=1, hint="'auto' is usual")
+        check_batch_size(batch_size)
         self.image = as_batch(image)
         self.batch_size = batch_size
         self.evaluations = 0
@@ -113,10 +129,8 @@ class Evaluator:
         found: list[Tensor] = []
         fresh = self._fresh(masks, seen, rows)
         by_engine = isinstance(self._masker, MaskedModule) and not plainly
-        at_once = (
-            CHUNK if by_engine else 64 if isinstance(self.batch_size, str) else self.batch_size
-        )
-        while batch := list(islice(fresh, at_once)):
+        some = CHUNK if by_engine else at_once(self.batch_size, self.image)
+        while batch := list(islice(fresh, some)):
             found.append(self._ask(np.stack(batch), by_engine=by_engine))
         if not found:
             return torch.zeros(0, 0, dtype=torch.float64)

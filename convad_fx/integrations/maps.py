@@ -113,7 +113,7 @@ def quantus_explain(
     gamma: float = 0.9,
     search: Search | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
     **_: Any,
 ) -> Maps:
     """An ``explain_func`` for Quantus: responsibilities (N, 1, H, W), in [0, 1].

@@ -84,7 +84,7 @@ def agreement(
     others: Sequence[Tensor] = (),
     seed: int = 0,
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
 ) -> Agreement:
     """Over random masks: is what the masker calls sufficient robust in the original model?
 
@@ -156,7 +156,7 @@ def _survival(
     target: int,
     kept: Sequence[Mask],
     planted: Sequence[Tensor],
-    batch_size: int,
+    batch_size: int | str,
 ) -> NDArray[np.float64]:
     """For each mask, the share of the backgrounds on which the model gives the class."""
     if not planted:

@@ -41,7 +41,7 @@ def insertion(
     target: int,
     *,
     steps: int = 50,
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
 ) -> Curve:
     """Confidence as the most responsible pixels are shown first; a good ranking has a large area.
 
@@ -80,7 +80,7 @@ def deletion(
     target: int,
     *,
     steps: int = 50,
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
 ) -> Curve:
     """Confidence as the most responsible pixels are hidden first; a good ranking: a small area.
 
@@ -104,7 +104,7 @@ def _curve(
     ranking: NDArray[np.floating],
     target: int,
     steps: int,
-    batch_size: int,
+    batch_size: int | str,
     *,
     delete: bool,
 ) -> Curve:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convad_fx.errors import ImageError, ModelError, PolicyError
-from convad_fx.explain.evaluate import Mask, as_batch
+from convad_fx.explain.evaluate import Mask, as_batch, at_once, check_batch_size
 from convad_fx.explain.options import check_count
 from convad_fx.explain.paint import Normalisation, blurred, noise
 from convad_fx.metrics.masks import as_mask
@@ -129,7 +129,7 @@ def robustness(
     others: Sequence[Tensor] = (),
     seed: int = 0,
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
 ) -> Robustness:
     """Plant the kept pixels on n backgrounds: how often does the model still give the class?
 
@@ -154,7 +154,7 @@ def robustness(
         on: a kind of background, made by `backgrounds` from the remaining arguments; or the
             backgrounds themselves, (1, C, H, W) or (C, H, W) each.
         n, others, seed, normalisation: as in `backgrounds`.
-        batch_size: compositions that go through the model at once.
+        batch_size: compositions that go through the model at once; "auto": 16 on a CPU, else 64.
 
     Raises:
         ImageError, MaskError, PolicyError: what does not fit.
@@ -162,7 +162,7 @@ def robustness(
     """
     x = as_batch(image)
     kept = as_mask(mask, x)
-    check_count("batch_size", batch_size, least=1, hint="64 is usual")
+    check_batch_size(batch_size)
     if isinstance(on, str):
         on = backgrounds(x, on, n, others=others, seed=seed, normalisation=normalisation)
     logits = answers(model, (torch.where(kept, x, as_batch(b).to(x)) for b in on), batch_size)
@@ -183,7 +183,7 @@ def robustness_by_kind(
     others: Sequence[Tensor] = (),
     seed: int = 0,
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
 ) -> dict[str, Robustness]:
     """`robustness` for several kinds of background at once: `{"colours": 100, "noise": 20}`."""
     return {
@@ -212,7 +212,7 @@ def check_class(target: int, classes: int) -> None:
         )
 
 
-def answers(model: Model, images: Iterator[Tensor], batch_size: int) -> Tensor:
+def answers(model: Model, images: Iterator[Tensor], batch_size: int | str) -> Tensor:
     """Logits (K, classes), float64 on the CPU, of K images (1, C, H, W), in bounded batches."""
     if isinstance(model, nn.Module) and model.training:
         raise ModelError("the model is in training mode", hint="call model.eval() first")
@@ -237,7 +237,7 @@ def answers(model: Model, images: Iterator[Tensor], batch_size: int) -> Tensor:
 
     for image in images:
         batch.append(image)
-        if len(batch) == batch_size:
+        if len(batch) == at_once(batch_size, image):
             ask()
     if batch:
         ask()

@@ -71,7 +71,7 @@ def compare(
     n: int = 50,
     others: Sequence[Tensor] = (),
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
     labels: Sequence[str] | None = None,
     progress: bool = False,
 ) -> tuple[Compared, ...]:

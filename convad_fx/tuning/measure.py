@@ -77,7 +77,7 @@ def tune(
     seed: int = 0,
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
     names: Sequence[str] | None = None,
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
     progress: bool = False,
 ) -> Tuning:
     """Choose tau and the rest of the policy for a network, from a handful of its images.
@@ -122,7 +122,7 @@ def tune(
         seed: a non-negative integer.
         normalisation: what the preprocessing subtracts and divides by; colours are drawn before it.
         names: of the images, for people.
-        batch_size: masks or images that go through the network at once.
+        batch_size: masks or images that go through the network at once; "auto": as is fastest.
         progress: show a bar, on stderr.
 
     Raises:
@@ -200,7 +200,7 @@ class _Judge:
     n: int
     seed: int
     normalisation: Normalisation
-    batch_size: int
+    batch_size: int | str
 
     def planted(self, number: int) -> list[Tensor]:
         """Backgrounds: the same whatever the order of the pictures."""

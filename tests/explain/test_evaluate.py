@@ -13,6 +13,7 @@ from maskers import Counting, share
 
 from convad_fx.errors import ModelError
 from convad_fx.explain import Evaluator
+from convad_fx.explain.evaluate import at_once
 from convad_fx.explain.responsibility import Box
 
 IMAGE = torch.zeros(2, 6, 5)
@@ -37,6 +38,14 @@ def test_answers_come_in_order_and_duplicates_are_asked_once(
     assert all(n <= batch_size for n in masker.calls)
     # Only the last batch may be smaller: duplicates leave no holes.
     assert set(masker.calls[:-1]) <= {batch_size}
+
+
+def test_batches_are_small_on_a_cpu_where_no_size_is_asked_for() -> None:
+    masker = Counting(share(Box(0, 6, 0, 5)))
+    Evaluator(masker, IMAGE).scores(masks_of(list(range(31))), 1)
+    assert masker.calls == [16, 15]
+    assert at_once("auto", torch.zeros(1, device="meta")) == 64
+    assert at_once(5, IMAGE) == 5
 
 
 def test_masks_stream() -> None:

@@ -31,6 +31,20 @@ class Sees:
         return torch.stack([-amount, amount], 1)
 
 
+def test_compositions_come_in_bounded_batches() -> None:
+    calls: list[int] = []
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return torch.zeros(len(x), 2)
+
+    metrics.robustness(model, IMAGE, HALF, 0, n=40)
+    metrics.robustness(model, IMAGE, HALF, 0, n=40, batch_size=30)
+    assert calls == [16, 16, 8, 30, 10]
+    with pytest.raises(PolicyError, match="batch_size must be .* at least 1, not 0; 'auto'"):
+        metrics.robustness(model, IMAGE, HALF, 0, batch_size=0)
+
+
 @pytest.mark.parametrize("kind", BACKGROUNDS)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_kept_pixels_stand_on_every_background(kind: str, batch_size: int) -> None:
@@ -131,7 +145,7 @@ def nan(x: torch.Tensor) -> torch.Tensor:
          lambda: metrics.robustness(Sees(), IMAGE, HALF[:, 1:], 1)),
         (ModelError, "training mode", lambda: metrics.robustness(nn.Flatten(), IMAGE, HALF, 1)),
         (ModelError, "not finite", lambda: metrics.robustness(nan, IMAGE, HALF, 1)),
-        (ModelError, r"answered 100 images with|answered 64 images with \(64, 3, 8, 10\)",
+        (ModelError, r"answered 16 images with \(16, 3, 8, 10\)",
          lambda: metrics.robustness(nn.Identity().eval(), IMAGE, HALF, 1)),
         (PolicyError, "different thresholds",
          lambda: metrics.agreement(occlusion(Sees(-9)), Sees(-9), IMAGE, threshold=0.5)
