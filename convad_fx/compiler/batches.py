@@ -24,21 +24,21 @@ LEAST = 2
 class BatchSize:
     """How many whole images' worth of boxes go through the network at once.
 
-    A fixed number, or found by trying several, as far as `most` allows them, in turn: the smallest
-    that is about as fast per image as the fastest.
+    A fixed number, or found by trying several, as far as `most` and the masks at hand allow them,
+    in turn: the smallest that is about as fast per image as the fastest.
 
     >>> size = BatchSize(most=64)
     >>> while size.found is None:
-    ...     n = size.size
+    ...     n = size.of(share=1.0, masks=1000)
     ...     size.record(n, 0.2 + 0.1 * n)             # a call costs 0.2 s, an image 0.1 s
-    >>> size.size, round(size.call)                   # a call costs as much as two images
+    >>> size.found, round(size.call)                  # a call costs as much as two images
     (32, 2)
 
     Attributes:
         most: as many as memory allows.
         fixed: the number asked for, if one was.
         tried: how often each size was timed.
-        found: what was fastest, once that is known.
+        found: what was fastest, once every size was timed often enough.
         met: what has run before: sizes of boxes.
         calls: images' worth, and seconds for each, of the last calls.
     """
@@ -53,6 +53,7 @@ class BatchSize:
     LARGER: ClassVar = (16, 64, 256, 1024)  # where there is room for them: on a GPU
     _GAIN: ClassVar = 0.97
     _TIMES: ClassVar = 3
+    _FULL: ClassVar = 0.7  # so much of a size has to be there for its time to count
     _CALL: ClassVar = 0.3  # what a call costs, in images, as long as nothing says otherwise
     _TRUST: ClassVar = 0.1  # in that, beside one call
 
@@ -61,33 +62,43 @@ class BatchSize:
         known = self.LARGER if self.most >= self.LARGER[1] * 2 else self.SIZES
         return [size for size in known if size <= self.most] or [self.most]
 
-    @property
-    def trying(self) -> int:
-        """The size timed least often so far."""
-        return min(self._sizes, key=lambda size: self.tried.get(size, 0))
+    def _worth(self, images: float) -> list[int]:
+        """Sizes that so many images fill."""
+        return [size for size in self._sizes if images >= self._FULL * size]
 
-    @property
-    def size(self) -> int:
-        """To be used next."""
-        return min(self.fixed or self.found or self.trying, self.most)
+    def of(self, share: float, masks: int) -> int:
+        """How many boxes of this share of the image, of so many that are there, at once."""
+        if self.fixed is not None:
+            return self.fixed
+        size = self._next(share * masks)
+        if size == 1:
+            return 1
+        return max(LEAST, min(round(size / max(share, 0.02)), 8 * size))
 
-    def of(self, share: float) -> int:
-        """Boxes of this share of the image, at once."""
-        if self.fixed is not None or self.size == 1:
-            return self.size
-        return max(LEAST, min(round(self.size / max(share, 0.02)), 8 * self.size))
+    def _next(self, images: float) -> int:
+        """The best known size, or of those that so many images fill the one timed least often."""
+        if self.found is not None:
+            return self.found
+        timed = {size: self.tried.get(size, 0) for size in self._worth(images)}
+        if timed and min(timed.values()) < self._TIMES:
+            return min(timed, key=timed.__getitem__)
+        return self._fastest(list(timed)) if timed else self._sizes[0]
 
     def record(self, images: float, seconds: float) -> None:
         """What a call took, for so many whole images' worth."""
         self.calls.append((images, seconds / images))
-        size = self.trying
-        if self.fixed is not None or self.found is not None or images < 0.7 * size:
+        filled = self._worth(images)
+        if self.fixed is not None or self.found is not None or not filled:
             return
-        self.tried[size] = self.tried.get(size, 0) + 1
-        if self.tried.get(self.trying, 0) == self._TIMES:
-            each = {n: self._fit() @ _features(float(n)) for n in self._sizes}
-            fastest = min(each.values())
-            self.found = min(n for n in each if each[n] * self._GAIN <= fastest)
+        self.tried[filled[-1]] = self.tried.get(filled[-1], 0) + 1
+        if all(self.tried.get(size, 0) >= self._TIMES for size in self._sizes):
+            self.found = self._fastest(self._sizes)
+
+    def _fastest(self, sizes: list[int]) -> int:
+        """The smallest that is about as fast per image as the fastest."""
+        fit = self._fit()
+        each = {n: float(fit @ _features(float(n))) for n in sizes}
+        return min(n for n in each if each[n] * self._GAIN <= min(each.values()))
 
     @property
     def call(self) -> float:
@@ -97,11 +108,12 @@ class BatchSize:
         call, image, _ = self._fit()
         return float(np.clip(call / image, 0.02, 4.0)) if image > 0 else self._CALL
 
-    def halve(self) -> None:
-        """It did not fit."""
-        self.most = max(1, self.size // 2)
-        if self.fixed is None:
-            self.found = self.most
+    def halve(self, share: float, masks: int) -> None:
+        """So many boxes of this share of the image did not fit."""
+        if self.fixed is not None:
+            self.fixed = max(1, masks // 2)
+        else:
+            self.found = self.most = max(1, int(share * masks / 2))
 
     def _fit(self) -> NDArray[np.float64]:
         """Seconds for a call, for an image, and for how many other images there are with it.

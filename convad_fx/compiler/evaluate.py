@@ -274,7 +274,7 @@ class _Run:
         done = 0
         while left := len(members) - done:
             # as even as can be: no small rest
-            chosen = members[done : done + -(-left // -(-left // batch.of(share)))]
+            chosen = members[done : done + -(-left // -(-left // batch.of(share, left)))]
             # see LEAST
             doubled = self.engine.compiled and len(chosen) == 1 and self.x.shape[0] == 1
             began = time.perf_counter()
@@ -283,7 +283,7 @@ class _Run:
             except (torch.OutOfMemoryError, MemoryError):
                 if len(chosen) == 1:
                     raise
-                batch.halve()
+                batch.halve(share, len(chosen))
                 _release(self.x)
                 continue
             if self.lower is not None and size not in self.compared:

@@ -333,7 +333,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     engine = Engine(network, allowed, {}, reads_hidden=True)
     masks = some_masks()
     found = engine.evaluate(torch.zeros(1, 3, *GRID), masks, batch_size=8)
-    assert network.asked == [6, 4, 2, 2, 2, 2, 2, 2]  # 12 masks, in even parts
+    assert network.asked == [6, 3, 3, 3, 3]  # 12 masks, in even parts
     assert found.logits.flatten().tolist() == masks.flatten(1).sum(1).tolist()
     with pytest.raises(torch.OutOfMemoryError):
         Engine(Scarce(0), allowed, {}, reads_hidden=True).evaluate(torch.zeros(1, 3, *GRID), masks)
@@ -349,16 +349,34 @@ def test_the_batch_size_that_is_fastest_is_kept(call: float, more: float, best: 
     size = BatchSize(most=64)
     tried, noise = [], itertools.cycle([1.0, 1.1, 0.9, 1.05, 0.95])
     while size.found is None:
-        tried.append(size.size)
-        for n in (size.size, 1.0):  # small calls, too, say what a call costs
+        tried.append(size.of(1.0, 1000))
+        for n in (tried[-1], 1.0):  # small calls, too, say what a call costs
             size.record(n, (call + 0.1 * n + more * n * n) * next(noise))
         if len(tried) in (1, 6):
             size.record(2.0, 30.0)  # something was compiled
     assert sorted(tried) == [4] * 3 + [8] * 3 + [16] * 3 + [32] * 3
-    assert size.size == best
-    assert size.of(0.25) == 4 * best
+    assert size.of(1.0, 1000) == best
+    assert size.of(0.25, 1000) == 4 * best
     assert size.call == pytest.approx(10 * call, abs=1.0)
-    assert BatchSize(most=64, fixed=5).of(0.25) == 5
+    assert BatchSize(most=64, fixed=5).of(0.25, 1000) == 5
+
+
+@pytest.mark.parametrize(("more", "best"), [(0.0, 16), (0.02, 4)])
+def test_groups_too_small_for_large_batches_get_the_best_of_the_others(
+    more: float, best: int
+) -> None:
+    size, asked = BatchSize(most=64), []
+    for _ in range(20):  # groups of 20 masks; 23 images' worth would count for a batch of 32
+        left = 20
+        while left:
+            n = min(size.of(1.0, left), left)
+            asked.append(n)
+            size.record(n, 0.5 + 0.1 * n + more * n * n)
+            left -= n
+    assert size.found is None
+    assert {4, 8, 16} <= set(asked) <= {4, 8, 12, 16}
+    assert size.of(1.0, 20) == best
+    assert size.of(1.0, 1000) == 32  # not timed yet
 
 
 def test_calls_that_are_all_alike_do_not_tell_what_a_call_costs() -> None:
