@@ -25,7 +25,7 @@ class BatchSize:
     """How many whole images' worth of boxes go through the network at once.
 
     A fixed number, or found by trying several, as far as `most` and the masks at hand allow them,
-    in turn: the smallest that is about as fast per image as the fastest.
+    in turn: the largest that is about as fast per image as the fastest.
 
     >>> size = BatchSize(most=64)
     >>> while size.found is None:
@@ -51,7 +51,7 @@ class BatchSize:
     calls: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=100))
     SIZES: ClassVar = (4, 8, 16, 32)
     LARGER: ClassVar = (16, 64, 256, 1024)  # where there is room for them: on a GPU
-    _GAIN: ClassVar = 0.97
+    _ABOUT: ClassVar = 0.97
     _TIMES: ClassVar = 3
     _FULL: ClassVar = 0.7  # so much of a size has to be there for its time to count
     _CALL: ClassVar = 0.3  # what a call costs, in images, as long as nothing says otherwise
@@ -95,10 +95,14 @@ class BatchSize:
             self.found = self._fastest(self._sizes)
 
     def _fastest(self, sizes: list[int]) -> int:
-        """The smallest that is about as fast per image as the fastest."""
+        """The largest that is about as fast per image as the fastest.
+
+        Where large batches cost more they cost much more, which a few timings show; where they cost
+        less, it is little, and noise would often hide it.
+        """
         fit = self._fit()
         each = {n: float(fit @ _features(float(n))) for n in sizes}
-        return min(n for n in each if each[n] * self._GAIN <= min(each.values()))
+        return max(n for n in each if each[n] * self._ABOUT <= min(each.values()))
 
     @property
     def call(self) -> float:
