@@ -264,8 +264,7 @@ def compile_(
         mean=_three("--mean", mean),
         std=_three("--std", std),
     )
-    if weights == "none":
-        typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
+    _tell_if_random(classifier)
     masked = convad_fx.convert(classifier.model.to(chosen), classifier.example(chosen), policy)
     convad_fx.save(
         masked,
@@ -486,8 +485,7 @@ def explain(
         trusted,
     )
     classifier = recipe.classifier()
-    if weights == "none":
-        typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
+    _tell_if_random(classifier)
     index = _class(target, classifier.labels)
     folder = _folder(out)
     if resume or overlays or metric or ray or any(map(cli_many.holds, pictures)):
@@ -623,8 +621,7 @@ def compare(
         mean=_three("--mean", mean),
         std=_three("--std", std),
     )
-    if weights == "none":
-        typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
+    _tell_if_random(classifier)
     preprocess = classifier.preprocess
     normalisation = Normalisation(tuple(preprocess.mean), tuple(preprocess.std))
     # Names of paints are checked before anything is converted.
@@ -801,8 +798,7 @@ def tune(
         mean=_three("--mean", mean),
         std=_three("--std", std),
     )
-    if weights == "none":
-        typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
+    _tell_if_random(classifier)
     preprocess = classifier.preprocess
     paths = list(dict.fromkeys(_expanded(pictures)))
     mask_files = cli_tune.mask_files(paths, masks) if masks else {}
@@ -1083,6 +1079,11 @@ def _expanded(paths: Sequence[Path]) -> list[Path]:
             raise ImageError(f"there are no pictures in {path}", hint="name another folder")
         found += inside
     return found
+
+
+def _tell_if_random(classifier: models.Classifier) -> None:
+    if classifier.weights == models.RANDOM:
+        typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
 
 
 def _wanted(progress: bool | None) -> bool:

@@ -46,6 +46,10 @@ from convad_fx.weights import class_count, fill, read
 _SECONDS = 15.0
 
 
+#: Where the parameters come from, if from nowhere.
+RANDOM = "none (random)"
+
+
 @dataclass(frozen=True, slots=True)
 class Classifier:
     """A model with everything needed to show it a picture and to name what it sees.
@@ -230,7 +234,7 @@ def _torchvision(name: str, weights: str, choices: _Choices) -> Classifier:
         fill(model, state, path)
         return _unpublished(name, model, str(path), published.DEFAULT, choices)
     if weights == "none":
-        return _unpublished(name, _random(build), "none (random)", published.DEFAULT, choices)
+        return _unpublished(name, _random(build), RANDOM, published.DEFAULT, choices)
 
     members = {"DEFAULT": published.DEFAULT, **{w.name: w for w in published}}
     if weights not in members:
@@ -358,7 +362,7 @@ def _timm(name: str, weights: str, choices: _Choices) -> Classifier:
         fill(model, state, path)
         source = str(path)
     elif weights == "none":
-        model, source = _random(lambda _: timm.create_model(short)), "none (random)"
+        model, source = _random(lambda _: timm.create_model(short)), RANDOM
     else:
         tag = tag if weights == "DEFAULT" else weights
         model = _timm_published(f"{short}.{tag}" if tag else short)

@@ -181,6 +181,10 @@ def test_ones_own_network_weights_and_labels(tmp_path, photos, monkeypatch):
     assert result.exit_code == 0
     assert json.loads(result.stdout)["explained"][0]["target_name"] in ("cat", "dog")
     assert "some chatter" in result.stderr
+    args[args.index("own.pt")] = "none"  # what the function returns is as it is
+    result = run(*args, "--out", "o", "--json", "--min-box", 2000, *QUICK)
+    assert result.exit_code == 0
+    assert "random" not in result.stderr
     sys.modules.pop("convad_cli_own", None)
 
 
