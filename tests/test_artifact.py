@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -520,6 +521,53 @@ def test_an_interrupted_save_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
     convad_fx.save(new, path)
     assert convad_fx.load(path).fc.weight.dtype == torch.float64
+
+
+_SAVER = """
+import sys, torch, convad_fx
+masked = convad_fx.load(sys.argv[1])
+print("ready", flush=True)
+while True:
+    convad_fx.save(masked, sys.argv[2])
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not replace a file that is being read")
+def test_saves_at_once_that_are_killed_leave_a_whole_file(tmp_path: Path) -> None:
+    path, networks = tmp_path / "a.cfx", [tiny(), tiny().double()]
+    environment = {**os.environ, "PYTHONPATH": str(Path(convad_fx.__file__).parents[1])}
+    whole, savers = set(), []
+    for number, masked in enumerate(networks):
+        source = tmp_path / f"{number}.cfx"
+        convad_fx.save(masked, source)
+        whole.add(source.read_bytes())
+        savers.append(
+            subprocess.Popen(
+                [sys.executable, "-c", _SAVER, str(source), str(path)],
+                env=environment,
+                stdout=subprocess.PIPE,
+            )
+        )
+    try:
+        for saver in savers:
+            assert saver.stdout is not None
+            assert saver.stdout.readline() == b"ready\n"
+        while not path.exists():
+            time.sleep(0.01)
+        seen = set()
+        for _ in range(300):
+            now = path.read_bytes()
+            assert now in whole
+            seen.add(now)
+            time.sleep(0.002)
+        assert seen == whole, "the two did not save in turn"
+    finally:
+        for saver in savers:
+            saver.kill()  # SIGKILL, wherever it is
+            saver.communicate()
+    assert path.read_bytes() in whole
+    convad_fx.load(path)
 
 
 def test_saving_through_a_link_keeps_the_link(tmp_path: Path) -> None:
