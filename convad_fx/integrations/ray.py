@@ -156,7 +156,7 @@ def _ray(address: str) -> Any:
 
 def _pending(
     paths: Sequence[str | Path],
-    done: Mapping[str, int],
+    done: Mapping[str, str],
     found: Summary,
     notify: Callable[[Outcome], None],
 ) -> Iterator[dict[str, str]]:
@@ -276,7 +276,7 @@ class _Worker:
                 hint="all machines must see the same files",
             )
 
-        return Item(key, str(file.path), -1, fail)
+        return Item(key, str(file.path), fail)
 
 
 def _answer(

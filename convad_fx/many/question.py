@@ -133,7 +133,7 @@ class Explainer:
     >>> from PIL import Image
     >>> png = io.BytesIO()
     >>> Image.fromarray(scenes.held_out(1)[0].image).save(png, "png")
-    >>> item = Item("ladybird.png", "ladybird.png", -1, png.getvalue)
+    >>> item = Item("ladybird.png", "ladybird.png", png.getvalue)
     >>> explainer = Explainer(Recipe("demo").classifier(), Question(search=Search(partitions=1)))
     >>> explainer(item)["target_name"]
     'ladybird'

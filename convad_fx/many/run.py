@@ -176,12 +176,15 @@ def explain_many(
 
 def pending(
     items: Iterator[Item],
-    done: Mapping[str, int],
+    done: Mapping[str, str],
     found: Summary,
     shard: Shard,
     notify: Callable[[Outcome], None],
 ) -> Iterator[Item]:
-    """The items of this shard without a row; counts the others, and lists those that changed."""
+    """The items of this shard without a row; counts the others, and lists those that changed.
+
+    Those with a row are read again: that is little beside explaining them.
+    """
     for item in items:
         if not shard.has(item.key):
             continue
@@ -190,11 +193,19 @@ def pending(
             _failed(found, shown, f"{shown} is no name in UTF-8, as tables want; rename it", notify)
         elif item.key not in done:
             yield item
-        elif item.size not in (-1, done[item.key]):
+        elif _digest(item) not in (None, done[item.key]):
             message = f"{item.where} is another picture than the one explained before"
             _failed(found, item.key, f"{message}; rename it, or pass another `--out`", notify)
         else:
             found.skipped += 1
+
+
+def _digest(item: Item) -> str | None:
+    """None where it can no longer be read; its row stands."""
+    try:
+        return hashlib.sha256(item.read()).hexdigest()
+    except ImageError:
+        return None
 
 
 def _failed(found: Summary, key: str, why: str, notify: Callable[[Outcome], None]) -> None:

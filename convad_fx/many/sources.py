@@ -24,13 +24,11 @@ class Item:
         key: its name, the same on every machine: the source's own name, then the way to the picture
             inside it, with slashes.
         where: the file it is in, for people.
-        size: of its file, in bytes; -1 where that cannot be told.
         read: gives the file's bytes. Of a tar file only until the next item is asked for.
     """
 
     key: str
     where: str
-    size: int
     read: Callable[[], bytes]
 
 
@@ -64,7 +62,7 @@ class Source:
         if is_tar(self.path):
             yield from _members(self)
         else:
-            yield Item(self.name, str(self.path), _size(self.path), lambda: _bytes(self.path))
+            yield Item(self.name, str(self.path), lambda: _bytes(self.path))
 
 
 def sources(paths: Sequence[str | Path]) -> list[Source]:
@@ -147,14 +145,14 @@ def _members(source: Source) -> Iterator[Item]:
 
                 where = f"{source.path}: {member.name}"
                 read = functools.partial(_member, tar, member, where)
-                yield Item(key, where, member.size, read)
+                yield Item(key, where, read)
     except (tarfile.TarError, OSError, EOFError) as error:
         message = f"{source.path} is damaged or cut short, or no tar file ({error})"
 
         def fail() -> NoReturn:
             raise ImageError(message, hint="what came before it was read; fetch it again")
 
-        yield Item(f"{source.name}/", str(source.path), -1, fail)
+        yield Item(f"{source.name}/", str(source.path), fail)
 
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
@@ -164,13 +162,6 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
         return file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ImageError(f"{where} is cut short ({error})", hint="fetch it again") from error
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def _bytes(path: Path) -> bytes:

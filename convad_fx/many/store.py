@@ -116,7 +116,7 @@ class Store:
             self._journal.write(line.encode("ascii") + b"\n")
             self._journal.flush()
             os.fsync(self._journal.fileno())
-        self.done[row["key"]] = row["bytes"]
+        self.done[row["key"]] = row["sha256"]
         self._length += 1
         if self._length >= self.long:
             self._cut()
@@ -173,12 +173,12 @@ class Store:
                 if path != into:
                     path.unlink(missing_ok=True)
 
-    def _known(self, resume: bool, mine: Callable[[str], bool]) -> dict[str, int]:
+    def _known(self, resume: bool, mine: Callable[[str], bool]) -> dict[str, str]:
         """What the folder holds, of all ranks; other processes may be merging meanwhile."""
-        known: dict[str, int] = {}
+        known: dict[str, str] = {}
         runs: dict[str, str] = {}
-        for key, size, run, text in _settled(lambda: list(_identities(self.folder))):
-            known[key] = size
+        for key, digest, run, text in _settled(lambda: list(_identities(self.folder))):
+            known[key] = digest
             runs.setdefault(run, text)
         if not resume and any(map(mine, known)):
             raise PolicyError(
@@ -308,8 +308,8 @@ def _selected(rows: list[dict[str, Any]], columns: list[str] | None) -> pyarrow.
     return made if columns is None else made.select(columns)
 
 
-def _identities(folder: Path) -> Iterator[tuple[str, int, str, str]]:
-    names = ["key", "bytes", "run", "provenance"]
+def _identities(folder: Path) -> Iterator[tuple[str, str, str, str]]:
+    names = ["key", "sha256", "run", "provenance"]
     for piece in _tables(_files(folder), names):
         yield from zip(*(piece[name].to_pylist() for name in names), strict=True)
 

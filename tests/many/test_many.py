@@ -234,10 +234,17 @@ def test_a_picture_that_changed_is_told_not_mixed_in(tmp_path, explainer):
     photo = tmp_path / "photo.png"
     photo.write_bytes(png(0))
     explain_many(explainer, [photo], tmp_path / "o")
-    photo.write_bytes(png(1))
+    assert explain_many(explainer, [photo], tmp_path / "o", resume=True).skipped == 1
+    before = photo.read_bytes()
+    for other in (png(1), before[:-1] + b"?"):  # of another size, of the same
+        photo.write_bytes(other)
+        found = explain_many(explainer, [photo], tmp_path / "o", resume=True)
+        assert "another picture than the one explained before" in found.failed["photo.png"]
+        assert (found.rows, found.skipped) == (1, 0)
+    photo.write_bytes(before)
+    photo.chmod(0)  # what cannot be read any more keeps its row (root reads it all the same)
     found = explain_many(explainer, [photo], tmp_path / "o", resume=True)
-    assert "another picture than the one explained before" in found.failed["photo.png"]
-    assert found.rows == 1
+    assert (found.rows, found.skipped, found.failed) == (1, 1, {})
 
 
 def test_two_runs_into_one_folder_at_a_time_are_refused(tmp_path):
