@@ -11,6 +11,7 @@ torch.Size([8, 1000])
 """
 
 from convad_fx import metrics
+from convad_fx.allocator import keep_memory
 from convad_fx.artifact import load, save
 from convad_fx.compiler import Finding, MaskedModule, Policy, Report, check, convert
 
@@ -41,6 +42,7 @@ __all__ = [
     "explain_disjoint",
     "export",
     "export_onnx",
+    "keep_memory",
     "load",
     "metrics",
     "occlusion",

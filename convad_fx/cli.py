@@ -163,6 +163,7 @@ def main(
     ] = False,
 ) -> None:
     """Explain image classifiers by switching regions off inside them, not by painting over them."""
+    convad_fx.keep_memory()
 
 
 CHECK_EXAMPLES = """Examples:

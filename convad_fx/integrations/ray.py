@@ -30,6 +30,7 @@ import torch
 
 import convad_fx
 from convad_fx import images
+from convad_fx.allocator import keep_memory
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
 from convad_fx.many import Explainer, Item, Outcome, Question, Recipe, Shard, Summary
 from convad_fx.many.question import rank_device
@@ -222,6 +223,7 @@ class _Worker:
     """
 
     def __init__(self, job: tuple[Any], deaths: Any, device: str) -> None:
+        keep_memory()
         self._job, self._deaths, self._device = job, deaths, device
         self._file: Source | None = None
         self._items: Iterator[Item] = iter(())

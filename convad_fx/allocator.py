@@ -1,0 +1,43 @@
+"""What the C library does with memory that a network has finished with."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+#: As in malloc.h: which option, what the environment calls it, and the values to try.
+_OPTIONS = (
+    (-3, "MALLOC_MMAP_THRESHOLD_", (1 << 30, 1 << 25)),  # older glibc takes 32 MiB at most
+    (-1, "MALLOC_TRIM_THRESHOLD_", ((1 << 31) - 1,)),
+    (-2, "MALLOC_TOP_PAD_", (1 << 28,)),
+)
+
+
+def keep_memory() -> bool:
+    """Tell glibc to keep freed memory for the next call, instead of returning it to the system.
+
+    >>> import convad_fx
+    >>> kept = convad_fx.keep_memory()         # once, at the start of a program
+
+    By default every large tensor is mapped and unmapped anew, and on a CPU the system's work on
+    that can cost more than the network: MobileNetV2 took half the time afterwards (see
+    docs/performance.md). The price is that the process keeps up to 2 GB that it does not need. The
+    command line does this by itself; a program of one's own has to ask.
+
+    Returns:
+        Whether it was done. Not where the C library is another one, nor where the environment has
+        settings for it already (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``,
+        ``MALLOC_TOP_PAD_``, ``GLIBC_TUNABLES``): whoever gave them has chosen.
+    """
+    chosen = {name for _, name, _ in _OPTIONS} | {"GLIBC_TUNABLES"}
+    if not chosen.isdisjoint(os.environ) or not _is_glibc():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all(any(mallopt(option, value) for value in tried) for option, _, tried in _OPTIONS)
+
+
+def _is_glibc() -> bool:
+    try:
+        return "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+    except (AttributeError, ValueError, OSError):  # another library, or another system
+        return False

@@ -1,0 +1,63 @@
+"""glibc keeps what is freed, where nobody has chosen otherwise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import convad_fx
+from convad_fx.allocator import _is_glibc
+
+pytestmark = pytest.mark.skipif(not _is_glibc(), reason="another C library")
+
+#: A block of 64 MB is filled again: how often did the system have to give memory?
+PROGRAM = """
+import resource, sys, torch
+if sys.argv[1] == "keep":
+    import convad_fx
+    assert convad_fx.keep_memory()
+faults = []
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 << 20)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults[-1])
+"""
+
+
+def faults(how: str) -> int:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment["PYTHONPATH"] = str(Path(convad_fx.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+def test_freed_memory_is_used_again() -> None:
+    assert faults("keep") < 5
+    assert faults("leave") >= 32  # pages of 2 MB at most
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"],
+)
+def test_what_the_environment_says_is_left_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "131072")
+    assert not convad_fx.keep_memory()
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "confstr", lambda _: None)
+    assert not convad_fx.keep_memory()
