@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from convad_fx.compiler import Policy, convert
 from convad_fx.compiler.activity import gate
@@ -64,8 +65,19 @@ def test_hoisting_computes_the_first_layer_once_per_image() -> None:
 
 
 def test_a_size_read_before_the_first_gate_is_the_mask_batch() -> None:
+    class Late(nn.Module):
+        """Reads the batch of the image, and needs it where there is one row per mask."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x)).reshape(x.shape[0], -1)
+
+    torch.manual_seed(0)
     for policy in (Policy(), Policy(input="raw")):
-        masked = convert(build("FlattenHead"), torch.zeros(SHAPE), policy)
+        masked = convert(Late().eval(), torch.zeros(SHAPE), policy)
         x, masks = torch.rand(1, 3, 8, 8), torch.rand(5, 1, 8, 8) > 0.5
         one_by_one = torch.cat([masked(x, m[None]) for m in masks])
         torch.testing.assert_close(masked(x, masks), one_by_one)
