@@ -9,7 +9,9 @@ the fastest of which counts, in eager mode and, painting included, compiled. Int
 
 The search's masks are recorded, in equal parts, from runs on --photos photos of the kit by its
 MobileNetV2, for every network, with ReX's default (the class decides alone); without --kit, from a
-run on noise by the network itself. "graphs" counts what torch.compile has compiled for `evaluate`.
+run on noise by the network itself. "active" is the share of pixels kept, "computed" that of
+the boxes that hold them, or of the arithmetic on patches; "graphs" counts what torch.compile has
+compiled for `evaluate`.
 """
 
 from __future__ import annotations
@@ -133,7 +135,8 @@ def _rows_of(name: str, recorded: Tensor | None, asked: argparse.Namespace) -> l
             {
                 "model": name,
                 "masks": f"{family} ({len(masks)})",
-                "area": found.area,
+                "active": float(masks.float().mean()),
+                "computed": found.area,
                 "evaluate /s": len(masks) / taken.median("evaluate"),
                 "compiled /s": len(masks) / taken.median("evaluate compiled"),
                 "painting /s": len(masks) / taken.median(eager),
