@@ -2,26 +2,37 @@
 
     python -m benchmarks.convert [--models NAME ...] [--compile] [--json FILE]
 
-Random weights, 224 pixels. After one warm-up, each network is checked and converted `--runs` times,
-interleaved with the others; medians and the slowest run are reported. --compile adds, once each and
-with nothing cached: the first result of the compiled masked network, and of the plain one. The
-last column is milliseconds per operation of the network: about the same for any depth if time grows
-linearly.
+Random weights, 224 pixels. After one warm-up, each network is converted `--runs` times, interleaved
+with the others: medians, and the slowest run. "trace", "check" (the plan), "rewrite" (and
+simplify), "ways" (boxes and patches) and "emit" (code) are the steps of the way, taken one by one
+in runs of their own, medians as well. --compile adds, once each and with nothing cached: the first
+result of the compiled masked network, and of the plain one. The last column is milliseconds per
+operation of the network: about the same for any depth if time grows linearly.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 import convad_fx
 from benchmarks import measure
+from convad_fx.compiler import Policy
+from convad_fx.compiler.checker import report_of
+from convad_fx.compiler.masked import MaskedModule
+from convad_fx.compiler.plan import plan
+from convad_fx.compiler.rewrite import rewrite
+from convad_fx.compiler.simplify import simplify
+from convad_fx.compiler.trace import trace
+from convad_fx.compiler.ways import ways_of
 
 MODELS = (
     "resnet18",
@@ -34,6 +45,26 @@ MODELS = (
     "densenet121",
     "convnext_tiny",
 )
+
+
+def steps_of(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """Seconds of each step of `convad_fx.convert`, in their order."""
+    policy, seconds = Policy(), {}
+
+    def timed(step: str, function: Callable[..., Any], *args: Any) -> Any:
+        began = time.perf_counter()
+        result = function(*args)
+        seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - began
+        return result
+
+    traced = timed("trace", trace, model, x)
+    decided = timed("check", plan, traced, policy)
+    report = timed("check", report_of, traced, decided, type(model).__name__)
+    graph = timed("rewrite", rewrite, traced, decided, policy)
+    timed("rewrite", simplify, graph, decided)
+    ways = timed("ways", ways_of, traced, decided, graph)
+    timed("emit", MaskedModule, traced.module, graph, policy, report, ways)
+    return seconds
 
 
 def first_result(call: Callable[[], object]) -> float:
@@ -51,18 +82,20 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         for name in asked.models
     }
     x = torch.zeros(1, 3, 224, 224, device=asked.device)
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     calls: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
-        calls[f"check {name}"] = partial(convad_fx.check, model, x)
         calls[f"convert {name}"] = partial(convad_fx.convert, model, x)
+        calls[f"steps {name}"] = lambda name=name: steps[name].append(steps_of(models[name], x))
     taken = measure.interleaved(calls, asked.runs, warm_up=1)
     rows = []
     for name, model in models.items():
         operations = sum(number for _, number in convad_fx.check(model, x).operations)
+        each = steps[name][1:]  # the first was the warm-up
         row: measure.Row = {
             "model": name,
             "operations": operations,
-            "check s": taken.median(f"check {name}"),
+            **{f"{step} s": statistics.median(one[step] for one in each) for step in each[0]},
             "convert s": taken.median(f"convert {name}"),
             "slowest": max(taken.seconds[f"convert {name}"]),
         }
