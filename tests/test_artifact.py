@@ -406,6 +406,18 @@ FORGERIES = {
     "a layer's method": lambda p: p["network.json"]["modules"][0]["attributes"].update(
         forward={"function": "builtins.eval"}
     ),
+    **{
+        f"a layer's {name}": lambda p, name=name: p["network.json"]["modules"][0][
+            "attributes"
+        ].update({name: {"function": "torch.relu"}})
+        for name in ("forward", "_conv_forward", "_call_impl", "_compiled_call_impl", "__call__")
+    },
+    "getattr as a value": lambda p: p["network.json"]["modules"][0]["attributes"].update(
+        activation={"function": "builtins.getattr"}
+    ),
+    "a function to call": lambda p: p["network.json"]["graphs"]["masked"].insert(
+        1, ["call_function", "g", "builtins.max", [[EVIL]], {"key": {"node": 0}}]
+    ),
     "a circle": lambda p: p["network.json"]["modules"][0].update(children={"me": 0}),
     "a parameter": lambda p: p["network.json"]["modules"][0]["parameters"].update(weight=999),
     "strides": lambda p: p["network.json"]["tensors"][0].update(strides=[1, 1, 1, 1 << 40]),
@@ -448,6 +460,44 @@ def test_forged_files_are_refused_and_nothing_is_run(
     with pytest.raises(ArtifactError, match=r"a\.cfx"):
         convad_fx.load(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def _escape(parts: dict[str, Any]) -> None:
+    """`getattr` as a layer's forward reaches any builtin; `max` calls it."""
+    network = parts["network.json"]
+    root = network["modules"].pop()
+    root["children"]["g"] = len(network["modules"])
+    layer = {"layer": "torch.nn.Identity"}
+    layer["attributes"] = {"forward": {"function": "builtins.getattr"}}
+    network["modules"] += [layer, root]
+    rows = network["graphs"]["masked"]
+    output, n = rows.pop(), len(rows)
+    rows += [
+        ["call_module", "a", "g", [{"node": 0}, "register_hook"]],
+        ["call_module", "b", "g", [{"node": n}, "__globals__"]],
+        ["call_function", "c", "operator.getitem", [{"node": n + 1}, "__builtins__"]],
+        ["call_function", "d", "operator.getitem", [{"node": n + 2}, "eval"]],
+        ["call_function", "e", "builtins.max", [[EVIL]], {"key": {"node": n + 3}}],
+        output,
+    ]
+
+
+def test_no_way_leads_from_a_layer_to_the_interpreter(tmp_path: Path) -> None:
+    path = tmp_path / "a.cfx"
+    convad_fx.save(tiny(), path)
+    _forge(path, _escape)
+    with pytest.raises(ArtifactError, match=r"'forward' of a torch\.nn\.Identity would take"):
+        convad_fx.load(path)
+
+
+@pytest.mark.parametrize(
+    "kind", [nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.GELU, nn.LSTM]
+)
+def test_layers_have_no_attributes_that_their_classes_define(kind: type[nn.Module]) -> None:
+    given = {nn.MultiheadAttention: (8, 2), nn.TransformerEncoderLayer: (8, 2), nn.LSTM: (8, 8)}
+    layer = kind(*given.get(kind, ()))
+    own = set(layer.__dict__) - set(nn.Module().__dict__)
+    assert [allowed.check_attribute(kind, name) for name in sorted(own)] == sorted(own)
 
 
 def test_a_forgery_that_changes_nothing_loads(tmp_path: Path) -> None:

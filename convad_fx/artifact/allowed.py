@@ -1,7 +1,9 @@
 """What a graph in a file may call, by name. Everything else is refused, at saving and at loading.
 
 A file is data: it names functions, and only those listed here are ever called. They compute tensors
-from tensors, numbers from numbers. None reads or writes files, loads code, or takes a callable.
+from tensors, numbers from numbers. None reads or writes files or loads code; what is handed to one
+to be called in turn (``max`` with a ``key``) would be chosen by the file, so that is refused, and a
+layer keeps the methods of its class.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import functools
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +74,8 @@ ATTRIBUTES = frozenset(
 )
 
 _NN_DENIED = {"DataParallel", "Module", "Container"}
+#: What every module keeps for itself: its parameters, children, hooks.
+BARE = frozenset(nn.Module().__dict__)
 
 
 @functools.cache
@@ -156,6 +160,59 @@ def function_of(name: str) -> Callable[..., Any]:
             hint="save the network again with this version; trust no such file from others",
         )
     return function
+
+
+def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuses a call of an allowed function that would reach further than its result.
+
+    >>> check_call("builtins.max", [1, 2], {})
+    >>> check_call("builtins.getattr", ["a tensor", "shape"], {})
+    >>> check_call("builtins.max", [["code"]], {"key": "a node"})
+    Traceback (most recent call last):
+    convad_fx.errors.ArtifactError: the graph gives key to builtins.max, which no artifact may...
+    """
+    if name == "builtins.getattr" and (
+        len(args) != 2 or not isinstance(args[1], str) or args[1] not in ATTRIBUTES
+    ):
+        raise ArtifactError(
+            f"the graph asks for the attribute {args[1:]} of a value, which no artifact may",
+            hint=f"of tensors it may ask for {', '.join(sorted(ATTRIBUTES))}",
+        )
+    if name.startswith("builtins.") and kwargs:
+        raise ArtifactError(
+            f"the graph gives {', '.join(kwargs)} to {name}, which no artifact may",
+            hint="pass the arguments of built-in functions by position, and no function among them",
+        )
+
+
+def value_of(name: str) -> Callable[..., Any]:
+    """The function that an argument or a layer's attribute is: one of torch's, on tensors."""
+    if not name.startswith(("torch.nn.functional.", "torch.ops.aten.")) and (
+        not name.startswith("torch.") or name.removeprefix("torch.") in _FACTORIES.split()
+    ):
+        raise ArtifactError(
+            f"the file hands over {name!r} to be called, which no artifact may",
+            hint="only activations and their like, functions of torch, are values",
+        )
+    return function_of(name)
+
+
+def check_attribute(kind: type[nn.Module], name: str) -> str:
+    """`name`, if an instance of the layer may have it: nothing that its class defines.
+
+    >>> check_attribute(nn.Conv2d, "stride")
+    'stride'
+    >>> check_attribute(nn.Identity, "forward")
+    Traceback (most recent call last):
+    convad_fx.errors.ArtifactError: the attribute 'forward' of a torch.nn.Identity would take...
+    """
+    if hasattr(kind, name) or name in BARE:
+        raise ArtifactError(
+            f"the attribute {name!r} of a torch.nn.{kind.__name__} would take the place of its"
+            " class's, which no artifact may",
+            hint="convert with front_end='export', which sees inside the layer",
+        )
+    return name
 
 
 def _aten(name: str) -> Callable[..., Any] | None:

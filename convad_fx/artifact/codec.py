@@ -34,7 +34,6 @@ Json = Any
 _OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STEP = re.compile(r"[A-Za-z0-9_-]+")  # of a dotted path; fx writes it between quotes
-_BARE = frozenset(nn.Module().__dict__)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -126,7 +125,8 @@ class _Writer:
     def _attributes(self, module: nn.Module, path: str) -> Json:
         found = {}
         for name, value in module.__dict__.items():
-            if name not in _BARE:
+            if name not in allowed.BARE:
+                allowed.check_attribute(type(module), name)
                 found[_checked_name(name)] = encode(value, {}, f"{path}.{name}")
         return found
 
@@ -189,6 +189,7 @@ def _graph_to_data(graph: torch.fx.Graph) -> list[Json]:
         target: Any = node.target
         if node.op == "call_function":
             target = allowed.name_of(target, node.name)
+            allowed.check_call(target, node.args, node.kwargs)
         elif node.op == "call_method":
             allowed.method_of(target)
         row = [node.op, node.name, target, [encode(a, numbers, node.name) for a in node.args]]
@@ -226,7 +227,9 @@ def encode(value: Any, numbers: dict[torch.fx.Node, int], where: str) -> Json:
     if kind in (torch.dtype, torch.memory_format, torch.layout):
         return {"torch": str(value).removeprefix("torch.")}
     if callable(value):
-        return {"function": allowed.name_of(value, where)}
+        name = allowed.name_of(value, where)
+        allowed.value_of(name)
+        return {"function": name}
     raise ArtifactError(
         f"a {kind.__module__}.{kind.__qualname__} cannot be written to a file",
         path=where,
@@ -306,9 +309,8 @@ def _module(
     nn.Module.__init__(module)
     module.training = False
     for name, value in entry.get("attributes", {}).items():
-        if name in _BARE:
-            raise ArtifactError(f"the file sets {name!r} of a layer, which no artifact may")
-        module.__dict__[_checked_name(name)] = decode(value, [], device)
+        name = allowed.check_attribute(kind, _checked_name(name))
+        module.__dict__[name] = decode(value, [], device)
     for name, number in entry.get("parameters", {}).items():
         module.register_parameter(_checked_step(name), _at(tensors, number))
     for name, (number, persistent) in entry.get("buffers", {}).items():
@@ -339,10 +341,7 @@ def _graph(rows: list[Json], tree: nn.Module, device: torch.device) -> torch.fx.
         target: str | Callable[..., Any] = written
         if op == "call_function":
             target = allowed.function_of(written)
-            if target is getattr and (
-                len(given) != 2 or kwargs or given[1] not in allowed.ATTRIBUTES
-            ):
-                raise ArtifactError(f"the file asks for the attribute {given[1:]} of a value")
+            allowed.check_call(written, given, kwargs)
         elif op == "call_method":
             allowed.method_of(written)
         elif op in ("placeholder", "output"):
@@ -391,7 +390,7 @@ def decode(value: Json, nodes: list[torch.fx.Node], device: torch.device) -> Any
                 raise ValueError(f"torch.{content}")
             return found
         case "function":
-            return allowed.function_of(content)
+            return allowed.value_of(content)
         case _:
             raise ValueError(f"a value of kind {kind!r}")
 
