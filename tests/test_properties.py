@@ -177,6 +177,15 @@ def test_a_window_of_one_cell_leaves_the_channels_alike() -> None:
         assert_same_to_rounding(answer, reference(model, x, mask, fields), "the reference")
 
 
+def test_a_maximum_over_the_raw_image_is_of_what_there_is() -> None:
+    model, x = _network(Network(1, (8, 8), (), LinearHead(2, "max")), 0)
+    fields = SimpleNamespace(**vars(DEFAULT) | {"input": "raw"})
+    with torch.no_grad():
+        masked = convad_fx.convert(model, x, policy=_policy(fields))
+        nothing = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+        assert_same_to_rounding(masked(x, nothing), model(x), "the first layer sees all of it")
+
+
 @given(networks(), seeds, st.data())
 @example(USUAL, 0, None)
 def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any) -> None:
@@ -185,8 +194,12 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
     policy, _ = _drawn(data, spec)
     model, x = _network(wide, seed)
     generator = torch.Generator().manual_seed(seed)
-    many = torch.zeros(5, 1, *wide.grid, dtype=torch.bool)
-    for mask in many[:4]:
+    drawn = [] if data is None else [data.draw(masks(wide.grid, 3))]
+    corners = torch.zeros(2, 1, *wide.grid, dtype=torch.bool)
+    corners[(0, 0, *(slice(0, n // 3) for n in wide.grid))] = True
+    corners[(1, 0, *(slice(-(n // 3), None) for n in wide.grid))] = True
+    some = torch.zeros(5, 1, *wide.grid, dtype=torch.bool)
+    for mask in some[:4]:
         sizes = [int(torch.randint(1, n // 2 + 1, (), generator=generator)) for n in wide.grid]
         starts = [
             int(torch.randint(0, n - size + 1, (), generator=generator))
@@ -194,6 +207,7 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         ]
         box = tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True))
         mask[(0, *box)] = torch.rand(sizes, generator=generator) < 0.8
+    many = torch.cat([some, corners, ~some[4:], *drawn])
     masked = convad_fx.convert(model, x, policy=_policy(policy))
     with torch.no_grad():
         note(str(masked.ways.region))

@@ -327,7 +327,7 @@ class _Walk:
             step,
             outcome.result,
             reads=tuple(dict.fromkeys(reads)),
-            refill=outcome.refill,
+            refill=outcome.refill and bool(reads),  # an ungated maximum is of what there is
             renormalise=renormalise,
             renormalise_of=sources[0][1].row if renormalise else None,
         )
