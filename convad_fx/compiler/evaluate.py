@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 import weakref
 from collections import defaultdict
@@ -21,6 +20,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +33,9 @@ from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 CHUNK = 512
 #: Arithmetic on patches costs so much more than on whole grids, for what is copied.
 COPYING = 1.2
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Memory of one image, in values of each of its positions; a batch that does not fit is halved.
+VALUES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +163,9 @@ class _Run:
         if x.dim() < 3:
             raise ImageError("the image is not a tensor (N, C, ...)", hint="see x[None]")
         self.engine, self.x, self.told = engine, x, told
-        self.lower = PRECISIONS.get(precision or "float32")
-        self.key = (str(x.device), x.dtype, tuple(x.shape[2:]), precision)
+        self.lower = None if precision is None else PRECISIONS[precision]
+        outer = torch.is_autocast_enabled(x.device.type)
+        self.key = (str(x.device), x.dtype, tuple(x.shape[2:]), precision, outer)
         self.size = self._batch_size(batch_size, "whole images and boxes")
         self.patch_size = self._batch_size(batch_size, "patches")
         self.seen: dict[bytes, int] = {}
@@ -275,24 +278,17 @@ class _Run:
         while left := len(members) - done:
             # as even as can be: no small rest
             chosen = members[done : done + -(-left // -(-left // batch.of(share, left)))]
-            # see LEAST
-            doubled = self.engine.compiled and len(chosen) == 1 and self.x.shape[0] == 1
             began = time.perf_counter()
-            try:
-                answer = self._ask(*ask(chosen * LEAST if doubled else chosen))[: len(chosen)]
-            except (torch.OutOfMemoryError, MemoryError):
-                if len(chosen) == 1:
-                    raise
+            answer = self._tried(ask, chosen)
+            if answer is None:
                 batch.halve(share, len(chosen))
-                _release(self.x)
                 continue
+            seconds = time.perf_counter() - began
             if self.lower is not None and size not in self.compared:
                 self.compared.add(size)
-                exact = self._ask(*ask(chosen), exact=True)
-                worst = float((exact.double() - answer.double()).abs().max())
-                self.deviation = max(self.deviation or 0.0, worst)
+                self._compare(ask, chosen, answer)
             if size in batch.met:  # the first of its size may have compiled
-                batch.record(len(chosen) * share, time.perf_counter() - began)
+                batch.record(len(chosen) * share, seconds)
             batch.met.add(size)
             self._keep(answer, [owners[i] for i in chosen])
             done += len(chosen)
@@ -301,13 +297,40 @@ class _Run:
             if self.told is not None:
                 self.told(len(chosen))
 
+    def _tried(
+        self, ask: Callable[[list[int]], tuple[Any, ...]], chosen: list[int], *, exact: bool = False
+    ) -> Tensor | None:
+        """The answers to some masks; None where there is no memory for so many."""
+        # see LEAST
+        doubled = self.engine.compiled and len(chosen) == 1
+        try:
+            answer = self._ask(*ask(chosen * LEAST if doubled else chosen), exact=exact)
+            return answer[: len(chosen)]
+        except (RuntimeError, MemoryError) as error:
+            if len(chosen) == 1 or not is_out_of_memory(error):
+                raise
+        # not before: what was raised holds the tensors that did fit
+        _release(self.x)
+        return None
+
+    def _compare(
+        self, ask: Callable[[list[int]], tuple[Any, ...]], chosen: list[int], answer: Tensor
+    ) -> None:
+        """How far these answers are from float32's, of which there may be memory for fewer."""
+        some = len(chosen)
+        while (exact := self._tried(ask, chosen[:some], exact=True)) is None:
+            some //= 2
+        worst = float((exact.double() - answer[:some].double()).abs().max())
+        self.deviation = max(self.deviation or 0.0, worst)
+
     def _ask(
         self, network: Callable[..., Any], x: Tensor, *args: Tensor, exact: bool = False
     ) -> Tensor:
         lower = None if exact else self.lower
-        with (
-            torch.autocast(x.device.type, lower) if lower is not None else contextlib.nullcontext()
-        ):
+        precision: Any = contextlib.nullcontext()
+        if self.lower is not None:
+            precision = torch.autocast(x.device.type, lower, enabled=lower is not None)
+        with precision:
             answer = network(x, *args)
         if not isinstance(answer, Tensor):
             raise ModelError(
@@ -535,7 +558,7 @@ def merged(
 
 
 def _rows(x: Tensor, chosen: list[int]) -> Tensor:
-    return x if x.shape[0] == 1 else x[chosen]
+    return x if x.shape[0] == 1 else _dynamic(x[chosen])
 
 
 def _dynamic(t: Tensor, axes: int = 1) -> Tensor:
@@ -565,20 +588,26 @@ def _stacked(chunk: list[Tensor], x: Tensor) -> Tensor:
 
 
 def _most(x: Tensor) -> int:
-    """Images at once, as far as free memory allows; each may need 1000 times its own size."""
-    each = 1000 * x[0].numel() * x.element_size() // max(x.shape[1], 1)
+    """Images at once, as far as half of the free memory allows."""
+    each = VALUES * x[0, 0].numel() * x.element_size()
     if x.is_cuda:
         free, most = torch.cuda.mem_get_info(x.device)[0], 1024
     else:
-        free, most = _free_memory(), 64
+        free, most = psutil.virtual_memory().available, 64
     return max(1, min(most, free // 2 // max(each, 1)))
 
 
-def _free_memory() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on this system
-        return 4 << 30
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch had no memory for what it was asked.
+
+    >>> try:
+    ...     torch.empty(1 << 60)
+    ... except RuntimeError as error:  # of no class of its own on a CPU
+    ...     is_out_of_memory(error)
+    True
+    """
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "can't allocate memory" in str(error)
 
 
 def _release(x: Tensor) -> None:

@@ -77,6 +77,7 @@ class MaskedModule(Emitted):
     policy: Policy
     report: Report
     ways: Ways
+    _compiled_as: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class MaskedModule(Emitted):
         self.__dict__["engine"] = Engine(
             self, self.ways, parts, reads_hidden=self.policy.input == "raw"
         )
+        self._compile_parts()
 
     def evaluate(
         self,
@@ -123,18 +125,20 @@ class MaskedModule(Emitted):
         >>> found.area                                # what of each image was computed
         0.75
 
-        The same as ``masked(x, masks)`` to rounding, for less: identical masks are asked once, the
-        empty mask once as long as the weights stay (after writing to them through ``.data``, which
-        nobody can see, convert again), and where the graph allows it (see ``masked.ways``, or
-        `convad_fx.check`) a box stands for the image where a mask keeps little, and where it hides
-        little only what that changes is computed again. Gradients are not recorded.
+        The same as ``masked(x, masks)`` to rounding, for less: identical masks of a call are asked
+        once, the empty mask once as long as the weights stay (after writing to them through
+        ``.data``, which nobody can see, convert again), and where the graph allows it (see
+        ``masked.ways``, or `convad_fx.check`) a box stands for the image where a mask keeps little,
+        and where it hides little only what that changes is computed again. Gradients are not
+        recorded.
 
         Args:
-            x: one image (1, C, *grid), or one for each mask.
+            x: one image (1, C, *grid), or one for each mask (at most 512 then).
             masks: bool (K, 1, *grid), True = kept; or an iterable of masks (1, *grid) or (*grid),
                 of which only a few hundred are held at a time.
-            batch_size: whole images' worth of masks at once, or "auto": the size that was fastest
-                in a few trials. Results differ between sizes by rounding.
+            batch_size: masks at once, whatever is computed of each, or "auto": as many as make up
+                the number of whole images that was fastest in a few trials. Results differ between
+                sizes by rounding.
             precision: "bfloat16" or "float16": autocast; ``deviation`` then says how far logits
                 were from float32. Default: the network's own.
             told: called with the number of masks after every batch.
@@ -153,6 +157,14 @@ class MaskedModule(Emitted):
         Nothing is compiled until the first call.
         """
         super().compile(*args, **kwargs)
+        self._compiled_as = args, kwargs
+        self._compile_parts()
+
+    def _compile_parts(self) -> None:
+        """As the network itself is."""
+        if self._compiled_as is None:
+            return
+        args, kwargs = self._compiled_as
         engine: Engine = self.__dict__["engine"]
         for name in ("boxed", "patched"):
             if name in engine.parts:
@@ -198,8 +210,12 @@ class MaskedModule(Emitted):
         # GraphModule pickles its code and traces it again, which yields a plain GraphModule
         engine: Engine = self.__dict__["engine"]
         own: Any = super().__reduce__()
-        own[1][0].pop("engine")  # what it remembers is not worth keeping
         parts: dict[str, Any] = {name: part.__reduce__() for name, part in engine.parts.items()}
+        for _, (body, *_), *_ in (own, *parts.values()):
+            # what the engine remembers is not worth keeping; graphs of ways are among the parts;
+            # compiled code does not outlive its process
+            for name in ("engine", "ways", "_compiled_as", "_compiled_call_impl"):
+                body.pop(name, None)
         return _unpickle, (own, parts, self.policy, self.report, self.ways.with_graphs({}))
 
 

@@ -215,6 +215,21 @@ def test_what_is_compiled_serves_every_box_and_batch() -> None:
     assert counters["stats"]["unique_graphs"] - before <= 4
 
 
+def test_what_is_compiled_serves_any_number_of_images() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, *GRID, dtype=torch.double)
+    masked, expected = (convad_fx.convert(built("strided"), x[:1]) for _ in range(2))
+    masked.compile(backend="eager")
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    for number in (2, 3, 7, 12, 40):
+        masks = random_boxes(number)
+        found = masked.evaluate(x[:number], masks)
+        torch.testing.assert_close(found.logits, expected.forward(x[:number], masks))
+        assert found.area < 1
+    assert counters["stats"]["unique_graphs"] - before <= 4
+
+
 def random_boxes(number: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     masks = torch.zeros(number, 1, *GRID, dtype=torch.bool)
@@ -314,29 +329,92 @@ def test_lower_precision_says_how_far_it_is() -> None:
     assert 0 < lower.deviation < 0.2
 
 
-class Scarce:
-    """A network that has memory for a few masks only."""
+def cpu_allocator(_: str) -> RuntimeError:
+    """What torch raises for a tensor of 2^60 values."""
+    try:
+        torch.empty(1 << 60)
+    except RuntimeError as error:
+        return error
+    raise AssertionError("so much memory!")
 
-    def __init__(self, most: int) -> None:
-        self.most, self.asked = most, list[int]()
+
+class Scarce:
+    """A network that has memory for a few masks only; for one more in lower precision."""
+
+    def __init__(self, most: int, error: Callable[[str], BaseException]) -> None:
+        self.most, self.error, self.asked = most, error, list[int]()
 
     def __call__(self, x: Tensor, mask: Tensor) -> Tensor:
         self.asked.append(len(mask))
-        if len(mask) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return mask.flatten(1).sum(1, keepdim=True)
+        lower = torch.is_autocast_enabled("cpu")
+        if len(mask) > self.most + lower:
+            raise self.error("out of memory")
+        return mask.flatten(1).sum(1, keepdim=True).float() + lower
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, cpu_allocator])
+@pytest.mark.parametrize("batch_size", [8, "auto"])
+def test_out_of_memory_halves_the_batch_and_goes_on(error: Any, batch_size: Any) -> None:
     allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).ways
-    network = Scarce(3)
+    network = Scarce(3, error)
     engine = Engine(network, allowed, {}, reads_hidden=True)
-    masks = some_masks()
-    found = engine.evaluate(torch.zeros(1, 3, *GRID), masks, batch_size=8)
-    assert network.asked == [6, 3, 3, 3, 3]  # 12 masks, in even parts
-    assert found.logits.flatten().tolist() == masks.flatten(1).sum(1).tolist()
-    with pytest.raises(torch.OutOfMemoryError):
-        Engine(Scarce(0), allowed, {}, reads_hidden=True).evaluate(torch.zeros(1, 3, *GRID), masks)
+    x, masks = torch.zeros(1, 3, *GRID), some_masks()
+    found = engine.evaluate(x, masks, batch_size=batch_size)
+    # 12 masks, in even parts; "auto" begins with 4
+    assert network.asked == ([6, 3, 3, 3, 3] if batch_size == 8 else [4] + [2] * 6)
+    kept = masks.flatten(1).sum(1).tolist()
+    assert found.logits.flatten().tolist() == kept
+    # the first batch of 4 is compared in part
+    network = Scarce(3, error)
+    engine = Engine(network, allowed, {}, reads_hidden=True)
+    found = engine.evaluate(x, masks, batch_size=4, precision="bfloat16")
+    assert network.asked == [4, 4, 2, 4, 4]
+    assert found.deviation == 1
+    assert found.logits.flatten().tolist() == [n + 1 for n in kept]
+    with pytest.raises((RuntimeError, MemoryError), match="memory"):
+        Engine(Scarce(0, error), allowed, {}, reads_hidden=True).evaluate(x, masks)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).ways
+    network = Scarce(1, RuntimeError)
+    engine = Engine(network, allowed, {}, reads_hidden=True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.evaluate(torch.zeros(1, 3, *GRID), some_masks(), batch_size=8)
+    assert network.asked == [6]
+
+
+def test_what_is_moved_stays_compiled() -> None:
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(built("strided"), x)
+    expected = masked.evaluate(x, masks).logits
+    masked.compile(backend="eager")
+    masked.float().double()
+    parts = masked.__dict__["engine"].parts
+    assert masked._compiled_call_impl is not None
+    assert parts["boxed"]._compiled_call_impl is not None
+    torch.testing.assert_close(masked.evaluate(x, masks).logits, expected, rtol=1e-5, atol=1e-5)
+    again = pickle.loads(pickle.dumps(masked))
+    torch.testing.assert_close(again.evaluate(x, masks).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_channels_last_is_the_same() -> None:
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masks = torch.cat([masks, ~masks])
+    expected = convad_fx.convert(built("strided"), x).evaluate(x, masks)
+    last = x.to(memory_format=torch.channels_last)
+    model = built("strided").to(memory_format=torch.channels_last)
+    orders = []
+    masked = convad_fx.convert(model, last)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(
+                lambda m, i, o: orders.append(o.is_contiguous(memory_format=torch.channels_last))
+            )
+    found = masked.evaluate(last, masks)
+    assert all(orders)  # on boxes and patches, too
+    assert found.area == expected.area < 1
+    torch.testing.assert_close(found.logits, expected.logits)
 
 
 @pytest.mark.parametrize(("call", "more", "best"), [
@@ -389,7 +467,7 @@ def test_calls_that_are_all_alike_do_not_tell_what_a_call_costs() -> None:
 @pytest.mark.parametrize(("error", "message", "call"), [
     (PolicyError, "batch_size must be a positive whole number or 'auto', not 0",
      lambda m, x, k: m.evaluate(x, k, batch_size=0)),
-    (PolicyError, "precision must be one of float32, bfloat16, float16, not 'half'",
+    (PolicyError, "precision must be one of bfloat16, float16, not 'half'",
      lambda m, x, k: m.evaluate(x, k, precision="half")),
     (MaskError, r"a mask has shape \(1, 9, 9\); expected bool of shape \(1, 64, 48\) each",
      lambda m, x, k: m.evaluate(x, torch.ones(2, 1, 9, 9, dtype=torch.bool))),

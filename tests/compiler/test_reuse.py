@@ -122,6 +122,32 @@ def sliding(size: int, side: int, stride: int) -> Iterator[Tensor]:
             yield mask
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "name", ["resnet50", "efficientnet_b0", "densenet121", "convnext_tiny", "mobilenet_v2"]
+)
+def test_every_way_is_the_same_on_real_networks(name: str) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None, num_classes=5).eval()
+    x, hiding = torch.randn(1, 3, 160, 160), torch.stack(list(sliding(160, 32, 32)))
+    keeping = torch.zeros(6, 1, 160, 160, dtype=torch.bool)
+    for mask, (top, left, side) in zip(
+        keeping,
+        [(0, 0, 40), (120, 120, 40), (0, 130, 30), (50, 37, 61), (90, 3, 20), (0, 0, 160)],
+        strict=True,
+    ):
+        mask[:, top : top + side, left : left + side] = torch.rand(side, side) < 0.9
+    masks = torch.cat([hiding, keeping, keeping[:1] & False, keeping[:1] | True])
+    masked = convad_fx.convert(model, x)
+    assert masked.ways.region.ok
+    found = masked.evaluate(x, masks, batch_size=4)
+    with torch.no_grad():
+        whole = torch.cat([masked(x, part) for part in masks.split(8)])
+    scale = float(whole.abs().max())
+    torch.testing.assert_close(found.logits / scale, whole / scale, rtol=1e-4, atol=1e-4)
+    assert found.area < 1
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "mobilenet_v2", "squeezenet1_1"])
 def test_a_sliding_window_is_less_work_on_real_networks(name: str) -> None:
     torch.manual_seed(0)
