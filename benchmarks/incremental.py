@@ -12,8 +12,6 @@ forecast. "until" stops reusing where that is best: from there on everything run
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from typing import Any
 
 import torch
@@ -65,13 +63,7 @@ class Incremental(torch.fx.Interpreter):
         self.seconds.append((whole, self._seconds(lambda: call(n.target, tuple(part), kwargs))))
 
     def _seconds(self, call: Any) -> float:
-        call()
-        taken = []
-        for _ in range(self.runs):
-            began = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - began)
-        return statistics.median(taken)
+        return measure.interleaved({"call": call}, self.runs, warm_up=1).median("call")
 
 
 def _global(answer: Tensor) -> bool:

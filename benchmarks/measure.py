@@ -41,13 +41,16 @@ ALLOCATORS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED} | {
 }
 
 
-def parser(about: str | None, models: Sequence[str]) -> argparse.ArgumentParser:
-    """Options that every benchmark takes."""
+def parser(
+    about: str | None, models: Sequence[str], *, rounds: bool = True
+) -> argparse.ArgumentParser:
+    """Options that every benchmark takes; without `rounds` it has some of its own."""
     asked = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     asked.add_argument("--models", nargs="+", default=list(models), metavar="NAME")
-    asked.add_argument("--runs", type=int, default=7, help="rounds; medians are reported")
+    if rounds:
+        asked.add_argument("--runs", type=int, default=7, help="rounds; medians are reported")
     asked.add_argument("--device", default="cpu")
     asked.add_argument("--json", type=Path, help="write the rows and the machine to this file")
     asked.add_argument(

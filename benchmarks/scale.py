@@ -3,29 +3,33 @@
     python -m benchmarks.scale [--models NAME ...] [--most 16384] [--size 224] [--json FILE]
 
 Three tables in one: 64 to --most masks on one image, streamed from a generator; 1 to 64 images with
-a mask each; and the batch sizes of --batches against "auto", on 128 masks. All masks keep every
+a mask each; and, interleaved over --runs rounds on 128 masks, "auto" against the batch sizes of
+--batches and the other choices a user has: channels-last, lower precision. All masks keep every
 cell of a random 7 x 7 grid with probability 1/2, so none is cheaper than the whole image. Peak
 memory is the process's (VmHWM), above what it held before; "answers" is what the logits take of
-that. Run under each allocator, this shows what the setting is worth.
+that; "deviation" is the largest of a logit from float32, as a share of the largest logit. Run under
+each allocator, this shows what that setting is worth.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.compiler.evaluate import Evaluation
+from convad_fx.compiler.evaluate import PRECISIONS, Evaluation
 
 MODELS = ("mobilenet_v2",)
 
@@ -38,7 +42,7 @@ def masks(number: int, size: int, seed: int) -> Iterator[Tensor]:
         yield F.interpolate(grid.float(), (size, size), mode="nearest")[0] > 0.5
 
 
-def measured(call: Callable[[], Evaluation], device: str) -> tuple[float, float]:
+def measured(call: Callable[[], object], device: str) -> tuple[float, float]:
     """Seconds, and peak memory in MB above what was held before."""
     gc.collect()
     before = 0.0
@@ -85,43 +89,55 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         number, seed = 64, 1
         while number <= asked.most:
             given = masks(number, asked.size, seed)
-            row = _row(masked, x, given, "auto", asked)
+            row = _row(partial(masked.evaluate, x, given), asked)
             rows.append({"model": name, "masks": number, "images": 1, "batch": "auto", **row})
             number, seed = number * 4, seed + 1
             measure.table(rows[-1:])
         for images in (1, 4, 16, 64):
             many = torch.randn(images, 3, asked.size, asked.size, device=asked.device)
             given = torch.stack(list(masks(images, asked.size, 0)))
-            row = _row(masked, many, given, "auto", asked)
+            row = _row(partial(masked.evaluate, many, given), asked)
             rows.append({"model": name, "masks": images, "images": images, "batch": "auto", **row})
-        for batch in (*asked.batches, "auto"):
-            given = torch.stack(list(masks(128, asked.size, 0)))
-            size = batch if batch == "auto" else int(batch)
-            row = _row(masked, x, given, size, asked)
-            rows.append({"model": name, "masks": 128, "images": 1, "batch": batch, **row})
+        rows += [{"model": name, **row} for row in _choices(model, masked, x, asked)]
     return rows
 
 
-def _row(
-    masked: convad_fx.MaskedModule,
-    x: Tensor,
-    given: Tensor | Iterator[Tensor],
-    batch: int | str,
-    asked: argparse.Namespace,
-) -> measure.Row:
+def _choices(
+    model: nn.Module, masked: convad_fx.MaskedModule, x: Tensor, asked: argparse.Namespace
+) -> list[measure.Row]:
+    """The same masks, as a user may choose to have them evaluated."""
+    given = torch.stack(list(masks(128, asked.size, 0)))
+    last = x.to(memory_format=torch.channels_last)
+    turned = convad_fx.convert(copy.deepcopy(model).to(memory_format=torch.channels_last), last)
+    if asked.compile:
+        turned.compile()
+    calls: dict[str, Callable[[], Evaluation]] = {"auto": partial(masked.evaluate, x, given)}
+    for size in asked.batches:
+        calls[size] = partial(masked.evaluate, x, given, batch_size=int(size))
+    calls["auto, channels-last"] = partial(turned.evaluate, last, given)
+    for precision in asked.precisions:
+        calls[f"auto, {precision}"] = partial(masked.evaluate, x, given, precision=precision)
+    taken = measure.interleaved(calls, asked.runs)
+    rows = []
+    for name, call in calls.items():
+        row = _row(call, asked)
+        row |= {"ms per mask": 1000 * taken.median(name) / len(given)}
+        row |= {"of auto": taken.ratio(name, "auto"), "quartiles": taken.spread(name, "auto")}
+        rows.append({"masks": len(given), "images": 1, "batch": name, **row})
+    return rows
+
+
+def _row(call: Callable[[], Evaluation], asked: argparse.Namespace) -> measure.Row:
     found: list[Evaluation] = []
-
-    def call() -> Evaluation:
-        found.append(masked.evaluate(x, given, batch_size=batch))
-        return found[0]
-
-    seconds, peak = measured(call, asked.device)
+    seconds, peak = measured(lambda: found.append(call()), asked.device)
     logits = found[0].logits
+    deviation = found[0].deviation
     return {
         "calls": found[0].batches,
         "ms per mask": 1000 * seconds / len(logits),
         "peak MB": peak,
         "answers MB": logits.numel() * logits.element_size() / 1e6,
+        **({} if deviation is None else {"deviation": deviation / float(logits.abs().max())}),
     }
 
 
@@ -130,6 +146,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=16384)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batches", nargs="+", default=["1", "4", "8", "14", "32", "64"])
+    parser.add_argument("--precisions", nargs="*", default=["bfloat16"], choices=PRECISIONS)
     parser.add_argument("--compile", action="store_true")
     measure.run(parser.parse_args(), rows_of)
 

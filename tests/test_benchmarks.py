@@ -48,8 +48,13 @@ def test_scale_streams_masks_and_tries_batches(monkeypatch, tmp_path):
     rows = run(scale, monkeypatch, tmp_path, *options)
     assert [(row["masks"], row["images"]) for row in rows] == [
         *((64, 1), (256, 1), (1, 1), (4, 4), (16, 16), (64, 64)),
-        *((128, 1), (128, 1), (128, 1)),
+        *((128, 1),) * 5,
     ]
+    choices = [row["batch"] for row in rows[-5:]]
+    assert choices == ["auto", "4", "32", "auto, channels-last", "auto, bfloat16"]
+    assert rows[-5]["of auto"] == 1
+    assert 0 < rows[-1]["deviation"] < 0.1
+
     assert [row["calls"] for row in rows if row["batch"] == "4"] == [32]
     assert [row["calls"] for row in rows if row["batch"] == "32"] == [4]
     assert rows[1]["answers MB"] == pytest.approx(256 * 1000 * 4 / 1e6)
