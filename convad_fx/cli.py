@@ -30,7 +30,8 @@ from convad_fx.compiler import Policy
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.masker import Masker
-from convad_fx.many import Question, Recipe
+from convad_fx.many import Question, Recipe, Shard
+from convad_fx.many.question import rank_device
 from convad_fx.metrics import Normalisation
 from convad_fx.versions import versions
 
@@ -114,14 +115,21 @@ Progress = Annotated[
 Gamma = Annotated[
     float, typer.Option(help="Share of the confidence on the whole picture to keep, in (0, 1].")
 ]
+# Left out is not the same as set to the default: a file of `compile` has a policy of its own.
 Tau = Annotated[
-    float, typer.Option(help="A cell is active if more than this share of its input is.")
+    float | None,
+    typer.Option(help="A cell is active if more than this share of its input is.  [default: 0]"),
 ]
-Attribution = Annotated[str, typer.Option(help="positional, or receptive as in the paper.")]
-Input = Annotated[str, typer.Option("--input", help="gate, strict, or raw as in the paper.")]
-Pool = Annotated[str, typer.Option(help="dilute, or renormalize.")]
+Attribution = Annotated[
+    str | None, typer.Option(help="positional (default), or receptive as in the paper.")
+]
+Input = Annotated[
+    str | None, typer.Option("--input", help="gate (default), strict, or raw as in the paper.")
+]
+Pool = Annotated[str | None, typer.Option(help="dilute (default), or renormalize.")]
 Fill = Annotated[
-    str, typer.Option(help="What hidden cells read as in convolutions: zero, or neighbour.")
+    str | None,
+    typer.Option(help="What hidden cells read as in convolutions: zero (default), or neighbour."),
 ]
 PARTITIONS = Search().partitions
 Partitions = Annotated[
@@ -230,11 +238,11 @@ def compile_(
     resize: Resize = None,
     mean: Mean = None,
     std: Std = None,
-    tau: Tau = 0.0,
-    attribution: Attribution = "positional",
-    input_: Input = "gate",
-    pool: Pool = "dilute",
-    fill: Fill = "zero",
+    tau: Tau = None,
+    attribution: Attribution = None,
+    input_: Input = None,
+    pool: Pool = None,
+    fill: Fill = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -254,7 +262,12 @@ def compile_(
     the model's source nor its packages, and runs nothing of it. With `--compiled` there is machine
     code in it as well, which answers at once and must be trusted to be run.
     """
-    policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
+    policy = _policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
+    if device != "auto" and not compiled:
+        raise PolicyError(
+            "the file is the same for every device: --device says what machine code is for",
+            hint="pass `--compiled` as well, or leave `--device` out",
+        )
     chosen = devices.choose(device) if compiled else torch.device("cpu")
     classifier = models.resolve(
         model,
@@ -276,7 +289,7 @@ def compile_(
     )
     if as_json:
         about = {"name": classifier.name, "file": str(out), "bytes": out.stat().st_size}
-        _print_json({**about, "policy": policy.to_dict(), **masked.report.to_dict()})
+        _print_json({**about, "policy": masked.policy.to_dict(), **masked.report.to_dict()})
     else:
         typer.echo(f"{masked.report}\n{out}: {out.stat().st_size / 1e6:.1f} MB")
 
@@ -356,11 +369,11 @@ def explain(
     ] = None,
     gamma: Gamma = 0.9,
     seed: Seed = 0,
-    tau: Tau = 0.0,
-    attribution: Attribution = "positional",
-    input_: Input = "gate",
-    pool: Pool = "dilute",
-    fill: Fill = "zero",
+    tau: Tau = None,
+    attribution: Attribution = None,
+    input_: Input = None,
+    pool: Pool = None,
+    fill: Fill = None,
     partitions: Partitions = PARTITIONS,
     min_box: Annotated[
         int, typer.Option(min=1, help="Boxes of this many pixels are not split further.")
@@ -455,7 +468,7 @@ def explain(
     is made, so that after a kill --resume goes on. Under torchrun processes share the pictures, on
     Ray (--ray) machines do.
     """
-    policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
+    policy = _policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
     search = Search(
         partitions=partitions,
         min_box=min_box,
@@ -472,8 +485,11 @@ def explain(
     )
     if workers is not None and ray is None:
         raise PolicyError("--workers are Ray's", hint="pass `--ray local` as well, or use torchrun")
-    # On Ray the workers explain; here machine code alone needs what it was made for.
-    chosen = devices.choose("cpu" if ray is not None and not trusted else device)
+    many = bool(resume or overlays or metric or ray or any(map(cli_many.holds, pictures)))
+    # On Ray the workers explain; here machine code alone needs what it was made for. Of several
+    # processes on one machine each has a GPU of its own.
+    here = "cpu" if ray is not None and not trusted else device
+    chosen = rank_device(here, Shard.from_environment().local) if many else devices.choose(here)
     recipe = Recipe(
         model,
         weights,
@@ -489,11 +505,16 @@ def explain(
     _tell_if_random(classifier)
     index = _class(target, classifier.labels)
     folder = _folder(out)
-    if resume or overlays or metric or ray or any(map(cli_many.holds, pictures)):
+    if many:
         if disjoint > 1:
             raise PolicyError(
                 "--disjoint does not go with folders and tar files: one row per picture",
                 hint="name the pictures themselves",
+            )
+        if progress:
+            raise PolicyError(
+                "--progress does not go with folders and tar files: a line is printed per picture",
+                hint="leave it out",
             )
         question = Question(
             policy,
@@ -593,11 +614,11 @@ def compare(
     ] = 50,
     gamma: Gamma = 0.9,
     seed: Seed = 0,
-    tau: Tau = 0.0,
-    attribution: Attribution = "positional",
-    input_: Input = "gate",
-    pool: Pool = "dilute",
-    fill: Fill = "zero",
+    tau: Tau = None,
+    attribution: Attribution = None,
+    input_: Input = None,
+    pool: Pool = None,
+    fill: Fill = None,
     partitions: Partitions = PARTITIONS,
     batch_size: BatchSize = None,
     device: Device = "auto",
@@ -612,7 +633,7 @@ def compare(
     which has them all; for two pictures or more there are means, and what differs from switching
     off with 95 % intervals.
     """
-    policy = Policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
+    policy = _policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
     classifier = models.resolve(
         model,
         weights,
@@ -913,7 +934,7 @@ class _Asker:
         self,
         classifier: models.Classifier,
         device: torch.device,
-        policy: Policy = Policy(),  # noqa: B008 (frozen)
+        policy: Policy | None = None,
         search: Search = Search(),  # noqa: B008 (frozen)
         batch_size: int | str = "auto",
         seed: int = 0,
@@ -1085,6 +1106,12 @@ def _expanded(paths: Sequence[Path]) -> list[Path]:
 def _tell_if_random(classifier: models.Classifier) -> None:
     if classifier.weights == models.RANDOM:
         typer.echo("convad-fx: the weights are random, and so are the answers", err=True)
+
+
+def _policy(**options: Any) -> Policy | None:
+    """The policy asked for; None where no option is."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return Policy(**given) if given else None
 
 
 def _wanted(progress: bool | None) -> bool:

@@ -28,7 +28,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,25 +175,33 @@ def opened(
             hint="pass `--size`, `--mean` and `--std`, or compile it again",
         )
     if size:
+        # as far as it is understood, this is a record with lists of numbers
+        record = images.recorded(images.replayed(record))
         margin = record["resize"][0] / record["crop"][0]
         record |= {"crop": [size, size], "resize": [round(size * margin)]}
     record |= {"resize": [resize]} if resize else {}
     record |= {"mean": list(mean)} if mean else {}
     record |= {"std": list(std)} if std else {}
     preprocess = images.replayed(record)
-    crop = record["crop"]
+    crop = images.recorded(preprocess)["crop"]
     classifier = Classifier(
         path, masked, preprocess, (crop[0], crop[-1]), about.class_names, "in the file"
     )
-    return classifier if labels is None else _relabelled(classifier, labels)
+    if labels is not None:
+        return _relabelled(classifier, labels)
+    if classifier.labels:
+        _check_labels(classifier, path)
+    return classifier
 
 
 def masked_network(
     classifier: Classifier,
     device: torch.device,
-    policy: Policy = Policy(),  # noqa: B008 (frozen)
+    policy: Policy | None = None,
 ) -> MaskedModule:
     """The classifier's network as `(x, mask) -> logits`, on `device`; converted, if it is not yet.
+
+    Without a policy it is the file's own, or the default.
 
     >>> masked_network(resolve("demo"), torch.device("cpu")).policy == Policy()
     True
@@ -205,7 +213,7 @@ def masked_network(
     model = classifier.model.to(device)
     if not isinstance(model, MaskedModule):
         return convert(model, classifier.example(device), policy)
-    if policy not in (Policy(), model.policy):
+    if policy not in (None, model.policy):
         raise PolicyError(
             f"{classifier.name} was compiled with {model.policy}, not with {policy}",
             hint="leave the policy's options out, or compile it again",
@@ -520,8 +528,15 @@ def _filled(name: str, model: nn.Module, weights: str) -> str:
 
 # ------------------------------------------------------------------------------------------ labels
 def _relabelled(classifier: Classifier, path: Path) -> Classifier:
-    labels = read_labels(path)
-    x = classifier.example()
+    named = replace(classifier, labels=read_labels(path))
+    _check_labels(named, str(path))
+    return named
+
+
+def _check_labels(classifier: Classifier, source: str) -> None:
+    """Refuses more or fewer names than the network has classes."""
+    parameter = next(classifier.model.parameters(), torch.zeros(()))
+    x = classifier.example(parameter.device)  # a file may have been opened on a GPU
     try:
         with torch.no_grad():
             answer = classifier.model(x)
@@ -536,20 +551,12 @@ def _relabelled(classifier: Classifier, path: Path) -> Classifier:
             hint="wrap it in a module that returns its logits (N, classes) alone",
         )
     shape = tuple(answer.shape)
-    if shape != (1, len(labels)):
+    if shape != (1, len(classifier.labels)):
         raise ModelError(
-            f"{path} names {len(labels)} classes, and {classifier.name} answers one picture with "
-            f"shape {shape}",
+            f"{source} names {len(classifier.labels)} classes, and {classifier.name} answers one "
+            f"picture with shape {shape}",
             hint="pass one name for each class the model knows, in their order",
         )
-    return Classifier(
-        classifier.name,
-        classifier.model,
-        classifier.preprocess,
-        classifier.size,
-        labels,
-        classifier.weights,
-    )
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from test_cli import QUICK, run
 import convad_fx
 from convad_fx import artifact, images, models
 from convad_fx.demo import scenes
-from convad_fx.errors import ImageError
+from convad_fx.errors import ImageError, ModelError
 
 
 @pytest.fixture
@@ -59,6 +59,42 @@ def test_what_a_file_settles_cannot_be_asked_for(tmp_path, photo):
     result = run(*common, "--weights", "none")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "has its weights inside" in result.stderr
+
+
+def test_a_policy_that_is_asked_for_is_not_taken_for_the_default(tmp_path, photo):
+    file = tmp_path / "demo.cfx"
+    assert run("compile", "demo", "-o", file, "--tau", 0.25).exit_code == 0
+    common = ("explain", photo, "--model", file, "--out", tmp_path, *QUICK)
+    result = run(*common, "--tau", 0)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "was compiled with Policy(tau=0.25" in result.stderr
+    assert run(*common, "--tau", 0.25).exit_code == 0
+
+
+def test_a_device_is_for_machine_code(tmp_path):
+    result = run("compile", "demo", "-o", tmp_path / "demo.cfx", "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--device says what machine code is for; pass `--compiled` as well" in result.stderr
+
+
+def test_names_and_steps_in_a_file_are_looked_at(tmp_path, photo):
+    file, labels = tmp_path / "a.cfx", tmp_path / "labels.txt"
+    demo = models.resolve("demo")
+    masked = convad_fx.convert(demo.model, demo.example())
+    steps = {**images.recorded(demo.preprocess), "resize": 100, "crop": 96}
+    convad_fx.save(masked, file, preprocessing=steps, class_names=["one", "two"])
+    with pytest.raises(ModelError, match=r"a\.cfx names 2 classes, and .*a\.cfx answers one"):
+        models.opened(str(file))
+    labels.write_text("\n".join(f"class {n}" for n in range(10)))
+    assert models.opened(str(file), labels=labels).label(3) == "class 3"
+    convad_fx.save(masked, file, preprocessing=steps)
+    assert models.opened(str(file)).size == (96, 96)
+    larger = images.recorded(models.opened(str(file), size=192).preprocess)
+    assert (larger["crop"], larger["resize"]) == ([192, 192], [200])
+    convad_fx.save(masked, file, preprocessing={"shrink": "a bit"})
+    for size in (None, 96):
+        with pytest.raises(ImageError, match="recorded preprocessing .*shrink.* cannot be used"):
+            models.opened(str(file), size=size)
 
 
 def test_bad_files_are_one_line(tmp_path, photo):

@@ -35,9 +35,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import convad_fx.models
-from convad_fx import images
-from convad_fx.compiler import MaskedModule, Policy, convert
+from convad_fx import images, models
+from convad_fx.compiler import MaskedModule, Policy
 from convad_fx.errors import ImageError, ModelError, Unavailable
 
 #: What hidden pixels are painted with: a whole number, exact in every floating-point dtype, and far
@@ -74,7 +73,7 @@ def script(
             file), or a masked network.
         preprocess: from a picture to the network's input; needed for a masked network.
         size: height and width of that input; needed for a masked network.
-        policy: for a network by name.
+        policy: for a network by name; a file has its own.
         options: for a network by name: `weights`, `size` ..., as `convad_fx.models.resolve` takes.
 
     Raises:
@@ -83,11 +82,10 @@ def script(
     if isinstance(model, str):
         if size is not None:
             options["size"] = size[0]
-        classifier = convad_fx.models.resolve(model, **options)
+        find = models.opened if Path(model).is_file() else models.resolve
+        classifier = find(model, **options)
         preprocess, size = preprocess or classifier.preprocess, classifier.size
-        network = classifier.model
-        if not isinstance(network, MaskedModule):
-            network = convert(network, classifier.example(), policy)
+        network = models.masked_network(classifier, torch.device("cpu"), policy)
     else:
         network = model
         if preprocess is None or size is None:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -58,12 +58,13 @@ class Question:
     convad_fx.errors.PolicyError: no metric is called 'fame'; pass insertion, deletion, robustness
 
     Args:
-        policy, search, target, gamma, seed, contrastive, batch_size: as in `convad_fx.explain`.
+        policy: None is the default, or that of a network that was compiled with one.
+        search, target, gamma, seed, contrastive, batch_size: as in `convad_fx.explain`.
         metrics: of insertion, deletion (areas under the curve) and robustness (share of 50 solid
             colours).
     """
 
-    policy: Policy = Policy()  # noqa: RUF009 (frozen)
+    policy: Policy | None = None
     search: Search = Search()  # noqa: RUF009 (frozen)
     target: int | None = None
     gamma: float = 0.9
@@ -178,7 +179,8 @@ class Explainer:
                 "network": hashlib.sha256(self.masked.code.encode()).hexdigest(),
                 "weights": self.weights_digest,
                 "preprocessing": preprocessing,
-                "labels": list(self.classifier.labels),
+                # a digest: every row carries this text
+                "labels": hashlib.sha256(_json_list(self.classifier.labels)).hexdigest()[:16],
                 "policy": self.masked.policy.to_dict(),
                 "search": asdict(question.search),
                 "target": question.target,
@@ -267,6 +269,10 @@ def rank_device(name: str, rank: int) -> torch.device:
     if str(device) == "cuda":  # no number was asked for
         device = devices.choose(f"cuda:{rank % torch.cuda.device_count()}")
     return device
+
+
+def _json_list(names: Sequence[str]) -> bytes:
+    return json.dumps(list(names)).encode()
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _JOURNAL = re.compile(r"rank-(\d{5})\.jsonl")
-_PART = re.compile(r"part-(\d{5})(?:\.(\d{4}))?\.parquet")
+_PART = re.compile(r"part-(\d{5})(?:\.(\d{4,}))?\.parquet")
 
 #: Rows of a journal before they become a part.
 LONG = 1000
@@ -98,7 +98,8 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._locks.close()
+        with _writing(self.folder):  # what is left of a journal goes to the disk, if there is room
+            self._locks.close()
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Keep a row for good: on return it is on the disk.
@@ -136,8 +137,12 @@ class Store:
         """List the pictures without a row, and why, in `not-explained-00000.json`."""
         path = self.folder / f"not-explained-{self.rank:05d}.json"
         with _writing(self.folder):
+            # those of ranks whose pictures are this one's now
+            for old in self.folder.glob("not-explained-*.json"):
+                number = old.stem.rpartition("-")[2]
+                if number.isdigit() and int(number) % self.world == self.rank:
+                    old.unlink(missing_ok=True)
             if not failed:
-                path.unlink(missing_ok=True)
                 return None
             aside = path.with_name(f".{path.name}.tmp")
             aside.write_text(json.dumps(dict(failed), indent=1) + "\n", encoding="utf-8")
@@ -157,9 +162,9 @@ class Store:
     def _merge(self, files: list[Path], into: Path) -> None:
         """The rows of `files`, each once, as the Parquet file `into`; then `files` are deleted."""
         pa = arrow()
-        self._journal.close()
         aside = into.with_name(f".{into.name}.tmp")
         with _writing(self.folder):
+            self._journal.close()
             seen: set[str] = set()
             with pa.parquet.ParquetWriter(aside, schema(), compression="zstd") as writer:
                 for batch in _tables(files):
@@ -175,11 +180,16 @@ class Store:
 
     def _known(self, resume: bool, mine: Callable[[str], bool]) -> dict[str, str]:
         """What the folder holds, of all ranks; other processes may be merging meanwhile."""
-        known: dict[str, str] = {}
-        runs: dict[str, str] = {}
-        for key, digest, run, text in _settled(lambda: list(_identities(self.folder))):
-            known[key] = digest
-            runs.setdefault(run, text)
+
+        def folded() -> tuple[dict[str, str], dict[str, str]]:
+            known: dict[str, str] = {}
+            runs: dict[str, str] = {}
+            for key, digest, run, text in _identities(self.folder):
+                known[key] = digest
+                runs.setdefault(run, text)
+            return known, runs
+
+        known, runs = _settled(folded)
         if not resume and any(map(mine, known)):
             raise PolicyError(
                 f"{self.folder} holds {len(known)} rows already",

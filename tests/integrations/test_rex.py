@@ -22,9 +22,9 @@ from PIL import Image
 from torch import nn
 
 import convad_fx
-from convad_fx import images
+from convad_fx import images, models
 from convad_fx.demo import scenes
-from convad_fx.errors import ImageError, ModelError, Unavailable
+from convad_fx.errors import ImageError, ModelError, PolicyError, Unavailable
 from convad_fx.integrations import rex
 
 ROOT = Path(rex.__file__).parents[2]
@@ -93,6 +93,22 @@ def test_by_name() -> None:
     made = rex.script("demo")
     assert made.model_shape == ["N", 3, 96, 96]
     assert rex.script("squeezenet1_1", weights="none", size=(64, 64)).model_shape[2:] == [64, 64]
+
+
+def test_by_file(tmp_path: Path) -> None:
+    demo, file = models.resolve("demo"), tmp_path / "demo.cfx"
+    policy = convad_fx.Policy(tau=0.25)
+    masked = convad_fx.convert(demo.model, demo.example(), policy)
+    convad_fx.save(masked, file, preprocessing=images.recorded(demo.preprocess))
+    made = rex.script(str(file))
+    assert made.model_shape == ["N", 3, 96, 96]
+    x = torch.rand(2, 3, 96, 96)
+    x[:, :, :50] = rex.PAINT
+    found = made.prediction_function(x, raw=True)
+    expected = torch.softmax(masked(x, (x != rex.PAINT).any(1, keepdim=True)), 1)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(PolicyError, match="was compiled with"):
+        rex.script(str(file), policy=convad_fx.Policy())
 
 
 def test_a_masked_network_needs_to_be_told_the_rest(network: convad_fx.MaskedModule) -> None:

@@ -257,6 +257,43 @@ def test_two_runs_into_one_folder_at_a_time_are_refused(tmp_path):
         pass
 
 
+_FULL = """
+import resource, signal, sys
+from pathlib import Path
+from convad_fx.errors import Unavailable
+from convad_fx.many import Provenance, Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path(sys.argv[1])
+try:
+    with Store(folder, Provenance({})) as store:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+        for number in range(1000):
+            store.append('{"key": "%d", "sha256": "%s"}' % (number, "0" * 64))
+except Unavailable as error:
+    print(len(store.done), error)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")
+def test_a_full_disk_is_one_line_and_costs_the_row_at_hand(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    kept, _, message = done.stdout.partition(" ")
+    assert f"cannot write to {tmp_path} (File too large)" in message
+    assert done.stderr == ""
+    lines = (tmp_path / "rank-00000.jsonl").read_bytes().split(b"\n")
+    assert [json.loads(line)["key"] for line in lines[:-1]] == [str(n) for n in range(int(kept))]
+
+
+def test_what_other_ranks_could_not_explain_is_forgotten_with_them(tmp_path):
+    with Store(tmp_path, Provenance({}), rank=1, world=2) as store:
+        assert store.failures({"b.png": "torn"}) == tmp_path / "not-explained-00001.json"
+    with Store(tmp_path, Provenance({}), resume=True) as store:
+        assert store.failures({}) is None
+    assert not list(tmp_path.glob("not-explained-*"))
+
+
 def test_a_damaged_part_is_named(tmp_path):
     (tmp_path / "part-00000.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(ArtifactError, match=r"part-00000\.parquet is damaged"):
@@ -363,6 +400,7 @@ def test_a_name_twice_in_a_tar_is_two_pictures(tmp_path):
         (("gone", "--resume"), "gone: no such file or folder; check the path"),
         (("photos", "other/photos"), "are both called photos; rename one"),
         (("photos", "--disjoint", "2"), "--disjoint does not go with folders"),
+        (("photos", "--progress"), "--progress does not go with folders"),
         (("photos", "--metric", "fame"), "no metric is called 'fame'"),
         (("photos", "--target", "99"), "target 99 is no class of this model"),
         (("photos", "--gamma", "2"), "gamma must lie in (0, 1]"),
