@@ -247,8 +247,8 @@ def compile_(
         bool,
         typer.Option(
             "--compiled",
-            help="Add machine code for this computer (AOTInductor): takes minutes, and such a file "
-            "is loaded with `--trusted` only.",
+            help="Add machine code for this computer (AOTInductor): takes a minute or two, and such a "
+            "file is loaded with `--trusted` only.",
         ),
     ] = False,
     device: Annotated[

@@ -1,5 +1,8 @@
 """Captum's own methods, unmodified, on masks."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -91,10 +94,30 @@ def test_the_search_is_a_method_of_captum(asked):
     method, search = Responsibility(masked), convad_fx.Search(partitions=1)
     assert isinstance(method, Attribution)
     assert not method.has_convergence_delta()
-    found = method.attribute(x.expand(2, -1, -1, -1), [target, target], search=search)
-    why = convad_fx.explain(masked, x, target, search=search)
-    assert found.shape == (2, 1, *x.shape[2:])
-    for one in found:
-        assert torch.equal(one[0], torch.as_tensor(why.responsibility, dtype=torch.float32))
+    both = torch.cat([x, x.flip(3).roll(7, 2)])
+    targets = [target, int(masked(both)[1].argmax())]
+    expected = [
+        torch.as_tensor(
+            convad_fx.explain(masked, one, wanted, search=search).responsibility,
+            dtype=torch.float32,
+        )
+        for one, wanted in zip(both, targets, strict=True)
+    ]
+    assert not torch.equal(*expected)
+    for wanted in (targets, torch.tensor(targets), None):
+        found = method.attribute(both, wanted, search=search)
+        assert found.shape == (2, 1, *x.shape[2:])
+        for one, map_of_it in zip(found, expected, strict=True):
+            assert torch.equal(one[0], map_of_it)
     with pytest.raises(ImageError, match="3 targets for 1 images"):
         method.attribute(x, [0, 1, 2])
+
+
+def test_the_page_runs():
+    page = Path(__file__).parents[2] / "docs" / "captum.md"
+    names = {}
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    assert names["tiles"].unique().tolist() == list(range(16))

@@ -32,14 +32,17 @@ def corner(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def test_maps_of_a_batch() -> None:
+    x = torch.stack([torch.ones(1, 32, 32), -torch.ones(1, 32, 32)])
     with Responsibility(corner, search=QUICK, seed=3) as cam:
-        maps = cam(input_tensor=torch.ones(2, 1, 32, 32))
+        maps = cam(input_tensor=x)
     assert (maps.shape, maps.dtype) == ((2, 32, 32), np.float32)
     assert 0 <= maps.min() < maps.max() == 1
     assert maps[0, :8, :8].mean() > 3 * maps[0, 8:, 8:].mean()
-    why = convad_fx.explain(corner, torch.ones(1, 32, 32), search=QUICK, seed=3)
-    assert cam.explanations == (why, why)
-    np.testing.assert_array_equal(maps[0], why.responsibility / why.responsibility.max())
+    whys = tuple(convad_fx.explain(corner, one, search=QUICK, seed=3) for one in x)
+    assert [why.target for why in whys] == [1, 0]
+    assert cam.explanations == whys
+    for found, why in zip(maps, whys, strict=True):
+        np.testing.assert_array_equal(found, grayscale(why))
 
 
 def test_a_map_of_nothing_is_zero_and_not_nan() -> None:
