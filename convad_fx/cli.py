@@ -247,7 +247,7 @@ def compile_(
         bool,
         typer.Option(
             "--compiled",
-            help="Add machine code for this computer (AOTInductor): takes a minute or two, and such a "
+            help="Add machine code for this computer (AOTInductor): takes a minute or two. Such a "
             "file is loaded with `--trusted` only.",
         ),
     ] = False,
