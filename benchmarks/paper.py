@@ -16,6 +16,9 @@ every masker; of those it calls sufficient, how many survive?
 *threshold*: what tau and the rest of the policy do to sets and maps, against the true masks of
 objects.
 
+Beside the kit's networks, `--models torchvision:NAME` takes one of torchvision's with its published
+weights, where these are at hand or can be fetched; where not, a line says that it was skipped.
+
 A run is written after every photo. `--resume` goes on with the file that an interrupted one left
 (or adds photos and networks to it); `--plot PNG` draws the second and the third experiment.
 
@@ -44,13 +47,17 @@ from torch import Tensor
 
 import convad_fx
 from benchmarks.kit import Kit
+from convad_fx import images, models
 from convad_fx.compiler import Policy
+from convad_fx.errors import Unavailable
 from convad_fx.explain import Explanation, Search, explain, occlusion
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.paint import Normalisation
 from convad_fx.explain.sufficient import order
 from convad_fx.metrics import agreement, bootstrap, localisation, paired, robustness
+from convad_fx.metrics.agreement import auc, rank_correlation
 
+TORCHVISION = "torchvision:"
 MODELS = ("mobilenet_v2", "mobilenet_v1_075_192", "cifar_resnet20", "cifar_resnet56")
 #: Paints that differ from each other on every network here.
 PAINTS = ("grey", "black", "white", "image-mean", "blur", "noise", "inpaint")
@@ -92,9 +99,26 @@ class Network:
 
     @classmethod
     def load(cls, kit: Kit, name: str) -> Network:
-        model, info = kit.load(name)
         files = kit.files()
+        if name.startswith(TORCHVISION):
+            classifier = models.resolve(name.removeprefix(TORCHVISION))
+            steps = classifier.preprocess
+            info = {"mean": steps.mean, "std": steps.std, "size": classifier.size[0]}
+            photos = [images.to_input(images.open_image(file), steps) for file in files]
+            return cls(name, classifier.model, info, files, photos)
+        model, info = kit.load(name)
         return cls(name, model, info, files, [kit.photo(file, info) for file in files])
+
+    @classmethod
+    def load_all(cls, kit: Kit, names: Sequence[str]) -> Iterator[Network]:
+        """Those whose weights are to be had."""
+        for name in names:
+            try:
+                network = cls.load(kit, name)
+            except Unavailable as error:
+                print(f"skipped: {name}: {error}")
+                continue
+            yield network
 
     @property
     def normalisation(self) -> Normalisation:
@@ -137,8 +161,8 @@ class Planting:
 def equivalence(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
     rows: list[Row] = list(asked.known)
     done = {(r["model"], repr(r["policy"]), r["photo"]) for r in rows}
-    for name in asked.models:
-        network = Network.load(kit, name)
+    for network in Network.load_all(kit, asked.models):
+        name = network.name
         for policy in (Policy(), Policy.paper(), Policy(tau=0.5), Policy(pool="renormalize")):
             masked = convad_fx.convert(network.model, network.photos[0], policy)
             for number in network.spread(asked.photos):
@@ -194,8 +218,8 @@ def robustness_(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
     rows: list[Row] = list(asked.known)
     done = {(r["model"], r["photo"]) for r in rows}
     planting = Planting(asked.colours, asked.others)
-    for name in asked.models:
-        network = Network.load(kit, name)
+    for network in Network.load_all(kit, asked.models):
+        name = network.name
         network.model.to(memory_format=torch.channels_last)
         for number in network.spread(asked.photos):
             if (name, network.files[number].name) in done:
@@ -240,47 +264,56 @@ def on_random_masks(
 
 
 def print_robustness(rows: list[Row]) -> None:
-    for (name,), group in grouped(rows, "model"):
-        maskers_ = [label for (label,), _ in grouped(group, "masker")]
-        n = len(group) // len(maskers_)
-        sizes = [float(share) for share in group[0]["at_size"]]
-        print(f"\n**{name}**, {n} photos\n")
-        print(
-            "| masker | size | confidence | rho, colours | rho, photos | robust, photos |"
-            + "".join(f" rho, {s:.0%} |" for s in sizes)
-            + " random: called | robust if called |"
-        )
-        print("|---" * (8 + len(sizes)) + "|")
+    """Each masker's means, and what the two ways of switching off have more than every other."""
+    for (name,), group in grouped([row | {"judged": judged(row)} for row in rows], "model"):
+        labels = [label for (label,), _ in grouped(group, "masker")]
+        shares = {f"at_size.{s:g}": f"rho, {s:.0%}" for s in map(float, group[0]["at_size"])}
+        keys = {
+            "size": "size",
+            "relative": "confidence",
+            "rho.colours": "rho, colours",
+            "rho.photos": "rho, photos",
+            **shares,
+            "judged.auc": "AUC",
+            "judged.rank": "rank correlation",
+            "judged.good": "robust if called",
+        }
+        means_only = {
+            "robust.photos": "robust, photos",
+            "judged.called": "called",
+            "evaluations": "masks asked",
+        }
+        print(f"\n**{name}**, {len(group) // len(labels)} photos\n")
+        columns = {**keys, **means_only}
+        print(f"| masker | {' | '.join(columns.values())} |")
+        print("|---" * (1 + len(columns)) + "|")
         for (label,), own in grouped(group, "masker"):
-            cells = [interval(own, k) for k in ("size", "relative", "rho.colours", "rho.photos")]
-            cells.append(interval(own, "robust.photos"))
-            cells += [interval(own, f"at_size.{s:g}") for s in sizes]
-            cells += list(verdicts(own))
-            print(f"| {label} | {' | '.join(cells)} |")
-        print(f"\n| {maskers_[0]} less | size | confidence | rho, colours | rho, photos |", end="")
-        print("".join(f" rho, {s:.0%} |" for s in sizes))
-        print("|---" * (5 + len(sizes)) + "|")
-        first = by_photo(group, maskers_[0])
-        for label in maskers_[1:]:
-            second = by_photo(group, label)
-            keys = [
-                "size",
-                "relative",
-                "rho.colours",
-                "rho.photos",
-                *(f"at_size.{s:g}" for s in sizes),
-            ]
-            print(f"| {label} | {' | '.join(less(first, second, key) for key in keys)} |")
+            print(f"| {label} | {' | '.join(interval(own, key) for key in columns)} |")
+        for label in labels[:2]:  # switched off, in the two ways of `maskers`
+            print(f"\n| {label} less | {' | '.join(keys.values())} |")
+            print("|---" * (1 + len(keys)) + "|")
+            first = by_photo(group, label)
+            for other in labels:
+                if other != label:
+                    second = by_photo(group, other)
+                    cells = [less(first, second, key) for key in keys]
+                    print(f"| {other} | {' | '.join(cells)} |")
 
 
-def verdicts(rows: list[Row]) -> tuple[str, str]:
-    """Share of random masks called sufficient; and rho of those, by photo where there are any."""
-    called = [np.array(r["random"]["sufficient"], bool) for r in rows]
-    rho = [np.array(r["random"]["rho"]) for r in rows]
-    shares = bootstrap([c.mean() for c in called])
-    good = [float(v[c].mean()) for v, c in zip(rho, called, strict=True) if c.any()]
-    robust = f"{short(bootstrap(good))} ({sum(map(sum, called))})" if good else "- (0)"
-    return short(shares), robust
+def judged(row: Row) -> Row:
+    """How well a masker's confidence in random masks tells which of them survive.
+
+    "auc" and "rank" are of its order of the masks, "called" is the share that it calls sufficient,
+    and "good" the mean rho of those; NaN where there are none, or all survive, or none does.
+    """
+    confidence, rho = (np.array(row["random"][key]) for key in ("confidence", "rho"))
+    called = np.array(row["random"]["sufficient"], bool)
+    return {
+        "auc": auc(confidence, rho >= ROBUST),
+        "rank": rank_correlation(confidence, rho),
+        "called": called.mean(),
+        "good": rho[called].mean() if called.any() else math.nan,
+    }
 
 
 # --------------------------------------------------------------------------------------- threshold
@@ -322,10 +355,11 @@ def threshold(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
     rows: list[Row] = list(asked.known)
     done = {(r["model"], r["photo"]) for r in rows}
     planting = Planting(asked.colours, asked.others)
-    for name in asked.models:
-        network = Network.load(kit, name)
-        if network.info["size"] == 32:
-            print(f"skipped: {name} knows none of the objects' classes")
+    for network in Network.load_all(kit, asked.models):
+        name = network.name
+        if network.info["size"] == 32 or name.startswith(TORCHVISION):
+            # the kit crops the objects' masks as its own networks see photos
+            print(f"skipped: {name} knows none of the objects' classes, or crops photos otherwise")
             continue
         network.model.to(memory_format=torch.channels_last)
         chosen = {
@@ -562,7 +596,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", choices=EXPERIMENTS, required=True)
     parser.add_argument("--kit", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    names = f"{', '.join(MODELS)}, {TORCHVISION}NAME"
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=names)
     parser.add_argument("--photos", type=int, default=50)
     parser.add_argument("--colours", type=int, default=100, help="solid backgrounds")
     parser.add_argument("--others", type=int, default=50, help="photos as backgrounds, at most")
@@ -576,6 +611,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the file of --json")
     parser.add_argument("--plot", type=Path, help="draw the rows, measured or of --tables (PNG)")
     asked = parser.parse_args()
+    for name in asked.models:
+        if name not in MODELS and not name.startswith(TORCHVISION):
+            parser.error(f"--models: no {name}; choose from {names}")
     run, _ = EXPERIMENTS[asked.experiment]
     if asked.resume and asked.json is None:
         parser.error("--resume needs --json, the file to go on with")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks import paper
+from convad_fx.errors import Unavailable
 
 
 class SmallKit:
@@ -129,3 +133,92 @@ def test_the_plot_is_written_from_tables(tmp_path: Path, monkeypatch: pytest.Mon
     call(monkeypatch, *ask, "--photos", "2", "--json", str(rows))
     call(monkeypatch, *ask, "--tables", str(rows), "--plot", str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_compare_both_ways_of_switching_off_with_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def row(masker: str, photo: str, size: float, confidence: list[float]) -> dict[str, Any]:
+        return {
+            "model": "m", "photo": photo, "masker": masker, "size": size, "relative": 0.9,
+            "rho": {"colours": 0.5, "photos": size}, "robust": {"photos": size >= 0.8},
+            "at_size": {"0.2": 0.25}, "evaluations": 100,
+            "random": {
+                "confidence": confidence, "rho": [0.0, 0.4, 0.8, 1.0],
+                "sufficient": [c >= 0.9 for c in confidence],
+            },
+        }  # fmt: skip
+
+    rows = [
+        row(masker, photo, size + shift, confidence)
+        for masker, size, confidence in (
+            ("off", 0.5, [0.1, 0.2, 0.9, 1.0]),  # in order
+            ("paper", 0.2, [1.0, 0.9, 0.2, 0.1]),  # the wrong way round
+            ("black", 0.6, [0.5, 0.5, 0.5, 0.5]),  # says nothing
+        )
+        for photo, shift in (("a", 0.0), ("b", 0.2))
+    ]
+    paper.print_robustness(rows)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    heads = [cells[0] for cells in table if not cells[0].startswith("---")]
+    assert heads == [
+        *("masker", "off", "paper", "black"),
+        *("off less", "paper", "black"),
+        *("paper less", "off", "black"),
+    ]
+    by_name = [dict(zip(table[0], cells, strict=True)) for cells in table[2:5]]
+    assert [cells["size"][:4] for cells in by_name] == ["0.60", "0.30", "0.70"]
+    assert [cells["AUC"][:4] for cells in by_name] == ["1.00", "0.00", "0.50"]
+    assert [cells["rank correlation"][:5] for cells in by_name] == ["1.00 ", "-1.00", "-"]
+    assert [cells["robust if called"][:4] for cells in by_name] == ["0.90", "0.20", "-"]
+    assert [cells["masks asked"][:3] for cells in by_name] == ["100"] * 3
+    differences = {(cells[0]): cells for cells in table[7:9]}
+    assert differences["paper"][1].startswith("+0.30 [+0.30, +0.30]")
+    assert differences["black"][1].startswith("-0.10 [-0.10, -0.10]")
+
+
+def test_thresholds_are_held_against_the_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images" / "segmentation"
+    folder.mkdir(parents=True)
+    lines = [f"{i}.png,{i}-mask.png,0 1 2" for i in range(2)]
+    (folder / "manifest.csv").write_text("\n".join(["image,mask,imagenet_indices", *lines]))
+    truth = torch.zeros(8, 8, dtype=torch.bool)
+    truth[2:6, 2:6] = True
+    for i in range(2):
+        Image.fromarray(truth.numpy()).save(folder / f"{i}-mask.png")
+
+    class Objects(SmallKit):
+        _models = SimpleNamespace(
+            crop_mask=lambda mask, info: torch.from_numpy(np.array(mask, dtype=bool))
+        )
+
+        def __init__(self, root: Path) -> None:
+            super().__init__(tmp_path)
+
+    monkeypatch.setattr(f"{__name__}.SmallKit", Objects)
+    rows = tmp_path / "rows.json"
+    call(monkeypatch, "--experiment", "threshold", "--photos", "2", "--json", str(rows))
+    found = json.loads(rows.read_text())["rows"]
+    assert len(found) == 2 * len(paper.policies("few"))
+    assert {row["object"] for row in found} == {0.25}
+    default = [row for row in found if row["masker"] == "positional gate dilute, tau 0"]
+    mean = sum(row["iou"] for row in default) / 2
+    printed = capsys.readouterr().out
+    assert f"| **positional gate dilute, tau 0** (default) | {mean:.2f} [" in printed
+
+
+def test_weights_that_cannot_be_fetched_are_skipped_visibly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(name: str) -> None:
+        raise Unavailable(f"the weights of {name} cannot be fetched")
+
+    monkeypatch.setattr(paper.models, "resolve", offline)
+    call(monkeypatch, "--experiment", "equivalence", "--models", "torchvision:resnet50")
+    printed = capsys.readouterr().out
+    assert "skipped: torchvision:resnet50: the weights of resnet50 cannot be fetched" in printed
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--experiment", "equivalence", "--models", "resnet5000")
