@@ -29,7 +29,7 @@ from torch import Tensor
 import convad_fx
 from benchmarks.kit import Kit
 from convad_fx.explain.paint import Normalisation
-from convad_fx.metrics import robustness
+from convad_fx.metrics import paired, robustness
 
 CONFIDENCES = (0.0, 0.5, 0.9)
 PARTITIONS = (2, 5, 10)
@@ -65,6 +65,10 @@ def in_batches(model: Callable[[Tensor], Tensor], batch: int) -> Callable[[Tenso
         return logits
 
     return ask
+
+
+#: `convad_fx.Search()`, among `searches`.
+USUAL = "c0.9 spatial p10"
 
 
 def searches() -> dict[str, convad_fx.Search]:
@@ -143,6 +147,26 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
+def differences(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """What each search has more than the default one, paired by photo: size, rho on photos."""
+    by_search: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        by_search[row["search"]][row["photo"]] = row
+    usual = by_search.get(USUAL, {})
+    found = []
+    for name, group in by_search.items():
+        photos = sorted(group.keys() & usual.keys())
+        if name == USUAL or len(photos) < 2:
+            continue
+        cells = []
+        for number in ("size", "rho_images"):
+            more = paired(*([side[photo][number] for photo in photos] for side in (group, usual)))
+            d = more.difference
+            cells.append(f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}], p {more.p_value:.2g}")
+        found.append((name, *cells))
+    return found
+
+
 def plot(means: dict[str, dict[str, float]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -179,23 +203,33 @@ def plot(means: dict[str, dict[str, float]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kit", type=Path, required=True)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, help="written after every photo")
+    parser.add_argument("--tables", type=Path, help="print the tables of this JSON, run nothing")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--photos", type=int, default=10)
     parser.add_argument("--compile", action="store_true", help="through torch.compile")
     asked = parser.parse_args()
+    rows: list[dict[str, Any]] = []
 
-    def save(rows: list[dict[str, Any]]) -> None:
-        asked.json.write_text(json.dumps({"means": summary(rows), "rows": rows}, indent=1))
+    def save(found: list[dict[str, Any]]) -> None:
+        rows[:] = found
+        if asked.json is not None:
+            asked.json.write_text(json.dumps({"means": summary(rows), "rows": rows}, indent=1))
 
-    measure(Kit(asked.kit), asked.photos, asked.compile, save)
-    means = json.loads(asked.json.read_text())["means"]
+    if asked.tables is None:
+        measure(Kit(asked.kit), asked.photos, asked.compile, save)
+    else:
+        rows = json.loads(asked.tables.read_text())["rows"]
+    means = summary(rows)
     print(f"{'search':<36} {'masks':>6} {'size':>6} {'colours':>8} {'images':>7}")
     for name, row in means.items():
         print(
             f"{name:<36} {row['evaluations']:>6.0f} {row['size']:>6.3f}"
             f" {row['rho_colours']:>8.2f} {row['rho_images']:>7.2f}"
         )
+    print(f"\n{f'less {USUAL}':<36} {'size':>28} {'rho on photos':>28}")
+    for name, size, rho in differences(rows):
+        print(f"{name:<36} {size:>28} {rho:>28}")
     if asked.plot:
         plot(means, asked.plot)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import paper
+import convad_fx
+from benchmarks import convergence, paper
 from convad_fx.errors import Unavailable
 
 
@@ -222,3 +224,23 @@ def test_weights_that_cannot_be_fetched_are_skipped_visibly(
     assert "skipped: torchvision:resnet50: the weights of resnet50 cannot be fetched" in printed
     with pytest.raises(SystemExit):
         call(monkeypatch, "--experiment", "equivalence", "--models", "resnet5000")
+
+
+def test_searches_are_compared_with_the_default_photo_by_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = convergence.searches()[convergence.USUAL]
+    assert usual == replace(convad_fx.Search(), confidence=0.9)  # gamma's 0.9, said aloud
+    rows = [
+        {"search": name, "photo": photo, "size": size, "rho_images": rho, "evaluations": 10}
+        | {"rho_colours": 1.0}
+        for name, size, rho in ((convergence.USUAL, 0.5, 0.75), ("other", 0.25, 1.0))
+        for photo in "abc"
+    ]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr("sys.argv", ["convergence", "--kit", "nowhere", "--tables", str(file)])
+    convergence.main()
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "+0.25" in one]
+    assert line.startswith("other ")
+    assert "-0.25 [-0.25, -0.25]" in line

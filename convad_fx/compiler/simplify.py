@@ -20,6 +20,7 @@ from convad_fx.compiler.steps import (
     Join,
     Pad,
     PixelShuffle,
+    Rearrange,
     Resize,
     SameCell,
     Statistic,
@@ -164,6 +165,8 @@ def _decided(node: torch.fx.Node, plan: Plan) -> NodePlan | None:
 
 def _broadcasts(user: torch.fx.Node, plan: Plan) -> bool:
     decided = _decided(user, plan)
+    if decided is not None and isinstance(decided.step, Rearrange):
+        return decided.step.axes[0] == 0  # the batch stays where it is
     return decided is not None and isinstance(decided.step, _AS_IT_COMES)
 
 

@@ -48,7 +48,7 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """How much is asked, and how. docs/search.md says what each default was chosen from.
+    """How much is asked, and how. docs/search.md says what the defaults were chosen from.
 
     >>> Search(partitions=5).evaluations          # never more masks than this
     560

@@ -39,7 +39,7 @@ class Signs:
 
     @property
     def seen(self) -> tuple[str, ...]:
-        """Which of them stand out, in words; the limits are those of docs/metrics.md."""
+        """Which of them stand out, in words; the limits are those of docs/failure-signs.md."""
         rows = (
             (self.parts > 5 and self.largest < 0.5, "scattered: many pieces, none of them large"),
             (self.border > 2, "at the border: more of the set lies there than by chance"),

@@ -118,7 +118,7 @@ def tune(
         n: backgrounds of each kind: solid colours, and as many of the other images as there are.
         search: how explanations are found, by the baseline and the leader (for "object": by every
             policy), so that the price of a choice, their size, can be seen; None: not at all.
-        level: how sure to be, in (0, 1).
+        level: how sure to be, in [0.5, 1).
         seed: a non-negative integer.
         normalisation: what the preprocessing subtracts and divides by; colours are drawn before it.
         names: of the images, for people.

@@ -64,6 +64,29 @@ def test_hoisting_computes_the_first_layer_once_per_image() -> None:
     assert rows == [1]
 
 
+def test_hoisting_goes_on_through_a_norm_over_channels_that_come_last() -> None:
+    class Stem(nn.Module):
+        """As ConvNeXt's."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 4, 2, 2), nn.LayerNorm(4)
+            self.second = nn.Conv2d(4, 4, 3, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.norm(self.first(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return self.second(x).mean((2, 3))
+
+    torch.manual_seed(0)
+    model, rows = Stem().eval(), []
+    masked = convert(model, torch.zeros(SHAPE), Policy(input="raw"))
+    model.norm.register_forward_hook(lambda m, i, o: rows.append(o.shape[0]))
+    x, masks = torch.rand(1, 3, 8, 8), torch.rand(5, 1, 8, 8) > 0.5
+    found = masked(x, masks)
+    assert rows == [1]
+    torch.testing.assert_close(found, masked(x.expand(5, -1, -1, -1), masks))
+
+
 def test_a_size_read_before_the_first_gate_is_the_mask_batch() -> None:
     class Late(nn.Module):
         """Reads the batch of the image, and needs it where there is one row per mask."""
