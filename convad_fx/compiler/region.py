@@ -24,6 +24,7 @@ import torch
 import torch.fx
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from convad_fx.compiler import crop, steps
 from convad_fx.compiler.activity import gate
@@ -719,6 +720,11 @@ class Shapes(torch.fx.Interpreter):
         if isinstance(result, torch.Tensor):
             self.shapes[n] = result.shape
         return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(self.fetch_attr(target), _BatchNorm):
+            return args[0]  # as large in any case; torch takes longest of all to say so
+        return super().call_module(target, args, kwargs)
 
 
 def _same(size: int, reach: int, stride: int) -> int:
