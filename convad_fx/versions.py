@@ -18,3 +18,12 @@ def versions() -> dict[str, str]:
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         own = "unknown"
     return {"convad_fx": own, "torch": str(torch.__version__)}
+
+
+def versions_of_pixels() -> dict[str, str]:
+    """Versions of what makes a network's input of a picture's file, beside `versions`.
+
+    >>> sorted(versions_of_pixels())
+    ['pillow', 'torchvision']
+    """
+    return {name: metadata.version(name) for name in ("pillow", "torchvision")}

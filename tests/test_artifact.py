@@ -605,11 +605,12 @@ def test_saves_at_once_that_are_killed_leave_a_whole_file(tmp_path: Path) -> Non
             assert saver.stdout.readline() == b"ready\n"
         while not path.exists():
             time.sleep(0.01)
-        seen = set()
-        for _ in range(300):
+        seen, reads, deadline = set(), 0, time.monotonic() + 60
+        while reads < 300 or (seen != whole and time.monotonic() < deadline):
             now = path.read_bytes()
             assert now in whole
             seen.add(now)
+            reads += 1
             time.sleep(0.002)
         assert seen == whole, "the two did not save in turn"
     finally:

@@ -168,7 +168,6 @@ with torch.inference_mode():
 print(json.dumps({
     "far": (fast - slow).abs().max().item() / slow.abs().max().item(),
     "compiler": "torch._inductor.compile_fx" in sys.modules,
-    "dynamo": "torch._dynamo.eval_frame" in sys.modules,
     "shape": list(fast.shape),
 }))
 """

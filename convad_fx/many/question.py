@@ -24,7 +24,7 @@ from convad_fx.many.provenance import Provenance, weights_digest
 from convad_fx.many.rows import row_of
 from convad_fx.many.sources import Item
 from convad_fx.metrics.robustness import check_class
-from convad_fx.versions import versions
+from convad_fx.versions import versions, versions_of_pixels
 
 
 def _insertion(masked: MaskedModule, x: Tensor, why: Explanation, _: Question) -> float:
@@ -188,7 +188,7 @@ class Explainer:
                 "seed": question.seed,
                 "contrastive": question.contrastive,
                 "metrics": sorted(question.metrics),
-                "versions": versions(),
+                "versions": versions() | versions_of_pixels(),
             }
         )
 
