@@ -671,9 +671,10 @@ def _out_of_place(
             shares = storage == storages.get(operand) and other is not operand
             if not shares or order[other] >= order[node]:
                 continue
-            if not (_reaches(other, operand) or _reaches(operand, other)):
-                continue
-            if any(order[user] > order[node] for user in other.users):
+            # the paths last: they are searched for in the whole graph
+            if any(order[user] > order[node] for user in other.users) and (
+                _reaches(other, operand) or _reaches(operand, other)
+            ):
                 problems.append(
                     Problem(
                         node.name,
