@@ -12,7 +12,6 @@ from convad_fx import models
 from convad_fx.errors import PolicyError
 from convad_fx.integrations import ray as on_ray
 from convad_fx.many import Explainer, Outcome, Question, Recipe, Shard, Summary, explain_many
-from convad_fx.many.question import rank_device
 from convad_fx.many.sources import is_tar
 
 FOUND, FAILED = 1, 2
@@ -62,8 +61,7 @@ def explain(run: Run, *, resume: bool, overlays: bool, as_json: bool) -> None:
             notify=notify,
         )
     else:
-        device = rank_device(run.device, shard.local)
-        explainer = Explainer(run.classifier, run.question, device, drawn)
+        explainer = Explainer(run.classifier, run.question, run.recipe.device, drawn)
         found = explain_many(
             explainer, run.pictures, run.folder, resume=resume, shard=shard, notify=notify
         )

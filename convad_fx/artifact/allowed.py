@@ -187,9 +187,7 @@ def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
 
 def value_of(name: str) -> Callable[..., Any]:
     """The function that an argument or a layer's attribute is: one of torch's, on tensors."""
-    if not name.startswith(("torch.nn.functional.", "torch.ops.aten.")) and (
-        not name.startswith("torch.") or name.removeprefix("torch.") in _FACTORIES.split()
-    ):
+    if not name.startswith("torch.") or name.removeprefix("torch.") in _FACTORIES.split():
         raise ArtifactError(
             f"the file hands over {name!r} to be called, which no artifact may",
             hint="only activations and their like, functions of torch, are values",
