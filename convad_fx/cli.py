@@ -107,6 +107,13 @@ Trusted = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Masks at a time; by default as is fastest.")
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the search: bfloat16 or float16. What it finds is checked in the network's own.  "
+        "[default: the network's own]"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 Progress = Annotated[
     bool | None,
@@ -429,6 +436,7 @@ def explain(
         bool, typer.Option("--weighted", help="Count combinations by their confidence.")
     ] = False,
     batch_size: BatchSize = None,
+    precision: Precision = None,
     trusted: Trusted = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Many: go on where an earlier run into DIR stopped.")
@@ -525,11 +533,12 @@ def explain(
             contrastive,
             batch_size or "auto",
             tuple(metric or ()),
+            precision,
         )
         run = cli_many.Run(recipe, classifier, question, pictures, folder, device, ray, workers)
         cli_many.explain(run, resume=resume, overlays=overlays, as_json=as_json)
         return
-    asker = _Asker(classifier, chosen, policy, search, batch_size or "auto", seed)
+    asker = _Asker(classifier, chosen, policy, search, batch_size or "auto", seed, precision)
 
     table = None if as_json else _Table([str(path) for path in pictures])
     done: list[Result] = []
@@ -938,9 +947,10 @@ class _Asker:
         search: Search = Search(),  # noqa: B008 (frozen)
         batch_size: int | str = "auto",
         seed: int = 0,
+        precision: str | None = None,
     ) -> None:
         self.classifier, self.device, self.search = classifier, device, search
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.precision = batch_size, seed, precision
         self.masked = models.masked_network(classifier, device, policy)
 
     def ask(
@@ -969,6 +979,7 @@ class _Asker:
             search=self.search,
             contrastive=contrastive,
             batch_size=self.batch_size,
+            precision=self.precision,
             labels=self.classifier.labels or None,
         )
         seconds = (time.perf_counter() - began) / len(explanations)

@@ -345,9 +345,19 @@ def test_search_options_reach_the_search(tmp_path, photos):
     assert why["evaluations"] <= 400
 
 
+def test_a_search_in_half_precision(tmp_path, photos):
+    options = ("--precision", "bfloat16", "--json")
+    result = run("explain", photos[0], "--model", "demo", "--out", tmp_path, *options, *QUICK)
+    (why,) = json.loads(result.stdout)["explained"]
+    assert why["precision"] == "bfloat16"
+    assert why["sufficient"]
+    assert 0 < why["deviation"] < 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--precision", "half"), "precision must be one of bfloat16, float16, not 'half'"),
         (("--budget", 10), "a budget of 10 does not pay for finding the set"),
         (("--order", "nearest"), "order must be one of responsibility, spatial, not 'nearest'"),
         (("--stable", 2), "stable must lie in (0, 1], not 2.0"),

@@ -156,10 +156,7 @@ class _Run:
         precision: str | None,
         told: Callable[[int], Any] | None,
     ) -> None:
-        if precision is not None and precision not in PRECISIONS:
-            raise PolicyError(
-                f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}"
-            )
+        check_precision(precision)
         if x.dim() < 3:
             raise ImageError("the image is not a tensor (N, C, ...)", hint="see x[None]")
         self.engine, self.x, self.told = engine, x, told
@@ -595,6 +592,15 @@ def _most(x: Tensor) -> int:
     else:
         free, most = psutil.virtual_memory().available, 64
     return max(1, min(most, free // 2 // max(each, 1)))
+
+
+def check_precision(precision: str | None) -> None:
+    """Refuses what autocast does not do."""
+    if precision is not None and precision not in PRECISIONS:
+        raise PolicyError(
+            f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}",
+            hint="leave it out for the network's own",
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convad_fx.compiler import MaskedModule
-from convad_fx.compiler.evaluate import CHUNK
-from convad_fx.errors import ImageError, ModelError
+from convad_fx.compiler.evaluate import CHUNK, check_precision
+from convad_fx.errors import ImageError, ModelError, PolicyError
 from convad_fx.explain.options import check_count
 
 if TYPE_CHECKING:
@@ -82,10 +82,18 @@ class Evaluator:
         batch_size: masks that go through the network at once, or "auto": what the masked network
             finds fastest; for other maskers see `at_once`.
         bar: a tqdm-like object, told of every evaluation by `bar.update(n)`.
+        precision: "bfloat16" or "float16": the masked network's arithmetic, but where it is asked
+            plainly; None is its own.
+
+    Attributes:
+        evaluations: masks asked about so far.
+        deviation: with a precision, how far logits were from float32's at most, on the first batch
+            of each size of box; else None.
 
     Raises:
         ImageError: the image is not one floating-point image.
-        PolicyError: batch_size is neither "auto" nor a positive whole number.
+        PolicyError: batch_size is neither "auto" nor a positive whole number; no such precision,
+            or one for a masker that is no masked network.
     """
 
     def __init__(
@@ -95,11 +103,20 @@ class Evaluator:
         *,
         batch_size: int | str = "auto",
         bar: Any = None,
+        precision: str | None = None,
     ) -> None:
         check_batch_size(batch_size)
+        check_precision(precision)
+        if precision is not None and not isinstance(masker, MaskedModule):
+            raise PolicyError(
+                f"precision is for masked networks, and this masker is a {type(masker).__name__}",
+                hint="leave precision out, or explain `convad_fx.convert(model, example)`",
+            )
         self.image = as_batch(image)
         self.batch_size = batch_size
+        self.precision = precision
         self.evaluations = 0
+        self.deviation: float | None = None
         self._masker, self._bar = masker, bar
 
     @property
@@ -111,7 +128,8 @@ class Evaluator:
         """What the network says of each mask (H, W), in order.
 
         Args:
-            plainly: by plain calls on whole images, nothing compiled, as anybody would check it.
+            plainly: by plain calls on whole images, nothing compiled, in the network's own
+                precision, as anybody would check it.
 
         Raises:
             ModelError: the masker's answer is not one row of two or more finite logits per mask.
@@ -152,8 +170,12 @@ class Evaluator:
         with torch.inference_mode():
             if by_engine:
                 assert isinstance(self._masker, MaskedModule)
-                found = self._masker.evaluate(self.image, mask, batch_size=self.batch_size)
+                found = self._masker.evaluate(
+                    self.image, mask, batch_size=self.batch_size, precision=self.precision
+                )
                 answer: Any = found.logits
+                if found.deviation is not None:
+                    self.deviation = max(self.deviation or 0.0, found.deviation)
             else:
                 masker: Any = self._masker
                 if isinstance(masker, MaskedModule):

@@ -48,6 +48,7 @@ def explain(
     search: Search = _DEFAULT,
     contrastive: bool = False,
     batch_size: int | str = "auto",
+    precision: str | None = None,
     labels: Sequence[str] | Mapping[int, str] | None = None,
 ) -> Explanation:
     """Find a small set of pixels that suffices for the network's answer.
@@ -89,15 +90,19 @@ def explain(
         contrastive: find, too, what must be hidden for the class to change
             (`Explanation.contrast`): the most responsible pixels, as many as it takes.
         batch_size: masks that go through the network at once; "auto": as is fastest.
+        precision: "bfloat16" or "float16": the search's arithmetic, on a masked network. What is
+            found is asked about once more in the network's own precision, and made larger until it
+            suffices there; `Explanation.deviation` says how far logits were from float32's.
         labels: class names, one for every class, or a mapping from class numbers.
 
     Raises:
         ImageError: the image is not one floating-point image.
         ModelError: the masker's answers are not finite logits (N, classes).
-        PolicyError: target, gamma, seed, batch_size, labels or the budget are out of range.
+        PolicyError: target, gamma, seed, batch_size, precision, labels or the budget are out of
+            range.
     """
     with tqdm(total=None, unit="mask", desc="explain", disable=not progress, leave=False) as bar:
-        case = _case(masker, image, target, gamma, seed, search, batch_size, labels, bar)
+        case = _case(masker, image, target, gamma, seed, search, batch_size, precision, labels, bar)
         return _explained(case, 0, None, contrastive)
 
 
@@ -113,6 +118,7 @@ def explain_disjoint(
     search: Search = _DEFAULT,
     contrastive: bool = False,
     batch_size: int | str = "auto",
+    precision: str | None = None,
     labels: Sequence[str] | Mapping[int, str] | None = None,
 ) -> tuple[Explanation, ...]:
     """Up to `count` explanations that share no pixel: different reasons for the same answer.
@@ -130,7 +136,8 @@ def explain_disjoint(
     not suffice, so there may be fewer than `count`; the whole image is never divided up by force.
 
     Args:
-        masker, image, target, gamma, progress, seed, batch_size, labels: as in `explain`.
+        masker, image, target, gamma, progress, seed, batch_size, precision, labels: as in
+            `explain`.
         count: the most explanations wanted, 1 or more.
         search: as in `explain`; `search.budget` holds for each explanation.
         contrastive: as in `explain`; for the first explanation only.
@@ -144,7 +151,7 @@ def explain_disjoint(
     check_count("count", count, least=1, hint="3 is usual")
     found: list[Explanation] = []
     with tqdm(total=None, unit="mask", desc="explain", disable=not progress, leave=False) as bar:
-        case = _case(masker, image, target, gamma, seed, search, batch_size, labels, bar)
+        case = _case(masker, image, target, gamma, seed, search, batch_size, precision, labels, bar)
         within: Mask | None = None
         while len(found) < count:
             found.append(_explained(case, len(found), within, contrastive and not found))
@@ -196,6 +203,7 @@ def _case(
     seed: int,
     search: Search,
     batch_size: int | str,
+    precision: str | None,
     labels: Sequence[str] | Mapping[int, str] | None,
     bar: Any,
 ) -> _Case:
@@ -205,8 +213,9 @@ def _case(
     check_count("seed", seed, least=0, hint="pass 0")
     batch = as_batch(image)
     digest = image_digest(batch)
-    evaluator = Evaluator(masker, batch, batch_size=batch_size, bar=bar)
-    logits = evaluator.logits([np.ones(evaluator.shape, bool)])
+    evaluator = Evaluator(masker, batch, batch_size=batch_size, bar=bar, precision=precision)
+    # what is to be reached is not a matter of precision
+    logits = evaluator.logits([np.ones(evaluator.shape, bool)], plainly=precision is not None)
     target = _target(logits, target, labels)
     _name(target, labels, logits.shape[1])  # labels that do not fit: before the search
     return _Case(
@@ -272,6 +281,8 @@ def _explained(case: _Case, number: int, within: Mask | None, contrastive: bool)
         number=number,
         minimal=shrunk.minimal,
         contrast=contrast,
+        precision=evaluator.precision,
+        deviation=evaluator.deviation,
     )
 
 

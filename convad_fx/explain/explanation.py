@@ -17,7 +17,7 @@ from convad_fx.explain import display
 from convad_fx.explain.evaluate import Mask
 from convad_fx.explain.options import Search
 
-FORMAT = 2
+FORMAT = 3
 
 
 class DamagedExplanation(ConvadError, ValueError):
@@ -112,6 +112,10 @@ class Explanation:
         minimal: whether leaving out any one block of `search.minimal` pixels' side was seen to make
             the set insufficient.
         contrast: what must be hidden for the class to change, where that was asked.
+        precision: of the search's arithmetic, "bfloat16" or "float16"; None is the network's own.
+            `confidence_whole` and `confidence_recheck` are always in the network's own.
+        deviation: with a precision, how far logits were from the network's own, at most, on the
+            first batch of each size of box.
     """
 
     mask: Mask
@@ -132,6 +136,8 @@ class Explanation:
     number: int = 0
     minimal: bool = False
     contrast: Contrast | None = None
+    precision: str | None = None
+    deviation: float | None = None
 
     def __post_init__(self) -> None:
         # Copies, and writable: torch.from_numpy warns of arrays that are not.
@@ -167,9 +173,14 @@ class Explanation:
         if self.minimal:
             verdict += f", minimal in blocks of {self.search.minimal}"
         contrast = f"; {self.contrast}" if self.contrast is not None else ""
+        lower = ""
+        if self.precision is not None:
+            off = "" if self.deviation is None else f" (logits off by {self.deviation:.2g} at most)"
+            lower = f"; searched in {self.precision}{off}"
         return (
             f"{self.title}: {what} kept, confidence {self.confidence_recheck:.3f} of "
             f"{self.confidence_whole:.3f}, {verdict}{contrast}; {self.evaluations} evaluations"
+            f"{lower}"
         )
 
     def _repr_png_(self) -> bytes:

@@ -17,6 +17,7 @@ from torch import Tensor
 from convad_fx import device as devices
 from convad_fx import images, metrics, models, report
 from convad_fx.compiler import MaskedModule, Policy
+from convad_fx.compiler.evaluate import check_precision
 from convad_fx.errors import ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain
 from convad_fx.explain.options import check_count, check_share
@@ -59,7 +60,7 @@ class Question:
 
     Args:
         policy: None is the default, or that of a network that was compiled with one.
-        search, target, gamma, seed, contrastive, batch_size: as in `convad_fx.explain`.
+        search, target, gamma, seed, contrastive, batch_size, precision: as in `convad_fx.explain`.
         metrics: of insertion, deletion (areas under the curve) and robustness (share of 50 solid
             colours).
     """
@@ -72,8 +73,10 @@ class Question:
     contrastive: bool = False
     batch_size: int | str = "auto"
     metrics: tuple[str, ...] = ()
+    precision: str | None = None
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         check_share("gamma", self.gamma, zero=False, hint="0.9 is usual")
         check_count("seed", self.seed, least=0, hint="pass 0")
         if self.seed >= 2**63:
@@ -187,6 +190,7 @@ class Explainer:
                 "gamma": question.gamma,
                 "seed": question.seed,
                 "contrastive": question.contrastive,
+                "precision": question.precision,
                 "metrics": sorted(question.metrics),
                 "versions": versions() | versions_of_pixels(),
             }
@@ -216,6 +220,7 @@ class Explainer:
             search=question.search,
             contrastive=question.contrastive,
             batch_size=question.batch_size,
+            precision=question.precision,
             labels=self.classifier.labels or None,
         )
         measured = {

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from maskers import LABELS, Counting, always, both, either, share, whole
+from PIL import Image
 from torch import nn
 
+import convad_fx
+from convad_fx import images, models
+from convad_fx.demo import scenes
 from convad_fx.errors import ConvadError, ImageError, ModelError, PolicyError
 from convad_fx.explain import Explanation, Search, explain, occlusion
 from convad_fx.explain.explainer import image_digest
@@ -255,3 +259,59 @@ def test_wrong_labels_are_refused_before_the_search() -> None:
     with pytest.raises(PolicyError, match="labels"):
         explain(masker, IMAGE, labels=["a", "b"])
     assert len(masker.masks) == 1
+
+
+@pytest.fixture(scope="module")
+def ladybird() -> tuple[convad_fx.MaskedModule, torch.Tensor]:
+    classifier = models.resolve("demo")
+    x = images.to_input(Image.fromarray(scenes.held_out(1)[0].image), classifier.preprocess)
+    return convad_fx.convert(classifier.model, x), x
+
+
+def test_a_search_in_half_precision_is_checked_in_the_networks_own(ladybird) -> None:
+    masked, x = ladybird
+    why = explain(masked, x, search=QUICK, precision="bfloat16")
+    exact = explain(masked, x, search=QUICK)
+    with torch.inference_mode():
+        kept = masked(x, torch.tensor(why.mask)[None, None]).double().softmax(1)[0]
+    assert why.sufficient
+    assert why.confidence_recheck == float(kept[why.target])
+    assert why.confidence_whole == exact.confidence_whole
+    assert (why.target, why.precision) == (exact.target, "bfloat16")
+    assert 0 < why.deviation < 0.5
+    assert (exact.precision, exact.deviation) == (None, None)
+    assert "searched in bfloat16 (logits off by" in str(why)
+    assert Explanation.from_json(why.to_json()) == why
+
+
+def test_what_suffices_in_half_precision_only_is_made_larger() -> None:
+    class Steep(nn.Module):
+        """258 times the share that is kept, against 256: in bfloat16 nothing lies between."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen = nn.functional.linear(x.mean((2, 3)), torch.ones(1, 1)) * 258
+            return torch.cat([torch.full_like(seen, 256.0), seen], 1)
+
+    x, less = torch.ones(1, 1, 32, 32), torch.ones(1, 1, 32, 32, dtype=torch.bool)
+    less[..., -1, -2:] = False
+    masked = convad_fx.convert(Steep().eval(), x)
+    whole = float(masked(x).double().softmax(1)[0, 1])
+    lower = masked.evaluate(x, less, precision="bfloat16").logits.double().softmax(1)[0, 1]
+    exact = masked.evaluate(x, less).logits.double().softmax(1)[0, 1]
+    assert exact < 0.99 * whole < lower
+    why = explain(masked, x, gamma=0.99, search=QUICK, precision="bfloat16")
+    assert (why.sufficient, why.size) == (True, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("masker", "precision", "why"),
+    [
+        ("masked", "int8", "precision must be one of bfloat16, float16, not 'int8'"),
+        ("painting", "bfloat16", "precision is for masked networks"),
+    ],
+)
+def test_precision_is_for_masked_networks_and_has_two_names(ladybird, masker, precision, why):
+    masked, x = ladybird
+    asked = masked if masker == "masked" else occlusion(models.resolve("demo").model)
+    with pytest.raises(PolicyError, match=why):
+        explain(asked, x, search=QUICK, precision=precision)

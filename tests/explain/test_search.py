@@ -443,11 +443,14 @@ def test_of_two_sufficient_patches_both_must_go() -> None:
 
 
 def test_a_set_that_suffices_and_is_needed_is_both() -> None:
-    masker = Counting(whole(LEFT))
-    contrast = explain(masker, IMAGE, search=QUICK, contrastive=True).contrast
+    odd = Box(4, 13, 6, 15)  # of 81 pixels, 41 are needed, and 41 suffice
+    why = explain(Counting(share(odd)), IMAGE, gamma=0.3, search=QUICK, contrastive=True)
+    contrast = why.contrast
     assert contrast is not None
     assert contrast.changes
-    assert contrast.suffices == passes(masker, contrast.mask)
+    assert contrast.mask[odd.slices].sum() == 41
+    assert contrast.suffices
+    assert "they also suffice" in str(why)
 
 
 def test_where_nothing_changes_the_class_it_says_so() -> None:

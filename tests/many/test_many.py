@@ -128,7 +128,7 @@ def test_metrics_contrast_and_overlays_on_request(tmp_path, photos):
     more = ("--metric", "insertion", "--metric", "deletion", "--metric", "robustness")
     result = run(
         "explain", photos / "1.png", "--out", tmp_path, *OPTIONS, *more, "--contrastive",
-        "--overlays", "--json",
+        "--overlays", "--precision", "bfloat16", "--json",
     )  # fmt: skip
     assert (result.exit_code, result.stderr) == (0, "")
     assert json.loads(result.stdout)["rows"] == 1
@@ -143,6 +143,8 @@ def test_metrics_contrast_and_overlays_on_request(tmp_path, photos):
         assert picture.format == "PNG"
     why = Explanation.from_json(drawn.with_suffix(".json").read_text(encoding="utf-8"))
     assert np.array_equal(decode_rle(row["mask"]), why.mask)
+    assert json.loads(row["provenance"])["precision"] == why.precision == "bfloat16"
+    assert row["deviation"] == why.deviation > 0
 
 
 # -------------------------------------------------------------------------------- kills and resume
