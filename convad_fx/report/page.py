@@ -133,6 +133,7 @@ def save_page(
         heads=[(kind, _HEADS.get(kind, kind)) for kind in kinds],
         intervals=len(pictures) > 1,
         summary=[_summary(entry, kinds) for entry in found],
+        differences=[_less_first(e, kinds) for e in found[1:]] if len(pictures) > 1 else [],
         pictures=[_section(picture, kinds) for picture in pictures],
         failed=failed,
         made_by=", ".join(f"{name} {v}" for name, v in first.explanation.versions.items()),
@@ -196,6 +197,19 @@ def _summary(entry: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
         for kind in kinds
     ]
     return {"name": entry["masker"], "cells": cells}
+
+
+def _less_first(entry: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+    cells = []
+    for kind in kinds:
+        less = entry[kind]["less_first"]
+        mean, low, high = (_signed(kind, less[name]) for name in ("mean", "low", "high"))
+        cells.append({"text": mean, "interval": f"[{low}, {high}]", "p": f"{less['p']:.2g}"})
+    return {"name": entry["masker"], "cells": cells}
+
+
+def _signed(kind: str, value: float) -> str:
+    return format(value, "+" + _FORMATS.get(kind, ".0%"))
 
 
 def _section(picture: ComparedPicture, kinds: Sequence[str]) -> dict[str, Any]:

@@ -108,11 +108,25 @@ def test_the_summary_has_the_means_and_intervals_of_the_json(two: tuple[dict, Pa
     assert [row[0] for row in rows] == ["switched off", "black"]
 
 
+def test_differences_are_paired_by_picture_as_in_the_json(two: tuple[dict, Page]) -> None:
+    answer, page = two
+    head, row = page.tables[1]
+    assert head == page.tables[0][0]
+    black = answer["means"][1]
+    cells = [black["masker"]]
+    forms = {"size": "+.1%", "colours": "+.0%", "images": "+.0%", "confidence": "+.3f"}
+    for kind, form in forms.items():
+        less = black[kind]["less_first"]
+        span = f"[{less['low']:{form}}, {less['high']:{form}}]"
+        cells.append(f"{less['mean']:{form}} {span}, p {less['p']:.2g}")
+    assert row == cells
+
+
 def test_each_picture_has_the_numbers_and_the_drawing_of_the_json(two: tuple[dict, Page]) -> None:
     answer, page = two
     assert len(answer["compared"]) == len(page.images) == 2
     for one, (_, *rows), image in zip(
-        answer["compared"], page.tables[1:], page.images, strict=True
+        answer["compared"], page.tables[2:], page.images, strict=True
     ):
         assert rows == [
             [
