@@ -84,22 +84,40 @@ def in_batches(
     return lambda: torch.cat([painting(x, part) for part in masks.split(size)])
 
 
+def recorded(asked: argparse.Namespace) -> Tensor | None:
+    """Masks of real searches, in equal parts from some photos of the kit, if there is one."""
+    if asked.kit is None:
+        return None
+    kit = Kit(asked.kit)
+    model, info = kit.load("mobilenet_v2")
+    photos = [kit.photo(file, info) for file in kit.files()[: asked.photos]]
+    masked = convad_fx.convert(model.eval(), photos[0])
+    each = -(-asked.masks // len(photos))
+    return torch.cat([search_masks(masked, photo, each) for photo in photos])
+
+
+def families(
+    masked: convad_fx.MaskedModule, x: Tensor, known: Tensor | None, most: int
+) -> dict[str, Tensor]:
+    """At most so many masks of each kind, none twice, in a random order."""
+    found = {
+        "search": search_masks(masked, x, most) if known is None else known,
+        "sliding": sliding_masks()[:most],
+        "rise": rise_masks(most),
+    }
+    unique = {family: masks.unique(dim=0) for family, masks in found.items()}
+    return {
+        family: masks[torch.randperm(len(masks), generator=torch.Generator().manual_seed(0))]
+        for family, masks in unique.items()
+    }
+
+
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
-    recorded = None
-    if asked.kit is not None:
-        kit = Kit(asked.kit)
-        model, info = kit.load("mobilenet_v2")
-        photos = [kit.photo(file, info) for file in kit.files()[: asked.photos]]
-        masked = convad_fx.convert(model.eval(), photos[0])
-        each = -(-asked.masks // len(photos))
-        recorded = torch.cat([search_masks(masked, photo, each) for photo in photos])
-    rows = []
-    for name in asked.models:
-        rows += _rows_of(name, recorded, asked)
-    return rows
+    known = recorded(asked)
+    return [row for name in asked.models for row in _rows_of(name, known, asked)]
 
 
-def _rows_of(name: str, recorded: Tensor | None, asked: argparse.Namespace) -> list[measure.Row]:
+def _rows_of(name: str, known: Tensor | None, asked: argparse.Namespace) -> list[measure.Row]:
     torch.manual_seed(0)
     torch._dynamo.reset()  # networks of one class share code, and the limit of its recompiling
     model = torchvision.models.get_model(name, weights=None).eval().to(asked.device)
@@ -108,11 +126,6 @@ def _rows_of(name: str, recorded: Tensor | None, asked: argparse.Namespace) -> l
     masked_compiled.compile()
     painted = Painting(model)
     compiled = torch.compile(painted)
-    families = {
-        "search": search_masks(masked, x, asked.masks) if recorded is None else recorded,
-        "sliding": sliding_masks()[: asked.masks],
-        "rise": rise_masks(asked.masks),
-    }
     rows, graphs = [], Counter[str]()
 
     def evaluate_compiled(masks: Tensor) -> Evaluation:
@@ -121,9 +134,7 @@ def _rows_of(name: str, recorded: Tensor | None, asked: argparse.Namespace) -> l
         graphs["all"] += counters["stats"]["unique_graphs"] - before
         return found
 
-    for family, masks in families.items():
-        masks = masks.unique(dim=0)
-        masks = masks[torch.randperm(len(masks), generator=torch.Generator().manual_seed(0))]
+    for family, masks in families(masked, x, known, asked.masks).items():
         # whole batches: compiled, the plain network is not asked for a second size of batch
         masks = masks[: len(masks) // max(asked.batches) * max(asked.batches)].to(asked.device)
         with torch.inference_mode():

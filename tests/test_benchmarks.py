@@ -13,7 +13,7 @@ import torchvision
 from PIL import Image
 
 import convad_fx
-from benchmarks import convert, incremental, many, measure, scale
+from benchmarks import convert, incremental, limits, many, measure, scale, signs
 from benchmarks.hook_based import HookBased
 from benchmarks.search import rise_masks, sliding_masks
 from convad_fx.demo import scenes
@@ -65,6 +65,61 @@ def test_reuse_is_bounded_by_what_a_hidden_square_changes(monkeypatch, tmp_path)
     (whole,) = run(incremental, monkeypatch, tmp_path, "--batch", "1", "--hidden", "224")
     assert small["at most"] > whole["at most"]
     assert whole["at most"] == pytest.approx(1)  # nothing is left to reuse
+
+
+def test_limits_are_those_of_the_masks():
+    x = torch.randn(1, 3, 128, 128)
+    model = torchvision.models.resnet18().eval()
+    masked, work = convad_fx.convert(model, x), limits.work_by_stride(model, x)
+    assert list(work) == [2, 4, 8, 16, 32]
+    assert sum(work.values()) == pytest.approx(1)
+    whole = limits.row_of(masked, work, x, torch.ones(2, 1, 128, 128, dtype=torch.bool))
+    shares = ("kept", "one box", "a box per level", "of few sizes", "active cells")
+    assert [whole[name] for name in shares] == pytest.approx([1] * 5)
+    masks = torch.zeros(8, 1, 128, 128, dtype=torch.bool)
+    masks[:, :, 40:56, 8:40] = torch.rand(8, 1, 16, 32) < 0.3
+    found = limits.row_of(masked, work, x, masks)
+    kept, box, tight, few, cells = (found[name] for name in shares)
+    assert kept < 0.02 < cells < tight < few < 1
+    assert tight < box < 1
+
+
+def test_a_square_of_a_grid_is_as_large_as_it_is():
+    cells = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    cells[0, 0, 2, 1:6] = True
+    assert limits.box_sides(cells).tolist() == [[2, 5], [2, 2]]  # two cells at least
+
+
+def test_signs_are_shown_for_each_policy_and_block(monkeypatch, tmp_path):
+    class Demo:
+        """A kit of one network and two pictures."""
+
+        def __init__(self, root):
+            self.classifier = convad_fx.models.resolve("demo")
+
+        def load(self, name):
+            steps = self.classifier.preprocess
+            return self.classifier.model, {"mean": steps.mean, "std": steps.std}
+
+        def files(self):
+            return scenes.held_out(2)
+
+        def photo(self, scene, info):
+            picture = Image.fromarray(scene.image)
+            return convad_fx.images.to_input(picture, self.classifier.preprocess)
+
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr(signs, "Kit", Demo)
+    options = ("--kit", "none", "--models", "demo", "--sides", "8", "16", "--json", str(file))
+    monkeypatch.setattr(sys, "argv", ["signs", *options])
+    signs.main()
+    rows = json.loads(file.read_text())["rows"]
+    assert len(rows) == 2 * (len(signs.POLICIES) + 1)
+    assert {row["blocks"] for row in rows} == {8, 16}
+    by = {(row["hidden by"], row["blocks"]): row for row in rows}
+    # a receptive field that must be half visible switches off more than any visible cell does
+    assert by["receptive, tau 0.7", 8]["spared"] < by["default", 8]["spared"]
+    assert all(0 <= row["below 0.7"] <= row["photos"] == 2 for row in rows)
 
 
 def test_a_folder_run_says_where_the_time_goes(monkeypatch, tmp_path, capsys):
