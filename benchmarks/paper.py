@@ -7,11 +7,11 @@
 *equivalence*: photos through the plain and the converted network, everything kept: the same bits,
 the same decisions?
 
-*robustness*: the same search, budget and seed, by switching off and by each paint. The sets found
-are planted on solid colours and on other photos and shown to the plain network: rho is the share
-on which it still gives the class. Larger sets are robust for free, so the first pixels of each
-ranking are planted, too, as many for every masker. And no search at all: random masks, the same for
-every masker; of those it calls sufficient, how many survive?
+*robustness*: the same search, budget and seed, by switching off, by layer masking and by each
+paint. The sets found are planted on solid colours and on other photos and shown to the plain
+network: rho is the share on which it still gives the class. Larger sets are robust for free, so the
+first pixels of each ranking are planted, too, as many for every masker. And no search at all:
+random masks, the same for every masker; of those it calls sufficient, how many survive?
 
 *threshold*: what tau and the rest of the policy do to sets and maps, against the true masks of
 objects.
@@ -198,6 +198,7 @@ def maskers(network: Network, names: Sequence[str]) -> dict[str, Masker]:
     off: dict[str, Masker] = {
         "switched off": network.switched_off(Policy()),
         "switched off, as the paper": network.switched_off(Policy.paper()),
+        "layer masking": network.switched_off(Policy.layer_masking()),
     }
     paints = {n: occlusion(network.model, n, mean=info["mean"], std=info["std"]) for n in names}
     return {**off, **paints}
@@ -559,6 +560,21 @@ EXPERIMENTS = {
 }
 
 
+#: Options that some experiments have, and what they are unless given.
+DEFAULTS: dict[str, Any] = {
+    "colours": 100,
+    "others": 50,
+    "partitions": Search().partitions,
+    "sizes": list(SIZES),
+    "paints": list(PAINTS),
+    "grid": "few",
+}
+USED = {
+    "equivalence": (),
+    "robustness": ("colours", "others", "partitions", "sizes", "paints"),
+    "threshold": ("colours", "others", "partitions", "grid"),
+}
+
 NOT_SAVED = ("kit", "json", "tables", "search", "resume", "plot")
 #: What rows of one file have in common; networks and photos may be added.
 SAME = (
@@ -599,12 +615,12 @@ def main() -> None:
     names = f"{', '.join(MODELS)}, {TORCHVISION}NAME"
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=names)
     parser.add_argument("--photos", type=int, default=50)
-    parser.add_argument("--colours", type=int, default=100, help="solid backgrounds")
-    parser.add_argument("--others", type=int, default=50, help="photos as backgrounds, at most")
-    parser.add_argument("--partitions", type=int, default=Search().partitions)
-    parser.add_argument("--sizes", nargs="+", type=float, default=list(SIZES), help="equal sizes")
-    parser.add_argument("--paints", nargs="+", default=list(PAINTS))
-    parser.add_argument("--grid", choices=("few", "full"), default="few", help="of policies")
+    parser.add_argument("--colours", type=int, help="solid backgrounds")
+    parser.add_argument("--others", type=int, help="photos as backgrounds, at most")
+    parser.add_argument("--partitions", type=int)
+    parser.add_argument("--sizes", nargs="+", type=float, help="equal sizes")
+    parser.add_argument("--paints", nargs="+")
+    parser.add_argument("--grid", choices=("few", "full"), help="of policies")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="written after every photo")
     parser.add_argument("--tables", type=Path, help="print the tables of this JSON, run nothing")
@@ -615,6 +631,11 @@ def main() -> None:
         if name not in MODELS and not name.startswith(TORCHVISION):
             parser.error(f"--models: no {name}; choose from {names}")
     run, _ = EXPERIMENTS[asked.experiment]
+    for option, usual in DEFAULTS.items():
+        if getattr(asked, option) is None:
+            setattr(asked, option, usual)
+        elif option not in USED[asked.experiment]:
+            parser.error(f"--{option} does nothing in the experiment {asked.experiment}")
     if asked.resume and asked.json is None:
         parser.error("--resume needs --json, the file to go on with")
     if asked.plot is not None and asked.experiment not in PLOTS:
@@ -631,10 +652,24 @@ def main() -> None:
     def save(rows: list[Row]) -> None:
         if asked.json is not None:
             half = asked.json.with_name(asked.json.name + ".part")
-            half.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+            half.write_text(written(about, rows))
             half.replace(asked.json)  # an interruption leaves the earlier file whole
 
     finish(run(Kit(asked.kit), asked, save), asked)
+
+
+def written(about: dict[str, Any], rows: list[Row]) -> str:
+    """JSON with a row to a line; numbers to five digits, which is more than tables show."""
+    lines = ",\n".join(json.dumps(rounded(row)) for row in rows)
+    return f'{{"about": {json.dumps(about)},\n"rows": [\n{lines}\n]}}\n'
+
+
+def rounded(found: Any) -> Any:
+    if isinstance(found, float):
+        return float(f"{found:.5g}")
+    if isinstance(found, dict):
+        return {key: rounded(v) for key, v in found.items()}
+    return [rounded(v) for v in found] if isinstance(found, list | tuple) else found
 
 
 def finish(rows: list[Row], asked: argparse.Namespace) -> None:

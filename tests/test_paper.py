@@ -45,8 +45,10 @@ class SmallKit:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
-    options = ["--kit", "nowhere", "--models", "cifar_resnet20", "--partitions", "1"]
-    options += ["--colours", "2", "--others", "2", "--sizes", "0.5", "--paints", "black"]
+    options = ["--kit", "nowhere", "--models", "cifar_resnet20"]
+    if "robustness" in more:
+        options += ["--partitions", "1", "--colours", "2", "--others", "2", "--sizes", "0.5"]
+        options += ["--paints", "black"]
     monkeypatch.setattr(paper, "Kit", SmallKit)
     monkeypatch.setattr(sys, "argv", ["paper", *options, *more])
     paper.main()
@@ -122,6 +124,22 @@ def test_the_plot_of_thresholds_has_a_line_for_each_policy_by_tau(tmp_path: Path
         "positional gate dilute",
     ]
     assert size.containers[0].lines[0].get_xydata().tolist() == [[0.0, 0.3], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "option"),
+    [("equivalence", "--colours"), ("threshold", "--sizes"), ("robustness", "--grid")],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    experiment: str,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = "few" if option == "--grid" else "1"
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--experiment", experiment, option, given)
+    assert f"{option} does nothing in the experiment {experiment}" in capsys.readouterr().err
 
 
 def test_equivalence_has_no_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
