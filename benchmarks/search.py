@@ -35,6 +35,7 @@ from benchmarks.kit import Kit
 from convad_fx.compiler.evaluate import Evaluation
 
 MODELS = ("resnet50", "mobilenet_v2")
+FAMILIES = ("search", "sliding", "rise")
 SIZE = 224
 
 
@@ -134,7 +135,8 @@ def _rows_of(name: str, known: Tensor | None, asked: argparse.Namespace) -> list
         graphs["all"] += counters["stats"]["unique_graphs"] - before
         return found
 
-    for family, masks in families(masked, x, known, asked.masks).items():
+    given = families(masked, x, known, asked.masks)
+    for family, masks in ((family, given[family]) for family in asked.families):
         # whole batches: compiled, the plain network is not asked for a second size of batch
         masks = masks[: len(masks) // max(asked.batches) * max(asked.batches)].to(asked.device)
         with torch.inference_mode():
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument("--kit", type=Path, help="folder of real weights and photos")
     parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--masks", type=int, default=160)
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     measure.run(parser.parse_args(), rows_of)
 
