@@ -34,7 +34,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -267,38 +267,49 @@ def on_random_masks(
 def print_robustness(rows: list[Row]) -> None:
     """Each masker's means, and what the two ways of switching off have more than every other."""
     for (name,), group in grouped([row | {"judged": judged(row)} for row in rows], "model"):
-        labels = [label for (label,), _ in grouped(group, "masker")]
-        shares = {f"at_size.{s:g}": f"rho, {s:.0%}" for s in map(float, group[0]["at_size"])}
-        keys = {
-            "size": "size",
-            "relative": "confidence",
-            "rho.colours": "rho, colours",
-            "rho.photos": "rho, photos",
-            **shares,
-            "judged.auc": "AUC",
-            "judged.rank": "rank correlation",
-            "judged.good": "robust if called",
-        }
-        means_only = {
-            "robust.photos": "robust, photos",
-            "judged.called": "called",
-            "evaluations": "masks asked",
-        }
-        print(f"\n**{name}**, {len(group) // len(labels)} photos\n")
-        columns = {**keys, **means_only}
-        print(f"| masker | {' | '.join(columns.values())} |")
-        print("|---" * (1 + len(columns)) + "|")
-        for (label,), own in grouped(group, "masker"):
-            print(f"| {label} | {' | '.join(interval(own, key) for key in columns)} |")
-        for label in labels[:2]:  # switched off, in the two ways of `maskers`
-            print(f"\n| {label} less | {' | '.join(keys.values())} |")
-            print("|---" * (1 + len(keys)) + "|")
-            first = by_photo(group, label)
-            for other in labels:
-                if other != label:
-                    second = by_photo(group, other)
-                    cells = [less(first, second, key) for key in keys]
-                    print(f"| {other} | {' | '.join(cells)} |")
+        maskers = [label for (label,), _ in grouped(group, "masker")]
+        print(f"\n**{name}**, {len(group) // len(maskers)} photos")
+        for title, keys, means_only in (
+            ("the sets found", SETS, SETS_ALONE),
+            ("at equal size", equal_sizes(group), {}),
+            ("random masks", RANDOM, RANDOM_ALONE),
+        ):
+            columns = {**keys, **means_only}
+            print_table(f"{name}, {title}", columns.values())
+            for (label,), own in grouped(group, "masker"):
+                print(f"| {label} | {' | '.join(interval(own, key) for key in columns)} |")
+            for label in maskers[:2]:  # switched off, in the two ways of `maskers`
+                print_table(f"{label} less", keys.values())
+                first = by_photo(group, label)
+                for other in maskers:
+                    if other != label:
+                        second = by_photo(group, other)
+                        print(f"| {other} | {' | '.join(less(first, second, k) for k in keys)} |")
+
+
+SETS = {
+    "size": "size",
+    "relative": "confidence",
+    "rho.colours": "rho, colours",
+    "rho.photos": "rho, photos",
+}
+SETS_ALONE = {"robust.photos": "robust, photos", "evaluations": "masks asked"}
+RANDOM = {
+    "judged.auc": "AUC",
+    "judged.rank": "rank correlation",
+    "judged.good": "robust if called",
+}
+RANDOM_ALONE = {"judged.called": "called"}
+
+
+def equal_sizes(rows: list[Row]) -> dict[str, str]:
+    return {f"at_size.{s:g}": f"rho, {s:.0%}" for s in map(float, rows[0]["at_size"])}
+
+
+def print_table(first: str, heads: Iterable[str]) -> None:
+    """The head of a table."""
+    columns = [first, *heads]
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
 
 
 def judged(row: Row) -> Row:

@@ -181,21 +181,37 @@ def test_tables_compare_both_ways_of_switching_off_with_the_others(
     paper.print_robustness(rows)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    heads = [cells[0] for cells in table if not cells[0].startswith("---")]
-    assert heads == [
-        *("masker", "off", "paper", "black"),
-        *("off less", "paper", "black"),
-        *("paper less", "off", "black"),
-    ]
-    by_name = [dict(zip(table[0], cells, strict=True)) for cells in table[2:5]]
-    assert [cells["size"][:4] for cells in by_name] == ["0.60", "0.30", "0.70"]
-    assert [cells["AUC"][:4] for cells in by_name] == ["1.00", "0.00", "0.50"]
-    assert [cells["rank correlation"][:5] for cells in by_name] == ["1.00 ", "-1.00", "-"]
-    assert [cells["robust if called"][:4] for cells in by_name] == ["0.90", "0.20", "-"]
-    assert [cells["masks asked"][:3] for cells in by_name] == ["100"] * 3
-    differences = {(cells[0]): cells for cells in table[7:9]}
-    assert differences["paper"][1].startswith("+0.30 [+0.30, +0.30]")
-    assert differences["black"][1].startswith("-0.10 [-0.10, -0.10]")
+    rows_of = [cells for cells in table if not cells[0].startswith("---")]
+    parts = {}  # the head of a table -> by masker, its cells by column
+    for cells in rows_of:
+        if cells[0].startswith("m, ") or cells[0].endswith(" less"):
+            head, found = cells, {}
+            parts.setdefault(cells[0], []).append(found)
+        else:
+            found[cells[0]] = dict(zip(head, cells, strict=True))
+    maskers = ["off", "paper", "black"]
+    for title in ("the sets found", "at equal size", "random masks"):
+        (means,) = parts[f"m, {title}"]
+        assert list(means) == maskers
+    for label in ("off", "paper"):
+        assert [list(found) for found in parts[f"{label} less"]] == [
+            [other for other in maskers if other != label]
+        ] * 3
+
+    def column(title: str, name: str) -> list[str]:
+        return [cells[name] for cells in parts[f"m, {title}"][0].values()]
+
+    assert [cell[:4] for cell in column("the sets found", "size")] == ["0.60", "0.30", "0.70"]
+    assert [cell[:3] for cell in column("the sets found", "masks asked")] == ["100"] * 3
+    assert [cell[:4] for cell in column("at equal size", "rho, 20%")] == ["0.25"] * 3
+    assert [cell[:4] for cell in column("random masks", "AUC")] == ["1.00", "0.00", "0.50"]
+    ranks = column("random masks", "rank correlation")
+    assert [cell[:5] for cell in ranks] == ["1.00 ", "-1.00", "-"]
+    good = column("random masks", "robust if called")
+    assert [cell[:4] for cell in good] == ["0.90", "0.20", "-"]
+    sets = parts["off less"][0]
+    assert sets["paper"]["size"].startswith("+0.30 [+0.30, +0.30]")
+    assert sets["black"]["size"].startswith("-0.10 [-0.10, -0.10]")
 
 
 def test_thresholds_are_held_against_the_objects(
