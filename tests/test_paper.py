@@ -278,3 +278,21 @@ def test_searches_are_compared_with_the_default_photo_by_photo(
     (line,) = [one for one in capsys.readouterr().out.splitlines() if "+0.25" in one]
     assert line.startswith("other ")
     assert "-0.25 [-0.25, -0.25]" in line
+
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "robustness.md"
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("robustness-*.json")), ids=lambda f: f.stem)
+def test_the_page_says_what_the_rows_say(file: Path) -> None:
+    rows = json.loads(file.read_text())["rows"]
+    lines = PAGE.read_text().splitlines()
+    (name,) = {row["model"] for row in rows}
+    start = lines.index(f"| {name}, the sets found | {' | '.join([*paper.SETS.values(), *paper.SETS_ALONE.values()])} |")
+    wanted = [
+        f"| {label} | {' | '.join(paper.interval(own, key) for key in (*paper.SETS, *paper.SETS_ALONE))} |"
+        for (label,), own in paper.grouped(rows, "masker")
+    ]
+    assert lines[start + 2 : start + 2 + len(wanted)] == wanted
+    assert f"**{name}**, {len(rows) // len(wanted)} photos" in lines

@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 import convad_fx
 from convad_fx.compiler import region
 from convad_fx.compiler.batches import BatchSize
-from convad_fx.compiler.evaluate import Engine, boxes, merged, tiles_of
+from convad_fx.compiler.evaluate import CHUNK, Engine, boxes, merged, tiles_of
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 from tests.compiler.toys import Dense, ExplicitPadding, FlattenHead, PadShortcut, SqueezeExcite
 
@@ -295,6 +295,18 @@ def test_new_parameters_forget_the_empty_answer() -> None:
     after = masked.evaluate(x.double(), nothing).logits
     assert after.dtype == torch.double
     torch.testing.assert_close(after.float(), before)
+
+
+def test_more_masks_than_are_looked_at_together_keep_their_order() -> None:
+    x = torch.randn(1, 3, *GRID, dtype=torch.double)
+    masked = convad_fx.convert(built("strided"), x)
+    masks = random_boxes(CHUNK + 70)
+    masks[CHUNK + 3] = masks[5]  # met in the first chunk
+    found = masked.evaluate(x, iter(masks))
+    expected = torch.cat([masked(x, some) for some in masks.split(64)])
+    assert len(found.logits) == CHUNK + 70
+    torch.testing.assert_close(found.logits, expected)
+    assert found.passes == len(masks.unique(dim=0))
 
 
 def test_masks_may_come_one_by_one_and_images_one_each() -> None:
