@@ -17,7 +17,7 @@ from convad_fx.compiler.activity import gate
 from convad_fx.compiler.plan import plan
 from convad_fx.compiler.rewrite import rewrite
 from convad_fx.compiler.simplify import simplify
-from convad_fx.compiler.trace import trace
+from convad_fx.compiler.trace import META, Facts, facts, trace
 from tests.compiler.toys import SHAPE, TOYS, build
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -35,9 +35,17 @@ def test_plan_and_code(name: str, request: pytest.FixtureRequest) -> None:
     assert text == file.read_text(), f"run `pytest {__file__} --refresh` and read the diff"
 
 
+def is_gate(node: torch.fx.Node) -> bool:
+    """Before a reader; not one that puts zeros where a maximum had nothing to choose from."""
+    return node.target is gate and node.meta[META].role == "gate"
+
+
+def is_original(node: torch.fx.Node) -> bool:
+    return isinstance(node.meta.get(META), Facts)
+
+
 def gates_of(graph: torch.fx.Graph) -> int:
-    """Gates before readers; not those that put zeros where a maximum had nothing to choose from."""
-    return sum(node.target is gate and node.meta["convad"].role == "gate" for node in graph.nodes)
+    return sum(map(is_gate, graph.nodes))
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -52,6 +60,12 @@ def test_simplify_only_takes_away_and_is_idempotent(name: str) -> None:
     gates = gates_of(graph)
     reads = sum(len(node.reads) for node in decided.nodes.values())
     assert gates <= min(reads, naive_gates)
+    readers = {name for name, known in decided.nodes.items() if known.reads}
+    for node in filter(is_gate, graph.nodes):  # each for a reader; others may share it
+        assert any(facts(user).name in readers for user in node.users if is_original(user)), node
+        assert not any(map(is_gate, node.all_input_nodes))
+    pairs = [node.args for node in graph.nodes if is_gate(node)]  # value, activity, what else
+    assert len(set(pairs)) == len(pairs)
     assert not any(simplify(graph, decided).values())
 
 
