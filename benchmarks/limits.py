@@ -1,16 +1,17 @@
-"""What leaving out inactive cells could save at most, on the masks that explanations ask about.
+"""What leaving out inactive cells could save, at most, on the masks that explanations ask about.
 
     python -m benchmarks.limits [--kit DIR] [--models NAME ...] [--masks 160] [--json FILE]
 
-Nothing is timed: the arithmetic of convolutions is counted, as a share of that on whole images,
-for the masks of `benchmarks.search`; but not for its sliding window, where `evaluate` leaves out
-what is unchanged instead (see `benchmarks.incremental`). "kept" is the share of pixels; "one box"
-is what `evaluate` computes, boxes of tiles at the same place on every level of the network; "a box
-per level", the smallest box around the active cells of each level by itself; "of few sizes", the
-same rounded up to 16 pixels and put into as few groups as pay, as batches need it; "active cells",
-no cell but those that are active, which only work shared between masks could go below. "at most" is
-its inverse: how much faster than painting a network could become on these masks, if nothing but
-arithmetic took time.
+Nothing is timed: the multiplications of convolutions are counted, as a share of those on whole
+images, for the masks of `benchmarks.search`; but not for its sliding window, where `evaluate`
+leaves out what is unchanged instead (see `benchmarks.incremental`). "kept" is the share of pixels;
+"one box", a box of tiles at the same place on every level of the network, as `evaluate` has them;
+"a box per level", the smallest box of two cells or more around the active cells of each level by
+itself; "grouped", the same with as few sizes of box as pay if a call costs as much as 0.3 images
+(sides of boxes per level then rounded up to 16 pixels); "active cells", those alone that some gate
+of the level reads as active. A method that looks at each mask by itself multiplies no less than
+that; "at most" is the inverse. It is no bound on time: levels differ in what a multiplication
+costs, and masks could share work. Convolutions on no grid of the image's count as whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,22 +29,22 @@ from torch import Tensor, nn
 
 import convad_fx
 from benchmarks import measure
-from benchmarks.search import MODELS, SIZE, families, recorded
+from benchmarks.search import FAMILIES, MODELS, SIZE, masks_of, recorded
 from convad_fx.compiler import evaluate
 from convad_fx.compiler.region import Region
 
 ROUNDED = 16
-Sizes = dict[int, Tensor]  # stride -> sides of boxes (K, 2), in cells
+CALL = 0.3
+Sizes = dict[int, Tensor]  # cells of a grid along an axis -> sides of boxes (K, 2), in cells
 
 
-def work_by_stride(model: nn.Module, x: Tensor) -> dict[int, float]:
-    """Multiplications of convolutions by how much coarser than the image they are, as shares."""
+def work_by_grid(model: nn.Module, x: Tensor) -> dict[int, float]:
+    """Cells along an axis of the result -> multiplications of convolutions, as a share."""
     found = Counter[int]()
 
     def count(module: nn.Module, given: tuple[Tensor], result: Tensor) -> None:
-        found[x.shape[-1] // result.shape[-1]] += (
-            module.weight.numel() * result.shape[-1] * result.shape[-2]
-        )
+        cells = result.shape[-1] * result.shape[-2]
+        found[result.shape[-1]] += module.weight.numel() * cells
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
     with torch.inference_mode():
@@ -50,34 +52,34 @@ def work_by_stride(model: nn.Module, x: Tensor) -> dict[int, float]:
     for hook in hooks:
         hook.remove()
     total = sum(found.values())
-    return {stride: n / total for stride, n in sorted(found.items())}
+    return {side: n / total for side, n in sorted(found.items(), reverse=True)}
 
 
 def active_cells(region: Region, activities: tuple[Tensor, ...]) -> dict[int, Tensor]:
-    """Stride -> the cells (K, 1, H, W) that any gate at that level reads as active."""
+    """Cells along an axis -> which (K, 1, H, W) any gate on such a grid reads as active."""
     found: dict[int, Tensor] = {}
     for activity, level in zip(activities, region.levels, strict=True):
         if level is None or not level.aligned or level.axes != (2, 3):
             continue
-        cells, stride = activity.any(1, keepdim=True), level.strides[0]
-        found[stride] = found[stride] | cells if stride in found else cells
+        cells = activity.any(1, keepdim=True)
+        side = cells.shape[-1]
+        found[side] = found[side] | cells if side in found else cells
     return found
 
 
 def box_sides(cells: Tensor) -> Tensor:
     """Of the smallest box around the active cells of each mask, (K, 2), two at least."""
     sides = []
-    for axis, other in ((2, 3), (3, 2)):
+    for other in (3, 2):
         lines = cells.any(other)[:, 0]
         last = lines.shape[1] - lines.flip(1).int().argmax(1)
         sides.append((last - lines.int().argmax(1)) * lines.any(1))
-        assert cells.shape[axis] == lines.shape[1]
     most = torch.tensor(cells.shape[2:])
     return torch.minimum(torch.stack(sides, 1).clamp(min=2), most)
 
 
-def rounded_up(sides: Tensor, stride: int, whole: Tensor) -> Tensor:
-    step = max(1, ROUNDED // stride)
+def rounded_up(sides: Tensor, whole: Tensor, canvas: tuple[int, ...]) -> Tensor:
+    step = max(1, ROUNDED * int(whole[-1]) // canvas[-1])
     return torch.minimum(-(-sides // step) * step, whole)
 
 
@@ -90,29 +92,38 @@ def row_of(
     tiles = evaluate.tiles_of(region, activities)
     _, sizes = evaluate.boxes(region, activities, tiles)
     cells = active_cells(region, activities)
-    whole = {stride: torch.tensor(cells[stride].shape[2:]) for stride in work}
-    tight: Sizes = {stride: box_sides(cells[stride]) for stride in work}
-    few: Sizes = {s: rounded_up(sides, s, whole[s]) for s, sides in tight.items()}
+    levels = [side for side in work if side in cells]
+    rest = sum(n for side, n in work.items() if side not in cells)
+    whole = {side: torch.tensor(cells[side].shape[2:]) for side in levels}
+    tight: Sizes = {side: box_sides(cells[side]) for side in levels}
+    few: Sizes = {s: rounded_up(sides, whole[s], region.canvas) for s, sides in tight.items()}
 
     def share(sides: Sizes) -> Tensor:
-        parts = [n * (sides[s] / whole[s]).prod(1) for s, n in work.items()]
-        return torch.stack(parts).sum(0)
+        parts = [work[s] * (sides[s] / whole[s]).prod(1) for s in levels]
+        return torch.stack(parts).sum(0) + rest
 
-    keys = [tuple(row) for row in torch.cat([few[s] for s in work], 1).tolist()]
+    def share_of_tiles(size: tuple[int, ...]) -> float:
+        return (1 - rest) * math.prod(size) / math.prod(tiles) + rest
 
-    def share_of(key: tuple[int, ...]) -> float:
+    def share_of_sides(key: tuple[int, ...]) -> float:
         sides = torch.tensor(key).reshape(-1, 1, 2)
-        return float(share(dict(zip(work, sides, strict=True))))
+        return float(share(dict(zip(levels, sides, strict=True))))
 
-    groups = evaluate.merged(keys, share_of, call=0.3)
+    by_level = [tuple(row) for row in torch.cat([few[s] for s in levels], 1).tolist()]
     return {
         "kept": float(masks.float().mean()),
-        "one box": sum(math.prod(size) for size in sizes) / math.prod(tiles) / len(masks),
+        "one box": sum(map(share_of_tiles, sizes)) / len(masks),
+        "grouped": grouped(sizes, share_of_tiles),
         "a box per level": float(share(tight).mean()),
-        "of few sizes": sum(len(m) * share_of(k) for k, m in groups.items()) / len(masks),
-        "sizes": len(groups),
-        "active cells": sum(n * float(cells[s].float().mean()) for s, n in work.items()),
+        "those grouped": grouped(by_level, share_of_sides),
+        "active cells": rest + sum(work[s] * float(cells[s].float().mean()) for s in levels),
     }
+
+
+def grouped(sizes: list[tuple[int, ...]], share: Callable[[tuple[int, ...]], float]) -> float:
+    """What the masks cost on average, in groups as `evaluate` makes them."""
+    groups = evaluate.merged(sizes, share, call=CALL)
+    return sum(len(members) * share(size) for size, members in groups.items()) / len(sizes)
 
 
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
@@ -126,19 +137,12 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         if not masked.ways.region.ok:
             print(f"skipped: {name} {masked.ways.region}")
             continue
-        work = work_by_stride(model, x)
-        for family, masks in families(masked, x, known, asked.masks).items():
-            if family == "sliding":
-                continue
+        work = work_by_grid(model, x)
+        for family in ("search", "rise"):
+            masks = masks_of(family, masked, x, known, asked.masks)
             found = row_of(masked, work, x, masks)
-            rows.append(
-                {
-                    "model": name,
-                    "masks": f"{family} ({len(masks)})",
-                    **found,
-                    "at most": 1 / found["active cells"],
-                }
-            )
+            about = {"model": name, "masks": f"{family} ({len(masks)})"}
+            rows.append({**about, **found, "at most": 1 / found["active cells"]})
     return rows
 
 
@@ -151,6 +155,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--masks", type=int, default=160)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.set_defaults(families=FAMILIES)  # for `recorded`
     asked = parser.parse_args()
     rows = rows_of(asked)
     measure.table(rows)

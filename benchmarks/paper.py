@@ -193,13 +193,16 @@ def print_equivalence(rows: list[Row]) -> None:
 
 
 # -------------------------------------------------------------------------------------- robustness
+OFF = {
+    "switched off": Policy(),
+    "switched off, as the paper": Policy.paper(),
+    "layer masking": Policy.layer_masking(),
+}
+
+
 def maskers(network: Network, names: Sequence[str]) -> dict[str, Masker]:
     info = network.info
-    off: dict[str, Masker] = {
-        "switched off": network.switched_off(Policy()),
-        "switched off, as the paper": network.switched_off(Policy.paper()),
-        "layer masking": network.switched_off(Policy.layer_masking()),
-    }
+    off: dict[str, Masker] = {name: network.switched_off(policy) for name, policy in OFF.items()}
     paints = {n: occlusion(network.model, n, mean=info["mean"], std=info["std"]) for n in names}
     return {**off, **paints}
 
@@ -265,10 +268,10 @@ def on_random_masks(
 
 
 def print_robustness(rows: list[Row]) -> None:
-    """Each masker's means, and what the two ways of switching off have more than every other."""
+    """Each masker's means; what the default and the paper's policy have more than every other."""
     for (name,), group in grouped([row | {"judged": judged(row)} for row in rows], "model"):
-        maskers = [label for (label,), _ in grouped(group, "masker")]
-        print(f"\n**{name}**, {len(group) // len(maskers)} photos")
+        labels = [label for (label,), _ in grouped(group, "masker")]
+        print(f"\n**{name}**, {len({row['photo'] for row in group})} photos")
         for title, keys, means_only in (
             ("the sets found", SETS, SETS_ALONE),
             ("at equal size", equal_sizes(group), {}),
@@ -278,10 +281,10 @@ def print_robustness(rows: list[Row]) -> None:
             print_table(f"{name}, {title}", columns.values())
             for (label,), own in grouped(group, "masker"):
                 print(f"| {label} | {' | '.join(interval(own, key) for key in columns)} |")
-            for label in maskers[:2]:  # switched off, in the two ways of `maskers`
+            for label in labels[:2]:  # switched off, as by default and as in the paper
                 print_table(f"{label} less", keys.values())
                 first = by_photo(group, label)
-                for other in maskers:
+                for other in labels:
                     if other != label:
                         second = by_photo(group, other)
                         print(f"| {other} | {' | '.join(less(first, second, k) for k in keys)} |")
@@ -598,6 +601,7 @@ SAME = (
     "sizes",
     "paints",
     "grid",
+    "maskers",
 )
 
 
@@ -651,6 +655,8 @@ def main() -> None:
         parser.error("--resume needs --json, the file to go on with")
     if asked.plot is not None and asked.experiment not in PLOTS:
         parser.error(f"--plot draws {' and '.join(PLOTS)}, not {asked.experiment}")
+    if asked.tables is not None and (asked.json is not None or asked.resume):
+        parser.error("--tables runs nothing: --json and --resume do not go with it")
     if asked.tables is not None:
         finish(json.loads(asked.tables.read_text())["rows"], asked)
         return
@@ -658,6 +664,7 @@ def main() -> None:
     asked.search = Search(partitions=asked.partitions)
     command = {k: v for k, v in vars(asked).items() if k not in NOT_SAVED}
     about = {"torch": torch.__version__, "machine": platform.machine(), **command}
+    about["maskers"] = [*OFF, *asked.paints] if asked.experiment == "robustness" else []
     asked.known = known(asked.json, about) if asked.resume else []
 
     def save(rows: list[Row]) -> None:
@@ -666,11 +673,11 @@ def main() -> None:
             half.write_text(written(about, rows))
             half.replace(asked.json)  # an interruption leaves the earlier file whole
 
-    finish(run(Kit(asked.kit), asked, save), asked)
+    finish(rounded(run(Kit(asked.kit), asked, save)), asked)
 
 
 def written(about: dict[str, Any], rows: list[Row]) -> str:
-    """JSON with a row to a line; numbers to five digits, which is more than tables show."""
+    """JSON with a row to a line; numbers to five digits, of which the tables are made, too."""
     lines = ",\n".join(json.dumps(rounded(row)) for row in rows)
     return f'{{"about": {json.dumps(about)},\n"rows": [\n{lines}\n]}}\n'
 

@@ -1,6 +1,6 @@
 """Masked evaluations per second, against painting, on the masks that explanations ask about.
 
-    python -m benchmarks.search [--kit DIR] [--models NAME ...] [--masks 160] [--json FILE]
+    python -m benchmarks.search [--kit DIR] [--models NAME ...] [--families NAME ...] [--json FILE]
 
 Three families of masks on one image: those of a responsibility search; a sliding window that hides
 32 pixels square at stride 16; RISE's random 7 x 7 grids. `masked.evaluate` finds its batches by
@@ -87,7 +87,7 @@ def in_batches(
 
 def recorded(asked: argparse.Namespace) -> Tensor | None:
     """Masks of real searches, in equal parts from some photos of the kit, if there is one."""
-    if asked.kit is None:
+    if asked.kit is None or "search" not in asked.families:
         return None
     kit = Kit(asked.kit)
     model, info = kit.load("mobilenet_v2")
@@ -97,20 +97,21 @@ def recorded(asked: argparse.Namespace) -> Tensor | None:
     return torch.cat([search_masks(masked, photo, each) for photo in photos])
 
 
-def families(
-    masked: convad_fx.MaskedModule, x: Tensor, known: Tensor | None, most: int
-) -> dict[str, Tensor]:
-    """At most so many masks of each kind, none twice, in a random order."""
-    found = {
-        "search": search_masks(masked, x, most) if known is None else known,
-        "sliding": sliding_masks()[:most],
-        "rise": rise_masks(most),
-    }
-    unique = {family: masks.unique(dim=0) for family, masks in found.items()}
-    return {
-        family: masks[torch.randperm(len(masks), generator=torch.Generator().manual_seed(0))]
-        for family, masks in unique.items()
-    }
+def masks_of(
+    family: str, masked: convad_fx.MaskedModule, x: Tensor, known: Tensor | None, most: int
+) -> Tensor:
+    """At most so many masks of one kind, none twice, in a random order."""
+    match family:
+        case "search":
+            found = search_masks(masked, x, most) if known is None else known
+        case "sliding":
+            found = sliding_masks()[:most]
+        case "rise":
+            found = rise_masks(most)
+        case _:
+            raise ValueError(family)
+    unique = found.unique(dim=0)
+    return unique[torch.randperm(len(unique), generator=torch.Generator().manual_seed(0))]
 
 
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
@@ -135,8 +136,8 @@ def _rows_of(name: str, known: Tensor | None, asked: argparse.Namespace) -> list
         graphs["all"] += counters["stats"]["unique_graphs"] - before
         return found
 
-    given = families(masked, x, known, asked.masks)
-    for family, masks in ((family, given[family]) for family in asked.families):
+    for family in asked.families:
+        masks = masks_of(family, masked, x, known, asked.masks)
         # whole batches: compiled, the plain network is not asked for a second size of batch
         masks = masks[: len(masks) // max(asked.batches) * max(asked.batches)].to(asked.device)
         with torch.inference_mode():

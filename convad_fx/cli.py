@@ -27,6 +27,7 @@ import convad_fx
 from convad_fx import cli_many, cli_tune, images, models, report
 from convad_fx import device as devices
 from convad_fx.compiler import Policy
+from convad_fx.compiler.evaluate import check_precision
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.masker import Masker
@@ -477,6 +478,7 @@ def explain(
     Ray (--ray) machines do.
     """
     policy = _policy(tau=tau, attribution=attribution, input=input_, pool=pool, fill=fill)
+    check_precision(precision)
     search = Search(
         partitions=partitions,
         min_box=min_box,

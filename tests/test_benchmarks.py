@@ -70,18 +70,28 @@ def test_reuse_is_bounded_by_what_a_hidden_square_changes(monkeypatch, tmp_path)
 def test_limits_are_those_of_the_masks():
     x = torch.randn(1, 3, 128, 128)
     model = torchvision.models.resnet18().eval()
-    masked, work = convad_fx.convert(model, x), limits.work_by_stride(model, x)
-    assert list(work) == [2, 4, 8, 16, 32]
+    masked, work = convad_fx.convert(model, x), limits.work_by_grid(model, x)
+    assert list(work) == [64, 32, 16, 8, 4]
     assert sum(work.values()) == pytest.approx(1)
     whole = limits.row_of(masked, work, x, torch.ones(2, 1, 128, 128, dtype=torch.bool))
-    shares = ("kept", "one box", "a box per level", "of few sizes", "active cells")
-    assert [whole[name] for name in shares] == pytest.approx([1] * 5)
+    shares = ("kept", "one box", "grouped", "a box per level", "those grouped", "active cells")
+    assert [whole[name] for name in shares] == pytest.approx([1] * 6)
     masks = torch.zeros(8, 1, 128, 128, dtype=torch.bool)
     masks[:, :, 40:56, 8:40] = torch.rand(8, 1, 16, 32) < 0.3
     found = limits.row_of(masked, work, x, masks)
-    kept, box, tight, few, cells = (found[name] for name in shares)
+    kept, box, boxes, tight, few, cells = (found[name] for name in shares)
     assert kept < 0.02 < cells < tight < few < 1
-    assert tight < box < 1
+    assert tight < box <= boxes < 1
+
+
+def test_what_is_computed_on_no_grid_counts_as_whole():
+    x = torch.randn(1, 3, 96, 96)
+    model = torchvision.models.mobilenet_v3_small().eval()
+    masked, work = convad_fx.convert(model, x), limits.work_by_grid(model, x)
+    assert work[1] > 0  # squeeze and excitation
+    masks = torch.zeros(2, 1, 96, 96, dtype=torch.bool)
+    masks[:, :, 40:44, 40:44] = True
+    assert limits.row_of(masked, work, x, masks)["active cells"] > work[1]
 
 
 def test_a_square_of_a_grid_is_as_large_as_it_is():

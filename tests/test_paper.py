@@ -289,9 +289,11 @@ def test_the_page_says_what_the_rows_say(file: Path) -> None:
     rows = json.loads(file.read_text())["rows"]
     lines = PAGE.read_text().splitlines()
     (name,) = {row["model"] for row in rows}
-    start = lines.index(f"| {name}, the sets found | {' | '.join([*paper.SETS.values(), *paper.SETS_ALONE.values()])} |")
+    keys = [*paper.SETS, *paper.SETS_ALONE]
+    heads = [*paper.SETS.values(), *paper.SETS_ALONE.values()]
+    start = lines.index(f"| {name}, the sets found | {' | '.join(heads)} |")
     wanted = [
-        f"| {label} | {' | '.join(paper.interval(own, key) for key in (*paper.SETS, *paper.SETS_ALONE))} |"
+        f"| {label} | {' | '.join(paper.interval(own, key) for key in keys)} |"
         for (label,), own in paper.grouped(rows, "masker")
     ]
     assert lines[start + 2 : start + 2 + len(wanted)] == wanted

@@ -33,6 +33,8 @@ from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 CHUNK = 512
 #: Arithmetic on patches costs so much more than on whole grids, for what is copied.
 COPYING = 1.2
+#: Masks of each size of box whose answers in lower precision are held against float32's.
+COMPARED = 2
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Memory of one image, in values of each of its positions; a batch that does not fit is halved.
 VALUES = 400
@@ -47,8 +49,8 @@ class Evaluation:
         passes: masks that went through the network: identical ones once.
         area: the share of the image that was computed, on average over the passes.
         batches: how many calls of the network it took.
-        deviation: largest difference of logits from float32, on the first batch of each size of
-            box; None where the precision is the network's own.
+        deviation: largest difference of logits from float32, where compared: on the first two
+            masks of each size of box; None where nothing was.
     """
 
     logits: Tensor
@@ -102,9 +104,10 @@ class Engine:
         batch_size: int | str = "auto",
         precision: str | None = None,
         told: Callable[[int], Any] | None = None,
+        compared: set[tuple[Any, ...]] | None = None,
     ) -> Evaluation:
-        """See `MaskedModule.evaluate`."""
-        run = _Run(self, x, batch_size, precision, told)
+        """See `MaskedModule.evaluate`; `compared` are sizes that need it no more, and grows."""
+        run = _Run(self, x, batch_size, precision, told, set() if compared is None else compared)
         stream = iter(masks)
         with torch.inference_mode():
             while chunk := list(islice(stream, CHUNK)):
@@ -155,8 +158,9 @@ class _Run:
         batch_size: int | str,
         precision: str | None,
         told: Callable[[int], Any] | None,
+        compared: set[tuple[Any, ...]],
     ) -> None:
-        check_precision(precision)
+        check_precision(precision, x.dtype)
         if x.dim() < 3:
             raise ImageError("the image is not a tensor (N, C, ...)", hint="see x[None]")
         self.engine, self.x, self.told = engine, x, told
@@ -172,7 +176,7 @@ class _Run:
         self.passes = self.batches = 0
         self.area = 0.0
         self.deviation: float | None = None
-        self.compared: set[tuple[int, ...]] = set()
+        self.compared = compared
 
     def _batch_size(self, asked: int | str, way: str) -> BatchSize:
         if asked == "auto":
@@ -283,7 +287,7 @@ class _Run:
             seconds = time.perf_counter() - began
             if self.lower is not None and size not in self.compared:
                 self.compared.add(size)
-                self._compare(ask, chosen, answer)
+                self._compare(ask, chosen[:COMPARED], answer[:COMPARED])
             if size in batch.met:  # the first of its size may have compiled
                 batch.record(len(chosen) * share, seconds)
             batch.met.add(size)
@@ -594,12 +598,19 @@ def _most(x: Tensor) -> int:
     return max(1, min(most, free // 2 // max(each, 1)))
 
 
-def check_precision(precision: str | None) -> None:
+def check_precision(precision: str | None, own: torch.dtype = torch.float32) -> None:
     """Refuses what autocast does not do."""
-    if precision is not None and precision not in PRECISIONS:
+    if precision is None:
+        return
+    if precision not in tuple(PRECISIONS):  # whatever was passed: it need not be hashable
         raise PolicyError(
             f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}",
-            hint="leave it out for the network's own",
+            hint="pass its name as text, or leave it out for the network's own",
+        )
+    if own != torch.float32:
+        raise PolicyError(
+            f"precision lowers float32 to {precision}, and this image is {own}",
+            hint="leave it out, or convert the network and the image by .float()",
         )
 
 

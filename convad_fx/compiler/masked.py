@@ -111,6 +111,7 @@ class MaskedModule(Emitted):
         batch_size: int | str = "auto",
         precision: str | None = None,
         told: Callable[[int], Any] | None = None,
+        compared: set[tuple[Any, ...]] | None = None,
     ) -> Evaluation:
         """Many masks, in bounded batches, each with as little computed as its graph allows.
 
@@ -139,17 +140,20 @@ class MaskedModule(Emitted):
             batch_size: masks at once, whatever is computed of each, or "auto": as many as make up
                 the number of whole images that was fastest in a few trials. Results differ between
                 sizes by rounding.
-            precision: "bfloat16" or "float16": autocast; ``deviation`` then says how far logits
-                were from float32. Default: the network's own.
+            precision: "bfloat16" or "float16": autocast of a float32 network; ``deviation`` then
+                says how far logits were from float32, on the first two masks of each size of box.
+                Default: the network's own.
             told: called with the number of masks after every batch.
+            compared: of several calls, the sizes of boxes that were held against float32 before:
+                an empty set, given to each of them, which they fill.
 
         Raises:
             ImageError, MaskError: an input of the wrong rank, size, dtype or device.
-            PolicyError: an unknown batch size or precision.
+            PolicyError: an unknown batch size or precision, or one for another dtype than float32.
             ModelError: the network returns something other than one tensor.
         """
         engine: Engine = self.__dict__["engine"]
-        return engine.evaluate(x, masks, batch_size, precision, told)
+        return engine.evaluate(x, masks, batch_size, precision, told, compared)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`torch.compile`, with its arguments, of this network and its ways on boxes and patches.

@@ -83,12 +83,12 @@ class Evaluator:
             finds fastest; for other maskers see `at_once`.
         bar: a tqdm-like object, told of every evaluation by `bar.update(n)`.
         precision: "bfloat16" or "float16": the masked network's arithmetic, but where it is asked
-            plainly; None is its own.
+            plainly or exactly; None is its own.
 
     Attributes:
         evaluations: masks asked about so far.
-        deviation: with a precision, how far logits were from float32's at most, on the first batch
-            of each size of box; else None.
+        deviation: with a precision, how far logits were from float32's, where compared: on the
+            first two masks of each size of box; else None.
 
     Raises:
         ImageError: the image is not one floating-point image.
@@ -106,17 +106,18 @@ class Evaluator:
         precision: str | None = None,
     ) -> None:
         check_batch_size(batch_size)
-        check_precision(precision)
         if precision is not None and not isinstance(masker, MaskedModule):
             raise PolicyError(
                 f"precision is for masked networks, and this masker is a {type(masker).__name__}",
                 hint="leave precision out, or explain `convad_fx.convert(model, example)`",
             )
         self.image = as_batch(image)
+        check_precision(precision, self.image.dtype)
         self.batch_size = batch_size
         self.precision = precision
         self.evaluations = 0
         self.deviation: float | None = None
+        self._compared: set[tuple[Any, ...]] = set()
         self._masker, self._bar = masker, bar
 
     @property
@@ -124,23 +125,28 @@ class Evaluator:
         """Height and width of the image, and of every mask."""
         return int(self.image.shape[2]), int(self.image.shape[3])
 
-    def scores(self, masks: Iterable[Mask], target: int, *, plainly: bool = False) -> Scores:
+    def scores(
+        self, masks: Iterable[Mask], target: int, *, plainly: bool = False, exact: bool = False
+    ) -> Scores:
         """What the network says of each mask (H, W), in order.
 
         Args:
+            exact: in the network's own precision, whatever the search's.
             plainly: by plain calls on whole images, nothing compiled, in the network's own
                 precision, as anybody would check it.
 
         Raises:
             ModelError: the masker's answer is not one row of two or more finite logits per mask.
         """
-        logits = self.logits(masks, plainly=plainly)
+        logits = self.logits(masks, plainly=plainly, exact=exact)
         if not len(logits):
             return Scores(np.zeros(0, np.int64), np.zeros(0, np.float64))
         confidence = torch.softmax(logits, 1)[:, target]
         return Scores(logits.argmax(1).numpy(), confidence.numpy())
 
-    def logits(self, masks: Iterable[Mask], *, plainly: bool = False) -> Tensor:
+    def logits(
+        self, masks: Iterable[Mask], *, plainly: bool = False, exact: bool = False
+    ) -> Tensor:
         """Logits (K, classes) of K masks (H, W), in order; float64, on the CPU."""
         seen: dict[bytes, int] = {}
         rows: list[int] = []
@@ -149,7 +155,8 @@ class Evaluator:
         by_engine = isinstance(self._masker, MaskedModule) and not plainly
         some = CHUNK if by_engine else at_once(self.batch_size, self.image)
         while batch := list(islice(fresh, some)):
-            found.append(self._ask(np.stack(batch), by_engine=by_engine))
+            precision = None if exact or plainly else self.precision
+            found.append(self._ask(np.stack(batch), precision, by_engine=by_engine))
         if not found:
             return torch.zeros(0, 0, dtype=torch.float64)
         return torch.cat(found)[rows]
@@ -165,13 +172,17 @@ class Evaluator:
             if new:
                 yield mask
 
-    def _ask(self, masks: NDArray[np.bool_], *, by_engine: bool) -> Tensor:
+    def _ask(self, masks: NDArray[np.bool_], precision: str | None, *, by_engine: bool) -> Tensor:
         mask = torch.from_numpy(masks)[:, None].to(self.image.device)
         with torch.inference_mode():
             if by_engine:
                 assert isinstance(self._masker, MaskedModule)
                 found = self._masker.evaluate(
-                    self.image, mask, batch_size=self.batch_size, precision=self.precision
+                    self.image,
+                    mask,
+                    batch_size=self.batch_size,
+                    precision=precision,
+                    compared=self._compared,
                 )
                 answer: Any = found.logits
                 if found.deviation is not None:
@@ -198,6 +209,12 @@ class Evaluator:
         finite = logits.isfinite().all(1)
         if not finite.all():
             kept = masks[int(finite.logical_not().nonzero()[0])].mean()
+            if precision is not None:
+                raise PolicyError(
+                    f"the logits are not finite in {precision} with {kept:.0%} of the image kept",
+                    hint="leave precision out"
+                    + (", or pass 'bfloat16', which reaches further" * (precision == "float16")),
+                )
             raise ModelError(
                 f"the logits are not finite with {kept:.0%} of the image kept",
                 hint="look for NaN or infinity in the image and in the weights, or for overflow "

@@ -90,9 +90,10 @@ def explain(
         contrastive: find, too, what must be hidden for the class to change
             (`Explanation.contrast`): the most responsible pixels, as many as it takes.
         batch_size: masks that go through the network at once; "auto": as is fastest.
-        precision: "bfloat16" or "float16": the search's arithmetic, on a masked network. What is
-            found is asked about once more in the network's own precision, and made larger until it
-            suffices there; `Explanation.deviation` says how far logits were from float32's.
+        precision: "bfloat16" or "float16": the search's arithmetic, on a masked float32 network.
+            What is claimed is in float32 all the same: a set is asked about again, and made larger
+            until it suffices there, and shrinking asks in float32 alone. `Explanation.deviation`
+            says how far logits were off.
         labels: class names, one for every class, or a mapping from class numbers.
 
     Raises:
@@ -159,7 +160,7 @@ def explain_disjoint(
             within = ~taken if within is None else within & ~taken
             if not taken.any() or not within.any():
                 break
-            left = case.evaluator.scores([within], case.target)
+            left = case.evaluator.scores([within], case.target, exact=True)
             if not left.passing(case.target, case.at_least)[0]:
                 break
     return tuple(found)
@@ -214,8 +215,7 @@ def _case(
     batch = as_batch(image)
     digest = image_digest(batch)
     evaluator = Evaluator(masker, batch, batch_size=batch_size, bar=bar, precision=precision)
-    # what is to be reached is not a matter of precision
-    logits = evaluator.logits([np.ones(evaluator.shape, bool)], plainly=precision is not None)
+    logits = evaluator.logits([np.ones(evaluator.shape, bool)], exact=True)
     target = _target(logits, target, labels)
     _name(target, labels, logits.shape[1])  # labels that do not fit: before the search
     return _Case(
@@ -239,7 +239,7 @@ def _explained(case: _Case, number: int, within: Mask | None, contrastive: bool)
     start = evaluator.evaluations - (number == 0)
     left = _Budget(case, start, contrastive)
     goal = Suffices(case.target, case.at_least)
-    nothing = evaluator.scores([np.zeros(shape, bool)], case.target)
+    nothing = evaluator.scores([np.zeros(shape, bool)], case.target, exact=True)
     ranking = np.zeros(shape, np.float32)
     if not goal.reached(nothing)[0]:
         entropy = [case.seed, int(case.digest, 16), *([number] if number else [])]

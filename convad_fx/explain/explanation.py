@@ -98,7 +98,7 @@ class Explanation:
         confidence_whole: softmax of the target on the whole image, in [0, 1].
         confidence_kept: on the kept pixels, in the batch in which they were found.
         confidence_recheck: on the kept pixels alone, at batch size 1, in a fresh call. It differs
-            from `confidence_kept` by rounding.
+            from `confidence_kept` by rounding, of the lower precision if there is one.
         sufficient: whether that last call gave the target with at least
             `gamma * confidence_whole`.
         evaluations: masks the network was asked about, all calls together.
@@ -114,8 +114,8 @@ class Explanation:
         contrast: what must be hidden for the class to change, where that was asked.
         precision: of the search's arithmetic, "bfloat16" or "float16"; None is the network's own.
             `confidence_whole` and `confidence_recheck` are always in the network's own.
-        deviation: with a precision, how far logits were from the network's own, at most, on the
-            first batch of each size of box.
+        deviation: with a precision, how far logits were from float32's, where compared: on the
+            first two masks of each size of box.
     """
 
     mask: Mask
@@ -175,7 +175,11 @@ class Explanation:
         contrast = f"; {self.contrast}" if self.contrast is not None else ""
         lower = ""
         if self.precision is not None:
-            off = "" if self.deviation is None else f" (logits off by {self.deviation:.2g} at most)"
+            off = (
+                ""
+                if self.deviation is None
+                else f" (logits off by {self.deviation:.2g} where compared)"
+            )
             lower = f"; searched in {self.precision}{off}"
         return (
             f"{self.title}: {what} kept, confidence {self.confidence_recheck:.3f} of "

@@ -398,7 +398,7 @@ def _spare(
             return False
         chosen = states[-1][0]
         scores = evaluator.scores(
-            (goal.mask(chosen & (label != i)) for i in candidates), goal.target
+            (goal.mask(chosen & (label != i)) for i in candidates), goal.target, exact=True
         )
         reached = goal.reached(scores)
         spare = [i for i, passed in zip(candidates, reached, strict=True) if passed]
@@ -410,7 +410,7 @@ def _spare(
         # 1 passes; of 2, 4, ... all, take the most.
         numbers = sorted({1 << n for n in range(len(spare).bit_length())} | {len(spare)})
         sets = [chosen & ~np.isin(label, spare[:n]) for n in numbers]
-        together = evaluator.scores(map(goal.mask, sets), goal.target)
+        together = evaluator.scores(map(goal.mask, sets), goal.target, exact=True)
         passing = np.flatnonzero(goal.reached(together))
         if not len(passing):  # by rounding: the first of them passed a moment ago
             return False

@@ -99,6 +99,7 @@ class Responsibility(Attribution):  # type: ignore[misc]
         search: Search | None = None,
         seed: int = 0,
         perturbations_per_eval: int = 64,
+        precision: str | None = None,
         show_progress: bool = False,
     ) -> Tensor:
         """How responsible each pixel is, for every image of a batch.
@@ -107,7 +108,7 @@ class Responsibility(Attribution):  # type: ignore[misc]
             inputs: images (N, C, *grid).
             target: the class to explain, one for all images or one for each; by default the
                 network's answer. It must be that answer: see `convad_fx.explain`.
-            gamma, search, seed: as in `convad_fx.explain`.
+            gamma, search, seed, precision: as in `convad_fx.explain`.
             perturbations_per_eval: masks that go through the network at once.
             show_progress: show a bar, on stderr.
 
@@ -128,6 +129,7 @@ class Responsibility(Attribution):  # type: ignore[misc]
                 seed=seed,
                 search=search or Search(),
                 batch_size=perturbations_per_eval,
+                precision=precision,
                 progress=show_progress,
             )
             maps.append(torch.as_tensor(why.responsibility, dtype=torch.float32))

@@ -59,7 +59,8 @@ class Responsibility:
 
     Args:
         masker: `(x, mask) -> logits`: a `MaskedModule`, or `occlusion(model)`.
-        options: for `convad_fx.explain`: `gamma`, `search`, `seed`, `batch_size`, `progress`.
+        options: for `convad_fx.explain`: `gamma`, `search`, `seed`, `batch_size`, `precision`,
+            `progress`.
 
     Attributes:
         explanations: of the last call, one for each image: the sets beside the maps.
@@ -114,6 +115,7 @@ def quantus_explain(
     search: Search | None = None,
     seed: int = 0,
     batch_size: int | str = "auto",
+    precision: str | None = None,
     **_: Any,
 ) -> Maps:
     """An ``explain_func`` for Quantus: responsibilities (N, 1, H, W), in [0, 1].
@@ -133,7 +135,7 @@ def quantus_explain(
         targets: a class for each; they must be the network's answers.
         policy: for the conversion.
         device: where to compute; by default where the model is.
-        gamma, search, seed, batch_size: as in `convad_fx.explain`.
+        gamma, search, seed, batch_size, precision: as in `convad_fx.explain`.
 
     Raises:
         UnsupportedModel: regions cannot be switched off inside the model.
@@ -143,7 +145,9 @@ def quantus_explain(
     x = torch.as_tensor(inputs).to(device=device or like.device, dtype=like.dtype)
     masked = model if isinstance(model, MaskedModule) else convert(model, x[:1], policy)
     search = search or Search()
-    cam = Responsibility(masked, gamma=gamma, search=search, seed=seed, batch_size=batch_size)
+    cam = Responsibility(
+        masked, gamma=gamma, search=search, seed=seed, batch_size=batch_size, precision=precision
+    )
     classes = None if targets is None else [int(target) for target in targets]
     maps: Maps = cam(x, classes)[:, None]
     return maps

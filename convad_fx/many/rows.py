@@ -29,7 +29,7 @@ COLUMNS = (
     ("size", "double", "share of the pixels kept"),
     ("pixels", "int64", "their number"),
     ("evaluations", "int64", "masks the network was asked about"),
-    ("deviation", "double", "with --precision: of logits from the network's own, at most"),
+    ("deviation", "double", "with --precision: of logits from float32's, where compared"),
     ("metrics", "metrics", "by name, those asked for"),
     ("mask", "rle", "kept pixels, COCO run lengths"),
     ("contrast", "contrast", "what must be hidden for another class, where asked for"),

@@ -209,7 +209,8 @@ def _less_first(entry: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any
 
 
 def _signed(kind: str, value: float) -> str:
-    return format(value, "+" + _FORMATS.get(kind, ".0%"))
+    digits = 3 if kind in _FORMATS else 2
+    return format(round(value, digits) + 0.0, "+" + _FORMATS.get(kind, ".0%"))  # no -0
 
 
 def _section(picture: ComparedPicture, kinds: Sequence[str]) -> dict[str, Any]:

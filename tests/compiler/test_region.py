@@ -376,11 +376,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Any, batch_size: Any)
     assert network.asked == ([6, 3, 3, 3, 3] if batch_size == 8 else [4] + [2] * 6)
     kept = masks.flatten(1).sum(1).tolist()
     assert found.logits.flatten().tolist() == kept
-    # the first batch of 4 is compared in part
-    network = Scarce(3, error)
+    # two of the first batch are to be compared, and one is
+    network = Scarce(1, error)
     engine = Engine(network, allowed, {}, reads_hidden=True)
-    found = engine.evaluate(x, masks, batch_size=4, precision="bfloat16")
-    assert network.asked == [4, 4, 2, 4, 4]
+    found = engine.evaluate(x, masks, batch_size=2, precision="bfloat16")
+    assert network.asked == [2, 2, 1, 2, 2, 2, 2, 2]
     assert found.deviation == 1
     assert found.logits.flatten().tolist() == [n + 1 for n in kept]
     with pytest.raises((RuntimeError, MemoryError), match="memory"):

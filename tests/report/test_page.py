@@ -117,8 +117,11 @@ def test_differences_are_paired_by_picture_as_in_the_json(two: tuple[dict, Page]
     forms = {"size": "+.1%", "colours": "+.0%", "images": "+.0%", "confidence": "+.3f"}
     for kind, form in forms.items():
         less = black[kind]["less_first"]
-        span = f"[{less['low']:{form}}, {less['high']:{form}}]"
-        cells.append(f"{less['mean']:{form}} {span}, p {less['p']:.2g}")
+        digits = 2 if form == "+.0%" else 3
+        mean, low, high = (
+            f"{round(less[name], digits) + 0.0:{form}}" for name in ("mean", "low", "high")
+        )
+        cells.append(f"{mean} [{low}, {high}], p {less['p']:.2g}")
     assert row == cells
 
 
