@@ -284,9 +284,12 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "robustness.md"
 
 
-@pytest.mark.parametrize("file", sorted(RESULTS.glob("robustness-*.json")), ids=lambda f: f.stem)
-def test_the_page_says_what_the_rows_say(file: Path) -> None:
-    rows = json.loads(file.read_text())["rows"]
+NETWORKS = ("mobilenet-v2", "mobilenet-v1", "cifar-resnet20", "cifar-resnet56")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_page_says_what_the_rows_say(network: str) -> None:
+    rows = json.loads((RESULTS / f"robustness-{network}.json").read_text())["rows"]
     lines = PAGE.read_text().splitlines()
     (name,) = {row["model"] for row in rows}
     keys = [*paper.SETS, *paper.SETS_ALONE]
