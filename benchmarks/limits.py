@@ -17,7 +17,6 @@ costs, and masks could share work. Convolutions on no grid of the image's count 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 import convad_fx
 from benchmarks import measure
-from benchmarks.search import FAMILIES, MODELS, SIZE, masks_of, recorded
+from benchmarks.search import MODELS, SIZE, masks_of, recorded
 from convad_fx.compiler import evaluate
 from convad_fx.compiler.region import Region
 
@@ -155,13 +154,8 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--masks", type=int, default=160)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.set_defaults(families=FAMILIES)  # for `recorded`
     asked = parser.parse_args()
-    rows = rows_of(asked)
-    measure.table(rows)
-    if asked.json:
-        about = measure.machine("cpu")
-        asked.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    measure.show(rows_of(asked), asked.json)
 
 
 if __name__ == "__main__":

@@ -71,12 +71,17 @@ def run(asked: argparse.Namespace, rows_of: Callable[[argparse.Namespace], list[
         rows = [{"allocator": here, **row} for row in rows_of(asked)]
     else:
         rows = [row for name in asked.allocator for row in _child(name)]
-    table(rows)
-    about = machine(asked.device)
-    print(about)
-    if asked.json:
-        asked.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    show(rows, asked.json, asked.device)
     return rows
+
+
+def show(rows: Sequence[Row], file: Path | None, device: str = "cpu") -> None:
+    """Print the table and the machine; with a file, write both to it."""
+    table(rows)
+    about = machine(device)
+    print(about)
+    if file:
+        file.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
 
 
 def _allocator_here() -> str:

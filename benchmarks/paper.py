@@ -278,11 +278,11 @@ def print_robustness(rows: list[Row]) -> None:
             ("random masks", RANDOM, RANDOM_ALONE),
         ):
             columns = {**keys, **means_only}
-            print_table(f"{name}, {title}", columns.values())
+            print_head(f"{name}, {title}", columns.values())
             for (label,), own in grouped(group, "masker"):
                 print(f"| {label} | {' | '.join(interval(own, key) for key in columns)} |")
             for label in labels[:2]:  # switched off, as by default and as in the paper
-                print_table(f"{label} less", keys.values())
+                print_head(f"{label} less", keys.values())
                 first = by_photo(group, label)
                 for other in labels:
                     if other != label:
@@ -309,8 +309,8 @@ def equal_sizes(rows: list[Row]) -> dict[str, str]:
     return {f"at_size.{s:g}": f"rho, {s:.0%}" for s in map(float, rows[0]["at_size"])}
 
 
-def print_table(first: str, heads: Iterable[str]) -> None:
-    """The head of a table."""
+def print_head(first: str, heads: Iterable[str]) -> None:
+    """The head of a table, whose first column is called so."""
     columns = [first, *heads]
     print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
 

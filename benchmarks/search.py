@@ -87,7 +87,7 @@ def in_batches(
 
 def recorded(asked: argparse.Namespace) -> Tensor | None:
     """Masks of real searches, in equal parts from some photos of the kit, if there is one."""
-    if asked.kit is None or "search" not in asked.families:
+    if asked.kit is None:
         return None
     kit = Kit(asked.kit)
     model, info = kit.load("mobilenet_v2")
@@ -115,7 +115,7 @@ def masks_of(
 
 
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
-    known = recorded(asked)
+    known = recorded(asked) if "search" in asked.families else None
     return [row for name in asked.models for row in _rows_of(name, known, asked)]
 
 

@@ -12,7 +12,6 @@ timed.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -85,11 +84,7 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--json", type=Path, help="write the rows and the machine to this file")
     asked = parser.parse_args()
-    rows = rows_of(asked)
-    measure.table(rows)
-    if asked.json:
-        about = measure.machine("cpu")
-        asked.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    measure.show(rows_of(asked), asked.json)
 
 
 if __name__ == "__main__":
