@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kit import Kit
-from benchmarks.measure import Row, machine, table
+from benchmarks.measure import Row, show
 from convad_fx.many import read, stream
 
 PARTS = ("load", "search", "write")
@@ -139,11 +139,7 @@ def main() -> None:
             parser.error("name photos, or --kit DIR")
         print(f"{sum(1 for _ in stream(asked.photos))} pictures, {asked.partitions} partitions")
         rows = rows_of(asked)
-    table(rows)
-    about = machine("cpu")
-    print(about)
-    if asked.json is not None:
-        asked.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    show(rows, asked.json)
 
 
 if __name__ == "__main__":
