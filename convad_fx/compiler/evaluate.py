@@ -31,6 +31,8 @@ from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 
 #: Masks looked at together: enough to fill batches of every size of box, few enough for memory.
 CHUNK = 512
+#: Sizes of box among which groups are sought: pairs of them are compared.
+GROUPS = 64
 #: Arithmetic on patches costs so much more than on whole grids, for what is copied.
 COPYING = 1.2
 #: Masks of each size of box whose answers in lower precision are held against float32's.
@@ -165,7 +167,8 @@ class _Run:
             raise ImageError("the image is not a tensor (N, C, ...)", hint="see x[None]")
         self.engine, self.x, self.told = engine, x, told
         self.lower = None if precision is None else PRECISIONS[precision]
-        outer = torch.is_autocast_enabled(x.device.type)
+        kind = x.device.type
+        outer = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self.key = (str(x.device), x.dtype, tuple(x.shape[2:]), precision, outer)
         self.size = self._batch_size(batch_size, "whole images and boxes")
         self.patch_size = self._batch_size(batch_size, "patches")
@@ -248,8 +251,13 @@ class _Run:
         if tuple(x.shape[2:]) != region.canvas:
             self._whole(x, masks, owners, list(range(len(masks))))
             return
-        boxed = _Boxed(self.engine, x, masks)
-        patched = _Patched(self.engine, x, masks, boxed.costs)
+        ways = self._ways(x, masks)
+        if ways is None:  # no memory for the activities of so many
+            for some in torch.arange(len(masks)).tensor_split(2):
+                own = [owners[i] for i in some.tolist()]
+                self._by_way(x if x.shape[0] == 1 else x[some], masks[some], own)
+            return
+        boxed, patched = ways
         for size, members in patched.groups(self.patch_size).items():
             ask, share = patched.asks(size), patched.share(size)
             self._batches(members, owners, share, ask, ("patch", *size), self.patch_size)
@@ -259,6 +267,17 @@ class _Run:
                 self._whole(x, masks, owners, members)
             else:
                 self._batches(members, owners, boxed.share(size), boxed.asks(size), size, self.size)
+
+    def _ways(self, x: Tensor, masks: Tensor) -> tuple[_Boxed, _Patched] | None:
+        """Which way each mask may go; None where there is no memory to look at so many."""
+        try:
+            boxed = _Boxed(self.engine, x, masks)
+            return boxed, _Patched(self.engine, x, masks, boxed.costs)
+        except (RuntimeError, MemoryError) as error:
+            if len(masks) == 1 or not is_out_of_memory(error):
+                raise
+        _release(self.x)
+        return None
 
     def _whole(self, x: Tensor, masks: Tensor, owners: list[int], members: list[int]) -> None:
         def ask(chosen: list[int]) -> tuple[Any, ...]:
@@ -345,7 +364,7 @@ class _Run:
     # ------------------------------------------------------------------------------ the answer
 
     def _keep(self, answer: Tensor, owners: list[int]) -> None:
-        self.found.append(answer)
+        self.found.append(answer.clone())  # CUDA graphs write what they answer next over it
         self.places += owners
 
     def result(self) -> Evaluation:
@@ -385,7 +404,8 @@ class _Boxed:
 
     def groups(self, members: list[int], batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of box -> the masks that run on it."""
-        found = merged([self.sizes[k] for k in members], self.share, batch.call)
+        sizes = rounded([self.sizes[k] for k in members], GROUPS)
+        found = merged(sizes, self.share, batch.call)
         return {size: [members[i] for i in chosen] for size, chosen in found.items()}
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
@@ -439,7 +459,8 @@ class _Patched:
     def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of hidden box -> the masks that run on its patches."""
         members = sorted(self.members)
-        found = merged([self.sizes[k] for k in members], self.share, batch.call)
+        sizes = rounded([self.sizes[k] for k in members], GROUPS)
+        found = merged(sizes, self.share, batch.call)
         return {size: [members[i] for i in chosen] for size, chosen in found.items()}
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
@@ -539,23 +560,49 @@ def merged(
     for i, size in enumerate(sizes):
         groups[size].append(i)
 
-    def union(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(max(pair) for pair in zip(a, b, strict=True))
+    def union(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
+        """The box that holds both, and what it costs more."""
+        c = tuple(map(max, a, b))
+        return c, sum(len(groups[g]) * (share(c) - share(g)) for g in (a, b))
 
-    while len(groups) > 1:
-        costs = {}
-        for a in groups:
-            for b in groups:
-                if a < b:
-                    c = union(a, b)
-                    more = sum(len(groups[g]) * (share(c) - share(g)) for g in (a, b))
-                    costs[a, b] = more - call - (call if c in groups and c not in (a, b) else 0)
-        (a, b), cost = min(costs.items(), key=lambda item: item[1])
+    unions = {(a, b): union(a, b) for a in groups for b in groups if a < b}
+    while unions:
+        (a, b), cost = min(
+            (
+                (ab, more - call * (1 + (c in groups and c not in ab)))
+                for ab, (c, more) in unions.items()
+            ),
+            key=lambda item: item[1],
+        )
         if cost >= 0:
             break
+        c, _ = unions[a, b]
         members = groups.pop(a) + groups.pop(b)
-        groups[union(a, b)] += members
+        groups[c] += members
+        unions = {ab: found for ab, found in unions.items() if not {a, b, c}.intersection(ab)}
+        for other in groups:
+            if other != c:
+                pair = (other, c) if other < c else (c, other)
+                unions[pair] = union(*pair)
     return {size: sorted(members) for size, members in groups.items()}
+
+
+def rounded(sizes: list[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
+    """At most so many sizes: of more, sides are rounded up, but never past the largest.
+
+    >>> rounded([(1, 1), (2, 1), (3, 1), (5, 1)], most=3)
+    [(2, 1), (2, 1), (4, 1), (5, 1)]
+    """
+    step = 1
+    largest = tuple(map(max, *sizes)) if len(sizes) > 1 else sizes[0] if sizes else ()
+    found = sizes
+    while len(set(found)) > most:
+        step *= 2
+        found = [
+            tuple(min(-(-n // step) * step, m) for n, m in zip(size, largest, strict=True))
+            for size in sizes
+        ]
+    return found
 
 
 def _rows(x: Tensor, chosen: list[int]) -> Tensor:

@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 import convad_fx
 from convad_fx.compiler import region
 from convad_fx.compiler.batches import BatchSize
-from convad_fx.compiler.evaluate import CHUNK, Engine, boxes, merged, tiles_of
+from convad_fx.compiler.evaluate import CHUNK, GROUPS, Engine, boxes, merged, rounded, tiles_of
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 from tests.compiler.toys import Dense, ExplicitPadding, FlattenHead, PadShortcut, SqueezeExcite
 
@@ -387,6 +387,30 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Any, batch_size: Any)
         Engine(Scarce(0, error), allowed, {}, reads_hidden=True).evaluate(x, masks)
 
 
+def test_activities_of_too_many_masks_are_looked_at_in_parts() -> None:
+    masked = convad_fx.convert(built("strided"), x := torch.randn(1, 3, *GRID).double())
+    masks, engine, asked = some_masks(), masked.__dict__["engine"], list[int]()
+    expected = convad_fx.convert(built("strided"), x).evaluate(x, masks)
+    activities = engine.parts["boxed_activities"]
+
+    def scarce(image: Tensor, some: Tensor) -> Any:
+        asked.append(len(some))
+        if len(some) > 3:
+            raise cpu_allocator("")
+        return activities(image, some)
+
+    engine.parts = {**engine.parts, "boxed_activities": scarce}
+    found = masked.evaluate(x, masks)
+    assert asked == [12, 6, 3, 3, 6, 3, 3]
+    assert found.passes == expected.passes
+    assert torch.allclose(found.logits, expected.logits)
+    many = masked.evaluate(
+        x.expand(12, -1, -1, -1) * torch.arange(1, 13)[:, None, None, None], masks
+    )
+    one_by_one = [masked(x * (k + 1), masks[k : k + 1]) for k in range(12)]
+    assert torch.allclose(many.logits, torch.cat(one_by_one))
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).ways
     network = Scarce(1, RuntimeError)
@@ -543,3 +567,10 @@ def test_a_few_small_boxes_are_not_worth_a_call_of_their_own() -> None:
     alone = merged([(4, 5)] + [(5, 5)] * 9, share, call=0.1)
     assert alone == {(5, 5): list(range(10))}
     assert len(merged([(2, 2)] * 9 + [(9, 9)] * 9, share, call=0.1)) == 2
+    every = [(i, j) for i in range(1, 29) for j in range(1, 29)]
+    groups = merged(rounded(every, GROUPS), share, call=0)
+    assert len(groups) <= GROUPS
+    assert sorted(i for members in groups.values() for i in members) == list(range(784))
+    for size, members in groups.items():
+        assert max(size) <= 28
+        assert all(every[i][axis] <= size[axis] for i in members for axis in (0, 1))
