@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -662,12 +663,13 @@ def compare(
         name: occlusion(classifier.model, name, mean=normalisation.mean, std=normalisation.std)
         for name in dict.fromkeys(paint or _COMPARED_PAINTS)
     }
-    paths = _expanded(pictures)
+    paths = list(dict.fromkeys(_expanded(pictures)))
     folder = _folder(out)
     asker = _Asker(classifier, devices.choose(device), policy)
     maskers: dict[str, Masker] = {_SWITCHED_OFF: asker.masked, **painters}
 
     read: dict[int, torch.Tensor] = {}
+    first: dict[bytes, Path] = {}
     failed: list[tuple[Path, ConvadError]] = []
     for number, path in enumerate(paths):
         try:
@@ -675,7 +677,13 @@ def compare(
         except ImageError as error:
             failed.append((path, error))
             continue
-        read[number] = images.to_input(picture, preprocess)
+        x = images.to_input(picture, preprocess)
+        same = first.setdefault(blake2b(x.numpy().tobytes()).digest(), path)
+        if same != path:  # it would be its copy's background, and count twice
+            copy = ImageError(f"{path} shows the same as {same}", hint="leave one of them out")
+            failed.append((path, copy))
+            continue
+        read[number] = x
     done: list[tuple[str, tuple[report.Compared, ...], Path]] = []
     table = None if as_json else _Comparisons([str(path) for path in paths], list(maskers))
     stems = _stems(paths, folder)
@@ -788,8 +796,12 @@ def tune(
         ),
     ] = None,
     grid: Annotated[
-        str, typer.Option(help="Without --policy: few, or full: all sixty, which needs more images")
-    ] = "few",
+        str | None,
+        typer.Option(
+            help="Without --policy: few, or full: all sixty, which needs more images  "
+            "[default: few]"
+        ),
+    ] = None,
     random: Annotated[
         int, typer.Option(min=2, help="Random masks that every policy is asked about, per image.")
     ] = 64,
@@ -803,8 +815,9 @@ def tune(
         ),
     ] = True,
     partitions: Annotated[
-        int, typer.Option(min=1, help="Random partitions of these explanations.")
-    ] = 2,
+        int | None,
+        typer.Option(min=1, help="Random partitions of these explanations.  [default: 2]"),
+    ] = None,
     gamma: Gamma = 0.9,
     seed: Seed = 0,
     out: Annotated[
@@ -823,6 +836,10 @@ def tune(
     last line says what to pass to `explain`.
     """
     tried = cli_tune.policies(grid, policy or ())
+    if partitions is not None and not explained:
+        raise PolicyError(
+            "--partitions does nothing with --no-explain", hint="leave one of them out"
+        )
     classifier = models.resolve(
         model,
         weights,
@@ -861,7 +878,7 @@ def tune(
             gamma=gamma,
             tried=random,
             n=backgrounds,
-            search=Search(partitions=partitions) if explained else None,
+            search=Search(partitions=partitions or 2) if explained else None,
             seed=seed,
             normalisation=Normalisation(tuple(preprocess.mean), tuple(preprocess.std)),
             names=[str(path) for path in read],

@@ -19,12 +19,18 @@ from convad_fx.images import Preprocess
 GRIDS = {"few": tuning.FEW, "full": tuning.FULL}
 
 
-def policies(grid: str, texts: Sequence[str]) -> tuple[Policy, ...]:
-    """Those written out, or those of a grid.
+def policies(grid: str | None, texts: Sequence[str]) -> tuple[Policy, ...]:
+    """Those written out, or those of a grid ("few" unless named).
 
     Raises:
-        PolicyError: a text that cannot be read, or no such grid.
+        PolicyError: a text that cannot be read, no such grid, or a grid beside texts.
     """
+    if texts and grid is not None:
+        raise PolicyError(
+            "a grid does nothing beside policies that are named",
+            hint="pass either `--grid` or `--policy`",
+        )
+    grid = grid or "few"
     if texts:
         return tuple(map(tuning.parse_policy, texts))
     if grid not in GRIDS:

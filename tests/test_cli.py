@@ -421,6 +421,22 @@ def test_compare_for_machines_and_a_picture_that_cannot_be_read(tmp_path, photos
     assert result.stderr == f"convad-fx: not compared: {gone}: no such file; check the path\n"
 
 
+def test_a_picture_is_compared_once(tmp_path, photos):
+    copy = tmp_path / "again.png"
+    copy.write_bytes(photos[0].read_bytes())
+    result = run("compare", tmp_path, photos[0], "--out", tmp_path / "o", "--json", *COMPARE)
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    compared, failed = answer["compared"], answer["failed"]
+    same = {str(copy), str(photos[0])}
+    assert len(compared) == 2  # and not its own background
+    assert len({one["image"] for one in compared} & same) == 1
+    assert all(row["backgrounds"]["images"] == 1 for one in compared for row in one["maskers"])
+    (left,) = failed
+    assert left["image"] in same
+    assert "shows the same as" in left["error"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -131,6 +131,8 @@ def test_masks_that_do_not_fit_end_in_one_line(photos, fault, message):
         (("--policy", "tau"), "the policy 'tau' cannot be read"),
         (("--policy", "pool=max"), "pool must be one of dilute, renormalize"),
         (("--grid", "huge"), "grid must be one of few, full, not 'huge'"),
+        (("--grid", "few", "--policy", "paper"), "a grid does nothing beside policies"),
+        (("--partitions", "2", "--no-explain"), "--partitions does nothing with --no-explain"),
         (("--aim", "beauty"), "aim must be one of robust, object"),
         (("--aim", "object"), "aim 'object' needs true masks of the objects"),
         (("--masks", "nowhere"), "there is no folder nowhere"),
@@ -175,6 +177,7 @@ def test_masks_of_pictures_of_the_same_name_are_not_guessed(tmp_path):
 
 
 def test_grids_and_texts():
+    assert cli_tune.policies(None, ()) == cli_tune.policies("few", ())
     assert cli_tune.policies("few", ())[0] == Policy()
     assert len(set(cli_tune.policies("full", ()))) == 60
-    assert cli_tune.policies("few", ["paper"]) == (Policy.paper(),)
+    assert cli_tune.policies(None, ["paper"]) == (Policy.paper(),)

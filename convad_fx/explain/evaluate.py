@@ -16,7 +16,7 @@ from torch import Tensor
 from convad_fx.compiler import MaskedModule
 from convad_fx.compiler.evaluate import CHUNK, check_precision
 from convad_fx.errors import ImageError, ModelError, PolicyError
-from convad_fx.explain.options import check_count
+from convad_fx.explain.options import check_class, check_count
 
 if TYPE_CHECKING:
     from convad_fx.explain.masker import Masker
@@ -137,10 +137,12 @@ class Evaluator:
 
         Raises:
             ModelError: the masker's answer is not one row of two or more finite logits per mask.
+            PolicyError: the network has no such class.
         """
         logits = self.logits(masks, plainly=plainly, exact=exact)
         if not len(logits):
             return Scores(np.zeros(0, np.int64), np.zeros(0, np.float64))
+        check_class(target, logits.shape[1])
         confidence = torch.softmax(logits, 1)[:, target]
         return Scores(logits.argmax(1).numpy(), confidence.numpy())
 

@@ -46,6 +46,15 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         )
 
 
+def check_class(target: int, classes: int) -> None:
+    """Refuses a class that the model does not have."""
+    if target not in range(classes):
+        raise PolicyError(
+            f"target {target!r} is no class of this network",
+            hint=f"pass a number from 0 to {classes - 1}",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Search:
     """How much is asked, and how. docs/search.md says what the defaults were chosen from.

@@ -20,11 +20,10 @@ from convad_fx.compiler import MaskedModule, Policy
 from convad_fx.compiler.evaluate import check_precision
 from convad_fx.errors import ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain
-from convad_fx.explain.options import check_count, check_share
+from convad_fx.explain.options import check_class, check_count, check_share
 from convad_fx.many.provenance import Provenance, weights_digest
 from convad_fx.many.rows import row_of
 from convad_fx.many.sources import Item
-from convad_fx.metrics.robustness import check_class
 from convad_fx.versions import versions, versions_of_pixels
 
 

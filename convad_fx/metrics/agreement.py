@@ -14,10 +14,10 @@ from torch import Tensor
 from convad_fx.errors import PolicyError
 from convad_fx.explain.evaluate import Evaluator, Mask, as_batch
 from convad_fx.explain.masker import Masker
-from convad_fx.explain.options import check_share
+from convad_fx.explain.options import check_class, check_share
 from convad_fx.explain.paint import Normalisation
 from convad_fx.metrics.masks import as_array, random_masks
-from convad_fx.metrics.robustness import Model, answers, backgrounds, check_class
+from convad_fx.metrics.robustness import Model, answers, backgrounds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +129,11 @@ def agreement(
     whole = evaluator.logits([np.ones(evaluator.shape, bool)])
     check_class(target, whole.shape[1])
     whole_confidence = float(torch.softmax(whole, 1)[0, target])
+    if not whole_confidence:
+        raise PolicyError(
+            f"the whole image gives class {target} no confidence at all",
+            hint="leave target out: the class that the model gives is then taken",
+        )
     scores = evaluator.scores(kept, target)
     if rho is None:
         planted = (
@@ -174,10 +179,25 @@ def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
     >>> rank_correlation(np.array([1.0, 2, 3]), np.array([1.0, 10, 11]))
     1.0
+
+    Args:
+        a, b: (n,) each, in the same order.
+
+    Raises:
+        PolicyError: lists of different lengths.
     """
+    a, b = np.asarray(a), np.asarray(b)
+    _check_paired(a, b)
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(stats.spearmanr(a, b).statistic)
+
+
+def _check_paired(a: NDArray[np.generic], b: NDArray[np.generic]) -> None:
+    if a.ndim != 1 or a.shape != b.shape:
+        raise PolicyError(
+            f"lists of shapes {a.shape} and {b.shape} are not paired", hint="one of each per mask"
+        )
 
 
 def auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
@@ -187,7 +207,20 @@ def auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
     0.75
 
     It is the Mann-Whitney statistic U over the number of pairs; NaN where there are no pairs.
+
+    Args:
+        scores: (n,), larger = more likely positive.
+        positive: (n,), bool.
+
+    Raises:
+        PolicyError: lists of different lengths, or `positive` is not bool.
     """
+    scores, positive = np.asarray(scores), np.asarray(positive)
+    if positive.dtype != np.bool_:
+        raise PolicyError(
+            f"what is positive must be bool, not {positive.dtype}", hint="pass `rho >= 0.8`"
+        )
+    _check_paired(scores, positive)
     wins, losses = scores[positive], scores[~positive]
     if not len(wins) or not len(losses):
         return float("nan")

@@ -23,7 +23,7 @@ class Localisation:
         precision: share of the kept pixels that lie on the object; NaN if none are kept.
         recall: share of the object that is kept.
         hit: the pointing game: whether the most responsible pixel lies on the object, give or take
-            the tolerance; None without a responsibility map.
+            the tolerance; None without a responsibility map, or if it is zero everywhere.
         energy: share of the responsibility that lies on the object; None without a map, NaN if it
             is zero everywhere.
         object: share of the image that the object fills: the precision and the energy of chance.
@@ -82,11 +82,12 @@ def localisation(
                 "negative or not finite",
                 hint="pass Explanation.responsibility",
             )
-        # The most responsible pixel is the one explanations begin with, ties included.
-        row, column = np.argwhere(order(values.astype(np.float32)) == 0)[0]
-        rows, columns = np.nonzero(true)
-        hit = bool(np.hypot(rows - row, columns - column).min() <= tolerance)
         total = float(values.sum())
+        if total:
+            # The most responsible pixel is the one explanations begin with, ties included.
+            row, column = np.argwhere(order(values.astype(np.float32)) == 0)[0]
+            rows, columns = np.nonzero(true)
+            hit = bool(np.hypot(rows - row, columns - column).min() <= tolerance)
         energy = float(values[true].sum()) / total if total else float("nan")
     return Localisation(
         iou=both / float((kept | true).sum()),

@@ -54,6 +54,11 @@ def random_masks(shape: tuple[int, int], n: int, seed: int = 0) -> list[Mask]:
         shape: (H, W), 1 or more each.
         n: how many.
         seed: a non-negative integer; the stream depends on it alone.
+
+    The kinds are this project's own; grids of cells are RISE's (Petsiuk, Das, Saenko, BMVC 2018).
+
+    Raises:
+        PolicyError: n or seed out of range.
     """
     check_count("n", n, least=1, hint="32 per image are usual")
     check_count("seed", seed, least=0, hint="pass 0")

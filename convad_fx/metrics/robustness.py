@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convad_fx.errors import ImageError, ModelError, PolicyError
 from convad_fx.explain.evaluate import Mask, as_batch, at_once, check_batch_size
-from convad_fx.explain.options import check_count
+from convad_fx.explain.options import check_class, check_count
 from convad_fx.explain.paint import Normalisation, blurred, noise
 from convad_fx.metrics.masks import as_mask
 
@@ -185,7 +185,22 @@ def robustness_by_kind(
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
     batch_size: int | str = "auto",
 ) -> dict[str, Robustness]:
-    """`robustness` for several kinds of background at once: `{"colours": 100, "noise": 20}`."""
+    """`robustness` for several kinds of background at once.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 2)).eval()
+    >>> image, all_of_it = torch.rand(3, 8, 8), np.ones((8, 8), bool)
+    >>> target = int(model(image[None]).argmax())
+    >>> found = robustness_by_kind(model, image, all_of_it, target, {"colours": 10, "noise": 5})
+    >>> {kind: one.rho for kind, one in found.items()}
+    {'colours': 1.0, 'noise': 1.0}
+
+    Args:
+        kinds: how many backgrounds of each kind.
+        model, image, mask, target, others, seed, normalisation, batch_size: as in `robustness`.
+
+    Raises:
+        ImageError, MaskError, ModelError, PolicyError: as `robustness`.
+    """
     return {
         kind: robustness(
             model,
@@ -201,15 +216,6 @@ def robustness_by_kind(
         )
         for kind, n in kinds.items()
     }
-
-
-def check_class(target: int, classes: int) -> None:
-    """Refuses a class that the model does not have."""
-    if target not in range(classes):
-        raise PolicyError(
-            f"target {target!r} is no class of this model",
-            hint=f"pass a number from 0 to {classes - 1}",
-        )
 
 
 def answers(model: Model, images: Iterator[Tensor], batch_size: int | str) -> Tensor:

@@ -20,6 +20,12 @@ def size(mask: Mask | Tensor) -> float:
 
     >>> size(np.array([[True, False, False, False]]))
     0.25
+
+    Args:
+        mask: (H, W), bool, True = kept.
+
+    Raises:
+        MaskError: another dtype or shape.
     """
     return float(as_array(mask).mean())
 
@@ -42,8 +48,8 @@ class Confidence:
 
     @property
     def relative(self) -> float:
-        """`kept / whole`: 1 = as sure as of the whole image; it may be more."""
-        return self.kept / self.whole
+        """`kept / whole`: 1 = as sure as of the whole image, or even more; NaN if `whole` is 0."""
+        return self.kept / self.whole if self.whole else float("nan")
 
     @property
     def over_threshold(self) -> float:
@@ -86,7 +92,7 @@ def confidence(
         mask: (H, W), bool, True = kept.
         target: the class.
         gamma: the share of the whole image's confidence asked for, in (0, 1].
-        batch_size: 1 asks about the set alone, as `Explanation.confidence_recheck` does.
+        batch_size: 1 asks by plain calls, as `Explanation.confidence_recheck` does.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: what does not fit.
@@ -96,7 +102,8 @@ def confidence(
     whole = np.ones(evaluator.shape, bool)
     kept = as_array(mask, evaluator.shape)
     # One after the other: two masks in a batch may differ by rounding from one alone.
-    scores = [evaluator.scores([m], _class(target)) for m in (kept, whole)]
+    plainly = batch_size == 1
+    scores = [evaluator.scores([m], target, plainly=plainly) for m in (kept, whole)]
     shares = [float(s.confidence[0]) for s in scores]
     return Confidence(shares[0], shares[1], gamma, bool(scores[0].top[0] == target))
 
@@ -174,11 +181,6 @@ def minimality(
         for block in present:
             yield kept & (label != block)
 
-    scores = evaluator.scores(without(), _class(target))
+    scores = evaluator.scores(without(), target)
     passing = scores.passing(target, at_least)
     return Minimality(tuple((~passing).tolist()), where)
-
-
-def _class(target: int) -> int:
-    check_count("target", target, least=0, hint="pass the number of a class")
-    return target

@@ -95,7 +95,6 @@ def signs(
     check_count("draws", draws, least=1, hint="8 are usual")
     check_count("side", side, least=1, hint="8 pixels are usual")
     check_count("seed", seed, least=0, hint="pass 0")
-    check_count("target", target, least=0, hint="pass the number of a class")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
     kept = as_array(mask, evaluator.shape)
     first = [np.ones_like(kept), np.zeros_like(kept)]

@@ -150,6 +150,13 @@ def draw_comparison(
     The last picture of a row is what the network reads when it is asked about the explanation
     alone: paint where that is painted, a pattern of squares where it is switched off.
 
+    >>> from convad_fx.explain import occlusion
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 2)).eval()
+    >>> image = torch.rand(3, 8, 8)
+    >>> compared = compare({"black": occlusion(model, "black")}, model, image, n=10)
+    >>> len(draw_comparison(compared, image.permute(1, 2, 0).numpy()).axes)
+    8
+
     Args:
         compared: of one image, the first being what the others are compared with.
         image: what a person sees, as in `draw`.
@@ -191,6 +198,11 @@ def save_comparison(
     title: str = "",
 ) -> Path:
     """Write what `draw_comparison` draws to a PNG file; the same comparison gives the same file.
+
+    `save_page` has an example. Arguments as for `draw_comparison`.
+
+    Args:
+        path: of the PNG file, which is also what is returned.
 
     Raises:
         ImageError, PolicyError: as `draw_comparison`.

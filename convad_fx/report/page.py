@@ -20,9 +20,9 @@ _HEADS = {
     "size": "size",
     "colours": "survives, colours",
     "images": "survives, pictures",
-    "confidence": "confidence",
+    "relative": "confidence, of the whole's",
 }
-_FORMATS = {"size": ".1%", "confidence": ".3f"}
+_FORMATS = {"size": ".1%", "relative": ".1%"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,11 +50,12 @@ def means(rows: Sequence[Sequence[Compared]]) -> list[dict[str, Any]]:
     >>> maskers = {paint: occlusion(model, paint) for paint in ("black", "white")}
     >>> black, white = means([compare(maskers, model, torch.rand(3, 8, 8), n=10)])
     >>> list(black), sorted(white["size"])
-    (['masker', 'pictures', 'size', 'confidence', 'colours'], ['high', 'less_first', 'low', 'mean'])
+    (['masker', 'pictures', 'size', 'relative', 'colours'], ['high', 'less_first', 'low', 'mean'])
 
     Args:
-        rows: by picture, by masker: what `compare` found. `confidence` is that of the explanation
-            asked alone, `colours` and `images` are the kinds of background.
+        rows: by picture, by masker: what `compare` found. `relative` is the confidence of the
+            explanation asked alone over that of the whole picture, `colours` and `images` are the
+            kinds of background.
 
     Returns:
         By masker, plain numbers for JSON: means with 95 % bootstrap intervals (of one picture, the
@@ -67,7 +68,7 @@ def means(rows: Sequence[Sequence[Compared]]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for number, first in enumerate(rows[0] if rows else ()):
         entry: dict[str, Any] = {"masker": first.name, "pictures": len(rows)}
-        for kind in ("size", "confidence", *first.rho):
+        for kind in ("size", "relative", *first.rho):
             own = [_value(row[number], kind) for row in rows]
             entry[kind] = _interval(bootstrap(own))
             if number:
@@ -120,7 +121,7 @@ def save_page(
         raise PolicyError("there is nothing to compare", hint="pass one picture or more")
     found = means([picture.compared for picture in pictures])
     first = pictures[0].compared[0]
-    kinds = ("size", *first.rho, "confidence")
+    kinds = ("size", *first.rho, "relative")
     template = _environment().from_string(
         resources.files("convad_fx.report").joinpath("page.html.jinja").read_text("utf-8")
     )
@@ -165,9 +166,10 @@ def _check_alike(rows: Sequence[Sequence[Compared]]) -> None:
 
 
 def _value(row: Compared, kind: str) -> float:
+    why = row.explanation
     if kind == "size":
-        return row.explanation.size
-    return row.explanation.confidence_recheck if kind == "confidence" else row.rho[kind]
+        return why.size
+    return why.confidence_recheck / why.confidence_whole if kind == "relative" else row.rho[kind]
 
 
 def _interval(found: Interval) -> dict[str, Any]:
@@ -232,7 +234,7 @@ def _section(picture: ComparedPicture, kinds: Sequence[str]) -> dict[str, Any]:
     return {
         "name": picture.name,
         "answer": why.title,
-        "whole": _text("confidence", why.confidence_whole),
+        "whole": f"{why.confidence_whole:.3f}",
         "rows": rows,
         "png": png,
     }

@@ -407,7 +407,7 @@ def test_a_name_twice_in_a_tar_is_two_pictures(tmp_path):
         (("photos", "--disjoint", "2"), "--disjoint does not go with folders"),
         (("photos", "--progress"), "--progress does not go with folders"),
         (("photos", "--metric", "fame"), "no metric is called 'fame'"),
-        (("photos", "--target", "99"), "target 99 is no class of this model"),
+        (("photos", "--target", "99"), "target 99 is no class of this network"),
         (("photos", "--gamma", "2"), "gamma must lie in (0, 1]"),
         (("photos", "--model", "demonet"), "no classifier called 'demonet'"),
         (("photos", "--labels", "photos/short.txt"), "names 2 classes, and demo answers"),

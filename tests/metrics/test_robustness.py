@@ -134,7 +134,7 @@ def nan(x: torch.Tensor) -> torch.Tensor:
          lambda: metrics.robustness(Sees(), IMAGE, HALF, 1, "images", n=5)),
         (PolicyError, "n must be", lambda: metrics.robustness(Sees(), IMAGE, HALF, 1, n=0)),
         (PolicyError, "no backgrounds", lambda: metrics.robustness(Sees(), IMAGE, HALF, 1, [])),
-        (PolicyError, "target 2 is no class of this model; pass a number from 0 to 1",
+        (PolicyError, "target 2 is no class of this network; pass a number from 0 to 1",
          lambda: metrics.robustness(Sees(), IMAGE, HALF, 2)),
         (ImageError, r"background 0 has shape \(1, 3, 4, 4\)",
          lambda: metrics.robustness(Sees(), IMAGE, HALF, 1, "images", n=1,
@@ -214,6 +214,15 @@ def test_auc_counts_pairs(pairs: list[tuple[int, bool]]) -> None:
         assert found == pytest.approx(np.mean(wins))
     else:
         assert np.isnan(found)
+
+
+def test_lists_that_are_not_paired_are_refused() -> None:
+    with pytest.raises(PolicyError, match="must be bool, not int"):
+        metrics.auc(np.arange(3.0), np.array([0, 1, 1]))
+    with pytest.raises(PolicyError, match="not paired"):
+        metrics.auc(np.arange(3.0), np.array([True, False]))
+    with pytest.raises(PolicyError, match="not paired"):
+        metrics.rank_correlation(np.arange(3.0), np.arange(2.0))
 
 
 @given(st.integers(1, 12), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32))

@@ -135,6 +135,9 @@ def test_localisation_is_symmetric_where_it_should_be(kept: np.ndarray, truth: n
     assert found.iou <= min(found.precision, found.recall)
     assert metrics.localisation(kept, kept, kept * 1.0).energy == 1
     assert (found.hit, found.energy) == (None, None)
+    nothing = metrics.localisation(np.ones((3, 3), bool), np.ones((3, 3), bool), np.zeros((3, 3)))
+    assert nothing.hit is None  # no pixel is the most responsible
+    assert np.isnan(nothing.energy)
 
 
 def test_nothing_kept_and_nothing_responsible() -> None:
@@ -163,8 +166,16 @@ def test_nothing_kept_and_nothing_responsible() -> None:
          lambda: metrics.minimality(MASKER, IMAGE, box(0, 1, 0, 1), 1, side=0)),
         (PolicyError, "gamma must lie", lambda: metrics.confidence(MASKER, IMAGE,
                                                                   box(0, 1, 0, 1), 1, gamma=2)),
-        (PolicyError, "target must be", lambda: metrics.confidence(MASKER, IMAGE,
-                                                                  box(0, 1, 0, 1), -1)),
+        (PolicyError, "target -1 is no class", lambda: metrics.confidence(MASKER, IMAGE,
+                                                                         box(0, 1, 0, 1), -1)),
+        (PolicyError, "target 9 is no class",
+         lambda: metrics.insertion(MASKER, IMAGE, np.ones((16, 20)), 9)),
+        (PolicyError, "target -1 is no class",
+         lambda: metrics.deletion(MASKER, IMAGE, np.ones((16, 20)), -1)),
+        (PolicyError, "target 9 is no class",
+         lambda: metrics.minimality(MASKER, IMAGE, box(0, 1, 0, 1), 9)),
+        (PolicyError, "target 9 is no class",
+         lambda: metrics.signs(MASKER, IMAGE, box(0, 1, 0, 1), 9)),
     ],
 )  # fmt: skip
 def test_errors(error, message, call) -> None:

@@ -71,6 +71,7 @@ def test_paired_by_hand() -> None:
 def test_no_difference_at_all_is_no_evidence(test: str) -> None:
     found = metrics.paired([0.3] * 6, [0.3] * 6, test=test)
     assert (found.p_value, found.ties, found.difference.high) == (1.0, 6, 0.0)
+    assert metrics.paired([0.1 + 0.2, 0.5], [0.3, 0.4]).ties == 1
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
+RELATIVE = "confidence, of the whole's"
+
+
 def read(path: Path) -> Page:
     return Page(path.read_text("utf-8"))
 
@@ -91,8 +94,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Page]:
 def test_the_summary_has_the_means_and_intervals_of_the_json(two: tuple[dict, Page]) -> None:
     answer, page = two
     head, *rows = page.tables[0]
-    assert head[1:] == ["size", "survives, colours", "survives, pictures", "confidence"]
-    forms = {"size": ".1%", "colours": ".0%", "images": ".0%", "confidence": ".3f"}
+    assert head[1:] == ["size", "survives, colours", "survives, pictures", RELATIVE]
+    forms = {"size": ".1%", "colours": ".0%", "images": ".0%", "relative": ".1%"}
     wanted = [
         [
             entry["masker"],
@@ -114,7 +117,7 @@ def test_differences_are_paired_by_picture_as_in_the_json(two: tuple[dict, Page]
     assert head == page.tables[0][0]
     black = answer["means"][1]
     cells = [black["masker"]]
-    forms = {"size": "+.1%", "colours": "+.0%", "images": "+.0%", "confidence": "+.3f"}
+    forms = {"size": "+.1%", "colours": "+.0%", "images": "+.0%", "relative": "+.1%"}
     for kind, form in forms.items():
         less = black[kind]["less_first"]
         digits = 2 if form == "+.0%" else 3
@@ -137,7 +140,7 @@ def test_each_picture_has_the_numbers_and_the_drawing_of_the_json(two: tuple[dic
                 f"{row['size']:.1%}",
                 f"{row['rho']['colours']:.0%}",
                 f"{row['rho']['images']:.0%}",
-                f"{row['confidence_recheck']:.3f}",
+                f"{row['confidence_recheck'] / row['confidence_whole']:.1%}",
                 f"{row['evaluations']:,}",
                 "" if row["sufficient"] else "NOT sufficient",
             ]
@@ -155,8 +158,9 @@ def test_each_picture_has_the_numbers_and_the_drawing_of_the_json(two: tuple[dic
 def test_means_of_confidence_are_those_of_the_pictures(two: tuple[dict, Page]) -> None:
     answer, _ = two
     for number, entry in enumerate(answer["means"]):
-        own = [one["maskers"][number]["confidence_recheck"] for one in answer["compared"]]
-        assert entry["confidence"]["mean"] == pytest.approx(np.mean(own))
+        rows = [one["maskers"][number] for one in answer["compared"]]
+        own = [row["confidence_recheck"] / row["confidence_whole"] for row in rows]
+        assert entry["relative"]["mean"] == pytest.approx(np.mean(own))
 
 
 def test_the_page_says_what_was_measured_and_how(two: tuple[dict, Page]) -> None:
@@ -177,7 +181,7 @@ def test_one_picture_has_no_intervals_and_no_other_pictures(tmp_path: Path) -> N
     answer = asked(tmp_path, tmp_path / "o")
     page = read(Path(answer["page"]))
     head, *rows = page.tables[0]
-    assert head[1:] == ["size", "survives, colours", "confidence"]
+    assert head[1:] == ["size", "survives, colours", RELATIVE]
     assert [row[1:] for row in rows] == [row[1:4] for row in page.tables[1][1:]]
     assert "One picture: no intervals." in page.said
     assert "[" not in page.said
