@@ -1,15 +1,18 @@
 """What the search costs, and what it finds: evaluations against size and robustness.
 
-    python -m benchmarks.convergence --kit ../shared/kit --json OUT [--plot PNG] [--compile]
+    python -m benchmarks.convergence --kit ../shared/kit --json OUT [--models NAME ...]
+        [--photos 10] [--plot PNG] [--compile]
 
-The kit's MobileNetV2, switched off as `Policy()` says, explains the first photos at gamma 0.9 under
+The kit's networks, switched off as `Policy()` says, explain the first photos at gamma 0.9 under
 a grid of searches: the confidence a combination must keep to pass, the number of partitions, and
 what is made of the ranking (in order; in a disc around the peak; the latter as it is or shrunk to
 1-minimal in blocks of 16 pixels). One row per photo and search: evaluations, size of the set, and
 its robustness in the plain model on 20 solid colours and on 20 other photos. Logits are remembered
 from one search to the next, so that masks they share are computed once; they count in each.
 
-Two more searches stop early when two halves of the partitions agree, and some vary one option.
+Two more searches stop early when two halves of the partitions agree. The others vary one option
+each, or the seed, at five partitions, and are compared with `VARIED`; those before, with `USUAL`.
+Photos are numbered by name. --tables JSON prints the tables of an earlier run.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from torch import Tensor
 
 import convad_fx
 from benchmarks.kit import Kit
+from benchmarks.measure import machine
+from benchmarks.paper import written
 from convad_fx.explain.paint import Normalisation
 from convad_fx.metrics import paired, robustness
 
@@ -69,6 +74,8 @@ def in_batches(model: Callable[[Tensor], Tensor], batch: int) -> Callable[[Tenso
 
 #: `convad_fx.Search()`, among `searches`.
 USUAL = "c0.9 spatial p10"
+#: What the searches vary that change one option.
+VARIED = "c0.9 spatial p5"
 
 
 def searches() -> dict[str, convad_fx.Search]:
@@ -88,42 +95,60 @@ def searches() -> dict[str, convad_fx.Search]:
         made[f"c0.9 spatial stable {stable:g}"] = convad_fx.Search(
             partitions=10, confidence=0.9, order="spatial", stable=stable
         )
-    base = convad_fx.Search(partitions=5, confidence=0.9, order="spatial")
-    made["c0.9 spatial weighted p5"] = replace(base, weighted=True)
-    made["c0.9 spatial beta-binomial p5"] = replace(base, split="beta-binomial")
-    made["c0.9 spatial intersection 2 p5"] = replace(base, queue="intersection", queue_len=2)
-    return made
+    base = made[VARIED]
+    return made | {
+        "varied: weighted": replace(base, weighted=True),
+        "varied: binomial": replace(base, split="binomial"),
+        "varied: beta-binomial (2, 2)": replace(base, split="beta-binomial"),
+        "varied: intersection, 2 followed": replace(base, queue="intersection", queue_len=2),
+        "varied: all followed": replace(base, queue="all"),
+        "varied: max_splits 4": replace(base, max_splits=4),
+        "varied: max_splits 16": replace(base, max_splits=16),
+        "varied: min_box 400": replace(base, min_box=400),
+        "varied: min_box 1": replace(base, min_box=1),
+        "varied: depth 2": replace(base, depth=2),
+        **{f"{SEED}{seed}": base for seed in (1, 2)},
+    }
 
 
-def measure(
-    kit: Kit, photos: int, compiled: bool, save: Callable[[list[dict[str, Any]]], None]
-) -> None:
-    model, info = kit.load("mobilenet_v2")
+SEED = "varied: seed "
+
+
+Row = dict[str, Any]
+
+
+def measured(kit: Kit, name: str, photos: int, compiled: bool) -> Iterator[list[Row]]:
+    """The rows of each photo."""
+    model, info = kit.load(name)
     files = kit.files()
     images = [kit.photo(file, info) for file in files]
     masked = convad_fx.convert(model, images[0])
     asked_masked = torch.compile(masked) if compiled else masked
     plain = in_batches(torch.compile(model) if compiled else model, BATCH)
     normalisation = Normalisation(tuple(info["mean"]), tuple(info["std"]))
-    rows: list[dict[str, Any]] = []
-    for number, file in enumerate(files[:photos]):
+    for number in range(min(photos, len(files))):
+        rows: list[Row] = []
         remembering = Remembering(asked_masked, BATCH, masked.policy)
         others = images[:number] + images[number + 1 :]
         judged: dict[bytes, tuple[float, float]] = {}
-        for name, search in searches().items():
-            why = convad_fx.explain(remembering, images[number], search=search, batch_size=256)
+        for label, search in searches().items():
+            seed = int(label.removeprefix(SEED)) if label.startswith(SEED) else 0
+            why = convad_fx.explain(
+                remembering, images[number], search=search, batch_size=256, seed=seed
+            )
             key = why.mask.tobytes()
             if key not in judged:
                 asked = (plain, images[number], why.mask, why.target)
                 options = {"n": PLANTED, "batch_size": BATCH}
                 colours = robustness(*asked, **options, normalisation=normalisation)
+                options["n"] = min(PLANTED, len(others))
                 planted = robustness(*asked, "images", **options, others=others)
                 judged[key] = colours.rho, planted.rho
             rows.append(
                 {
-                    "photo": file.name,
-                    "search": name,
-                    "options": asdict(search),
+                    "model": name,
+                    "photo": number,
+                    "search": label,
                     "evaluations": why.evaluations,
                     "size": why.size,
                     "sufficient": why.sufficient,
@@ -131,13 +156,13 @@ def measure(
                     "rho_images": judged[key][1],
                 }
             )
-        print(f"{number + 1}/{photos} {file.name}: {len(remembering.known)} masks", flush=True)
-        save(rows)
+        print(f"{name} {number + 1}/{photos}: {len(remembering.known)} masks", flush=True)
+        yield rows
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def summary(rows: list[Row]) -> dict[str, dict[str, float]]:
     """Means over photos, by search."""
-    grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    grouped: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         grouped[row["search"]].append(row)
     numbers = ("evaluations", "size", "rho_colours", "rho_images")
@@ -147,91 +172,111 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def differences(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """What each search has more than the default one, paired by photo: size, rho on photos."""
-    by_search: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+def differences(rows: list[Row]) -> dict[str, list[tuple[str, str, str]]]:
+    """What each search has more than the one it is compared with, paired by photo: size, rho."""
+    by_search: dict[str, dict[int, Row]] = defaultdict(dict)
     for row in rows:
         by_search[row["search"]][row["photo"]] = row
-    usual = by_search.get(USUAL, {})
-    found = []
+    found: dict[str, list[tuple[str, str, str]]] = {USUAL: [], VARIED: []}
     for name, group in by_search.items():
-        photos = sorted(group.keys() & usual.keys())
-        if name == USUAL or len(photos) < 2:
+        usual = VARIED if name.startswith("varied: ") else USUAL
+        photos = sorted(group.keys() & by_search[usual].keys()) if usual in by_search else []
+        if name == usual or len(photos) < 2:
             continue
         cells = []
         for number in ("size", "rho_images"):
-            more = paired(*([side[photo][number] for photo in photos] for side in (group, usual)))
+            sides = (group, by_search[usual])
+            more = paired(*([side[photo][number] for photo in photos] for side in sides))
             d = more.difference
             cells.append(f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}], p {more.p_value:.2g}")
-        found.append((name, *cells))
+        found[usual].append((name, *cells))
     return found
 
 
-def plot(means: dict[str, dict[str, float]], path: Path) -> None:
+def plot(rows: list[Row], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    networks = list(dict.fromkeys(row["model"] for row in rows))
+    figure = Figure(figsize=(10, 4 * len(networks)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2)
-    for colour, confidence in zip(("#888888", "#1f77b4", "#d62728"), CONFIDENCES, strict=True):
-        for line, kind in (("--", "responsibility"), ("-", "spatial"), (":", "spatial minimal")):
-            lines = [(p, means.get(f"c{confidence:g} {kind} p{p}")) for p in PARTITIONS]
-            found = [m for _, m in lines if m is not None]
-            if not found:
-                continue
-            label = f"confidence {confidence:g}, {kind}"
-            for panel, value in zip(panels, ("size", "rho_images"), strict=True):
-                panel.plot(
-                    [m["evaluations"] for m in found],
-                    [m[value] for m in found],
-                    line,
-                    marker="o",
-                    markersize=4,
-                    color=colour,
-                    label=label,
-                )
-    panels[0].set(title="size of the set", ylabel="share of the image kept", ylim=(0, None))
-    panels[1].set(title="robustness", ylabel="rho on other photos", ylim=(0, 1))
-    for panel in panels:
-        panel.set(xlabel="evaluations", xscale="log")
-        panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    for name, panels in zip(
+        networks, figure.subplots(len(networks), 2, squeeze=False), strict=True
+    ):
+        own = [row for row in rows if row["model"] == name]
+        means, n = summary(own), len({row["photo"] for row in own})
+        for colour, confidence in zip(("#888888", "#1f77b4", "#d62728"), CONFIDENCES, strict=True):
+            for line, kind in (
+                ("--", "responsibility"),
+                ("-", "spatial"),
+                (":", "spatial minimal"),
+            ):
+                lines = [means.get(f"c{confidence:g} {kind} p{p}") for p in PARTITIONS]
+                found = [m for m in lines if m is not None]
+                for panel, value in zip(panels, ("size", "rho_images"), strict=True):
+                    panel.plot(
+                        [m["evaluations"] for m in found],
+                        [m[value] for m in found],
+                        line,
+                        marker="o",
+                        markersize=4,
+                        color=colour,
+                        label=f"confidence {confidence:g}, {kind}",
+                    )
+        panels[0].set(title=f"{name}, {n} photos", ylabel="share of the image kept")
+        panels[0].set(ylim=(0, None))
+        panels[1].set(title="robustness", ylabel="rho on other photos", ylim=(0, 1))
+        for panel in panels:
+            panel.set(xlabel="evaluations", xscale="log")
+            panel.grid(alpha=0.3)
+        panels[0].legend(fontsize=7)
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+
+
+def show(rows: list[Row]) -> None:
+    """The tables, for each network."""
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == name]
+        heads = (f"{name}, {len({row['photo'] for row in own})} photos", "masks", "size")
+        print(f"\n| {' | '.join((*heads, 'rho, colours', 'rho, photos'))} |")
+        print("|---" * 5 + "|")
+        for search, row in summary(own).items():
+            shown = f"**{search}** (the default)" if search == USUAL else search
+            numbers = [f"{row[k]:.2f}" for k in ("size", "rho_colours", "rho_images")]
+            print(f"| {' | '.join((shown, str(round(row['evaluations'])), *numbers))} |")
+        for usual, lines in differences(own).items():
+            print(f"\n| less {usual} | size | rho, photos |\n|---|---|---|")
+            for cells in lines:
+                print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kit", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=["mobilenet_v2"], metavar="NAME")
     parser.add_argument("--json", type=Path, help="written after every photo")
     parser.add_argument("--tables", type=Path, help="print the tables of this JSON, run nothing")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--photos", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="through torch.compile")
     asked = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-
-    def save(found: list[dict[str, Any]]) -> None:
-        rows[:] = found
-        if asked.json is not None:
-            asked.json.write_text(json.dumps({"means": summary(rows), "rows": rows}, indent=1))
-
-    if asked.tables is None:
-        measure(Kit(asked.kit), asked.photos, asked.compile, save)
-    else:
+    if asked.tables is not None:
         rows = json.loads(asked.tables.read_text())["rows"]
-    means = summary(rows)
-    print(f"{'search':<36} {'masks':>6} {'size':>6} {'colours':>8} {'images':>7}")
-    for name, row in means.items():
-        print(
-            f"{name:<36} {row['evaluations']:>6.0f} {row['size']:>6.3f}"
-            f" {row['rho_colours']:>8.2f} {row['rho_images']:>7.2f}"
-        )
-    print(f"\n{f'less {USUAL}':<36} {'size':>28} {'rho on photos':>28}")
-    for name, size, rho in differences(rows):
-        print(f"{name:<36} {size:>28} {rho:>28}")
+    else:
+        torch.set_num_threads(asked.threads)
+        convad_fx.keep_memory()
+        kit, rows = Kit(asked.kit), []
+        for name in asked.models:
+            for found in measured(kit, name, asked.photos, asked.compile):
+                rows += found
+                if asked.json is not None:
+                    asked.json.write_text(written(machine("cpu"), rows))
+    show(rows)
     if asked.plot:
-        plot(means, asked.plot)
+        plot(rows, asked.plot)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ the same decisions?
 *robustness*: the same search, budget and seed, by switching off, by layer masking and by each
 paint. The sets found are planted on solid colours and on other photos and shown to the plain
 network: rho is the share on which it still gives the class. Larger sets are robust for free, so the
-first pixels of each ranking are planted, too, as many for every masker. And no search at all:
-random masks, the same for every masker; of those it calls sufficient, how many survive?
+first pixels of each ranking are planted, too, as many for every masker. A search that learnt
+nothing, since no part it tried passed or the empty image did, ranks nothing: such sets are counted
+("without a map"; "empty"), and are not planted at equal size. And no search at all: random masks,
+the same for every masker; of those it calls sufficient, how many survive?
 
 *threshold*: what tau and the rest of the policy do to sets and maps, against the true masks of
 objects.
@@ -19,8 +21,9 @@ objects.
 Beside the kit's networks, `--models torchvision:NAME` takes one of torchvision's with its published
 weights, where these are at hand or can be fetched; where not, a line says that it was skipped.
 
-A run is written after every photo. `--resume` goes on with the file that an interrupted one left
-(or adds photos and networks to it); `--plot PNG` draws the second and the third experiment.
+A run is written after every photo; photos are called by their numbers. `--resume` goes on with the
+file that an interrupted one left (or adds photos and networks to it); `--plot PNG` draws the second
+and the third experiment; `--tables FILE` prints the tables of an earlier run.
 
 Everything is paired by photo; intervals are 95 % bootstrap intervals over photos.
 docs/experiments.md has the tables, and the commands that made them.
@@ -64,6 +67,7 @@ PAINTS = ("grey", "black", "white", "image-mean", "blur", "noise", "inpaint")
 SIZES = (0.2, 0.4, 0.6, 0.8)
 TAUS = (0.0, 0.1, 0.3, 0.5, 0.7)
 ROBUST = 0.8
+FEW = 5
 GAMMA = 0.9
 BATCH = 32
 
@@ -127,6 +131,10 @@ class Network:
     def switched_off(self, policy: Policy) -> Masker:
         return convad_fx.convert(self.model, self.photos[0], policy)
 
+    def label(self, number: int) -> str:
+        """What a photo is called in rows: its number, by name."""
+        return f"{number:02d}"
+
     def others(self, number: int) -> list[Tensor]:
         return self.photos[:number] + self.photos[number + 1 :]
 
@@ -166,7 +174,7 @@ def equivalence(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
         for policy in (Policy(), Policy.paper(), Policy(tau=0.5), Policy(pool="renormalize")):
             masked = convad_fx.convert(network.model, network.photos[0], policy)
             for number in network.spread(asked.photos):
-                if (name, repr(policy.to_dict()), network.files[number].name) in done:
+                if (name, repr(policy.to_dict()), network.label(number)) in done:
                     continue
                 x = network.photos[number]
                 ones = torch.ones(1, 1, *x.shape[2:], dtype=torch.bool)
@@ -175,13 +183,13 @@ def equivalence(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
                 row = {
                     "model": name,
                     "policy": policy.to_dict(),
-                    "photo": network.files[number].name,
+                    "photo": network.label(number),
                 }
                 row["bit_equal"] = torch.equal(plain, kept)
                 row["changed"] = int(plain.argmax()) != int(kept.argmax())
                 row["difference"] = float((plain - kept).abs().max())
                 rows.append(row)
-        save(rows)
+                save(rows)
     return rows
 
 
@@ -211,6 +219,7 @@ def explained(why: Explanation) -> Row:
     return {
         "target": why.target,
         "size": why.size,
+        "learnt": bool(why.responsibility.any()),
         "relative": why.confidence_recheck / why.confidence_whole,
         "over_threshold": why.confidence_recheck - why.gamma * why.confidence_whole,
         "sufficient": why.sufficient,
@@ -226,14 +235,14 @@ def robustness_(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
         name = network.name
         network.model.to(memory_format=torch.channels_last)
         for number in network.spread(asked.photos):
-            if (name, network.files[number].name) in done:
+            if (name, network.label(number)) in done:
                 continue
             x, others = network.photos[number], network.others(number)
             plain = Remembering(network.model)
             began = time.perf_counter()
             for label, masker in maskers(network, asked.paints).items():
                 why = explain(masker, x, gamma=GAMMA, search=asked.search, batch_size=BATCH)
-                row = {"model": name, "photo": network.files[number].name, "masker": label}
+                row = {"model": name, "photo": network.label(number), "masker": label}
                 row |= explained(why)
                 row["rho"] = planting.rho(network, plain, x, others, why.mask, why.target)
                 row["robust"] = {kind: rho >= ROBUST for kind, rho in row["rho"].items()}
@@ -242,12 +251,14 @@ def robustness_(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
                     f"{share:g}": planting.on_photos(
                         plain, x, others, ranks < share * ranks.size, why.target
                     )
+                    if row["learnt"]
+                    else math.nan
                     for share in asked.sizes
                 }
                 row["random"] = on_random_masks(masker, plain, x, others, why.target)
                 rows.append(row)
             seconds = time.perf_counter() - began
-            print(f"{name} {network.files[number].name}: {seconds:.0f} s", flush=True)
+            print(f"{name} {network.label(number)}: {seconds:.0f} s", flush=True)
             save(rows)
     return rows
 
@@ -269,7 +280,8 @@ def on_random_masks(
 
 def print_robustness(rows: list[Row]) -> None:
     """Each masker's means; what the default and the paper's policy have more than every other."""
-    for (name,), group in grouped([row | {"judged": judged(row)} for row in rows], "model"):
+    more = [row | {"judged": judged(row), "ranked": ranked(row)} for row in rows]
+    for (name,), group in grouped(more, "model"):
         labels = [label for (label,), _ in grouped(group, "masker")]
         print(f"\n**{name}**, {len({row['photo'] for row in group})} photos")
         for title, keys, means_only in (
@@ -280,7 +292,7 @@ def print_robustness(rows: list[Row]) -> None:
             columns = {**keys, **means_only}
             print_head(f"{name}, {title}", columns.values())
             for (label,), own in grouped(group, "masker"):
-                print(f"| {label} | {' | '.join(interval(own, key) for key in columns)} |")
+                print(f"| {label} | {' | '.join(cell(own, key) for key in columns)} |")
             for label in labels[:2]:  # switched off, as by default and as in the paper
                 print_head(f"{label} less", keys.values())
                 first = by_photo(group, label)
@@ -295,8 +307,16 @@ SETS = {
     "relative": "confidence",
     "rho.colours": "rho, colours",
     "rho.photos": "rho, photos",
+    "ranked.photos": "rho, photos, with a map",
 }
-SETS_ALONE = {"robust.photos": "robust, photos", "evaluations": "masks asked"}
+SETS_ALONE = {
+    "robust.photos": "robust, photos",
+    "evaluations": "masks asked",
+    "ranked.nothing": "without a map",
+    "ranked.empty": "empty",
+}
+#: Columns that count photos instead of averaging over them.
+COUNTED = ("ranked.nothing", "ranked.empty")
 RANDOM = {
     "judged.auc": "AUC",
     "judged.rank": "rank correlation",
@@ -313,6 +333,21 @@ def print_head(first: str, heads: Iterable[str]) -> None:
     """The head of a table, whose first column is called so."""
     columns = [first, *heads]
     print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+
+
+def cell(rows: list[Row], key: str) -> str:
+    if key in COUNTED:
+        return f"{sum(value(row, key) for row in rows):.0f}"
+    return interval(rows, key)
+
+
+def ranked(row: Row) -> Row:
+    """The robustness of a set that a map gave; whether there was no map, or no set."""
+    return {
+        "photos": row["rho"]["photos"] if row["learnt"] else math.nan,
+        "nothing": not row["learnt"],
+        "empty": row["size"] == 0,
+    }
 
 
 def judged(row: Row) -> Row:
@@ -357,13 +392,13 @@ def described_objects(kit: Kit, network: Network) -> Iterator[tuple[str, Tensor,
     """Photos with one object each that the network answers rightly, and the object's mask."""
     folder = kit.root / "images" / "segmentation"
     with (folder / "manifest.csv").open(encoding="utf-8") as file:
-        for line in csv.DictReader(file):
+        for number, line in enumerate(csv.DictReader(file)):
             x = kit.photo(folder / line["image"], network.info)
             truth = kit._models.crop_mask(Image.open(folder / line["mask"]), network.info).numpy()
             with torch.inference_mode():
                 top = str(int(network.model(x).argmax()))
             if top in line["imagenet_indices"].split() and truth.any():
-                yield Path(line["image"]).name, x, truth
+                yield f"{number:02d}", x, truth
 
 
 def threshold(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
@@ -556,15 +591,23 @@ def by_photo(rows: list[Row], masker: str) -> dict[str, Row]:
 
 
 def less(first: dict[str, Row], second: dict[str, Row], key: str) -> str:
-    """The mean difference, paired by photo, with its interval and the signed-rank test's p."""
+    """The mean difference, paired by photo, with its interval and the signed-rank test's p.
+
+    Photos without an answer on either side are left out, and how many remain is said; of fewer than
+    `FEW` there is no interval.
+    """
     pairs = [(value(first[p], key), value(second[p], key)) for p in first if p in second]
     sound = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
     if not sound:
         return "-"
     a, b = zip(*sound, strict=True)
-    found = paired(a, b)
+    remark = f" (n = {len(sound)})" if len(sound) < len(pairs) else ""
+    if remark and len(sound) < FEW:
+        return f"{np.mean(np.subtract(a, b)):+.2f}{remark}"
+    # rows have five digits: equal differences are told by fewer
+    found = paired(np.subtract(a, b).round(4), np.zeros(len(a)))
     d = found.difference
-    return f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}], p {found.p_value:.2g}"
+    return f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}], p {found.p_value:.2g}{remark}"
 
 
 EXPERIMENTS = {
@@ -574,7 +617,9 @@ EXPERIMENTS = {
 }
 
 
-#: Options that some experiments have, and what they are unless given.
+#: What options are unless given.
+USUAL: dict[str, Any] = {"models": list(MODELS), "photos": 50, "threads": 1}
+#: Those that only some experiments have.
 DEFAULTS: dict[str, Any] = {
     "colours": 100,
     "others": 50,
@@ -623,44 +668,67 @@ def known(path: Path, about: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def check(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
+    """Options that do nothing are refused; those that are not given get their usual values."""
+    given = [option for option in (*USUAL, *DEFAULTS) if getattr(asked, option) is not None]
+    if asked.tables is not None:
+        if given or asked.json is not None or asked.resume:
+            parser.error("--tables runs nothing: of the other options only --plot goes with it")
+    elif asked.kit is None:
+        parser.error("--kit is needed, the folder of real weights and photos")
+    for option in DEFAULTS:
+        if option in given and option not in USED[asked.experiment]:
+            parser.error(f"--{option} does nothing in the experiment {asked.experiment}")
+    for option, usual in (USUAL | DEFAULTS).items():
+        if option not in given:
+            setattr(asked, option, usual)
+    for name in asked.models:
+        if name not in MODELS and not name.startswith(TORCHVISION):
+            parser.error(f"--models: no {name}; choose from {', '.join(MODELS)}, {TORCHVISION}NAME")
+    if asked.resume and asked.json is None:
+        parser.error("--resume needs --json, the file to go on with")
+    if asked.plot is not None and asked.experiment not in PLOTS:
+        parser.error(f"--plot draws {' and '.join(PLOTS)}, not {asked.experiment}")
+
+
+def tabled(asked: argparse.Namespace) -> list[Row]:
+    """The rows of an earlier run of the same experiment."""
+    try:
+        earlier = json.loads(asked.tables.read_text())
+        experiment, rows = earlier["about"]["experiment"], earlier["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{asked.tables} is no run of this script ({error})") from None
+    if experiment != asked.experiment:
+        raise SystemExit(f"{asked.tables} is a run of --experiment {experiment}")
+    return list(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", choices=EXPERIMENTS, required=True)
-    parser.add_argument("--kit", type=Path, required=True)
+    parser.add_argument("--kit", type=Path, help="folder of real weights and photos")
     names = f"{', '.join(MODELS)}, {TORCHVISION}NAME"
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=names)
-    parser.add_argument("--photos", type=int, default=50)
+    parser.add_argument("--models", nargs="+", metavar="NAME", help=names)
+    parser.add_argument("--photos", type=int)
     parser.add_argument("--colours", type=int, help="solid backgrounds")
     parser.add_argument("--others", type=int, help="photos as backgrounds, at most")
     parser.add_argument("--partitions", type=int)
     parser.add_argument("--sizes", nargs="+", type=float, help="equal sizes")
     parser.add_argument("--paints", nargs="+")
     parser.add_argument("--grid", choices=("few", "full"), help="of policies")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="written after every photo")
     parser.add_argument("--tables", type=Path, help="print the tables of this JSON, run nothing")
     parser.add_argument("--resume", action="store_true", help="go on with the file of --json")
     parser.add_argument("--plot", type=Path, help="draw the rows, measured or of --tables (PNG)")
     asked = parser.parse_args()
-    for name in asked.models:
-        if name not in MODELS and not name.startswith(TORCHVISION):
-            parser.error(f"--models: no {name}; choose from {names}")
-    run, _ = EXPERIMENTS[asked.experiment]
-    for option, usual in DEFAULTS.items():
-        if getattr(asked, option) is None:
-            setattr(asked, option, usual)
-        elif option not in USED[asked.experiment]:
-            parser.error(f"--{option} does nothing in the experiment {asked.experiment}")
-    if asked.resume and asked.json is None:
-        parser.error("--resume needs --json, the file to go on with")
-    if asked.plot is not None and asked.experiment not in PLOTS:
-        parser.error(f"--plot draws {' and '.join(PLOTS)}, not {asked.experiment}")
-    if asked.tables is not None and (asked.json is not None or asked.resume):
-        parser.error("--tables runs nothing: --json and --resume do not go with it")
+    check(parser, asked)
     if asked.tables is not None:
-        finish(json.loads(asked.tables.read_text())["rows"], asked)
+        finish(tabled(asked), asked)
         return
+    run, _ = EXPERIMENTS[asked.experiment]
     torch.set_num_threads(asked.threads)
+    convad_fx.keep_memory()
     asked.search = Search(partitions=asked.partitions)
     command = {k: v for k, v in vars(asked).items() if k not in NOT_SAVED}
     about = {"torch": torch.__version__, "machine": platform.machine(), **command}
