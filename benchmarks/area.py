@@ -2,10 +2,10 @@
 
     python -m benchmarks.area [--models NAME ...] [--plot docs/images/area.png] [--json FILE]
 
-Inside squares of 2 to 7 tiles a side (a tile is 32 pixels), at random places, every cell of 8
-pixels is kept with probability 1/2; `masked.evaluate`, compiled, on --masks of each size,
-interleaved, medians. The ideal is time in proportion to the area, through the whole image. `--plot`
-draws both.
+Squares of 2 to 7 tiles a side (a tile is 32 pixels) are kept, at random places, but for one pixel
+of each, which makes all masks different; `masked.evaluate`, compiled, on --masks of each size,
+interleaved, medians. "active" is the share of the pixels kept, "computed" that of the boxes. The
+ideal is time in proportion to the active area, through the whole image. `--plot` draws both.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ import convad_fx
 from benchmarks import measure
 
 MODELS = ("resnet50", "mobilenet_v2")
-SIZE, TILE, CELL = 224, 32, 8
+SIZE, TILE = 224, 32
 
 
 def squares(side: int, number: int) -> torch.Tensor:
-    """Masks that keep half the cells of a square of so many tiles, each at another place."""
+    """Masks that keep a square of so many tiles, but for a pixel."""
     generator = torch.Generator().manual_seed(side)
     masks = torch.zeros(number, 1, SIZE, SIZE, dtype=torch.bool)
     for mask in masks:
         places = torch.randint(SIZE // TILE - side + 1, (2,), generator=generator) * TILE
         top, left = places.tolist()
-        cells = torch.rand(side * TILE // CELL, side * TILE // CELL, generator=generator) < 0.5
-        kept = cells.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
-        mask[0, top : top + side * TILE, left : left + side * TILE] = kept
+        kept = mask[0, top : top + side * TILE, left : left + side * TILE]
+        kept[:] = True
+        hidden = torch.randint(1, side * TILE - 1, (2,), generator=generator).tolist()
+        kept[tuple(hidden)] = False
     return masks
 
 
@@ -54,10 +55,11 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             rows.append(
                 {
                     "model": name,
-                    "active": (side * TILE / SIZE) ** 2,
+                    "active": float(masks.float().mean()),
                     "computed": found.area,
                     "ms per mask": 1000 * taken.median(str(side)) / asked.masks,
                     "of the whole": taken.ratio(str(side), str(SIZE // TILE)),
+                    "quartiles": taken.spread(str(side), str(SIZE // TILE)),
                 }
             )
         measure.table(rows)
@@ -65,13 +67,14 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
 
 
 def plot(rows: list[measure.Row], file: Path) -> None:
-    """Time per mask, relative to the whole image, with the ideal line."""
+    """Time per mask, relative to the whole image, with the ideal line: a line per setting."""
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="ideal: in proportion")
-    for name in dict.fromkeys(row["model"] for row in rows):
-        mine = [row for row in rows if row["model"] == name]
+    for kind in dict.fromkeys((row["model"], row["allocator"]) for row in rows):
+        mine = [row for row in rows if (row["model"], row["allocator"]) == kind]
         active = [row["active"] for row in mine]
-        axes.plot(active, [row["of the whole"] for row in mine], marker="o", label=name)
+        times = [row["of the whole"] for row in mine]
+        axes.plot(active, times, marker="o", markersize=4, label=", ".join(kind))
     axes.set(xlabel="active share of the image", ylabel="time, of that for the whole image")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.1))
     axes.legend(frameon=False)
@@ -81,7 +84,6 @@ def plot(rows: list[measure.Row], file: Path) -> None:
 
 def main() -> None:
     parser = measure.parser(__doc__, MODELS)
-    parser.set_defaults(allocator=["tuned"])
     parser.add_argument("--masks", type=int, default=32)
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()

@@ -6,7 +6,8 @@ Random weights, 224 pixels. After one warm-up, each network is converted `--runs
 with the others: medians, and the slowest run. "trace", "check" (the plan), "rewrite" (and
 simplify), "ways" (boxes and patches) and "emit" (code) are the steps of the way, taken one by one
 in runs of their own, medians as well. --compile adds, once each and with nothing cached: the first
-result of the compiled masked network, and of the plain one. The last column is milliseconds per
+result of the compiled masked network on an image and a mask, of the plain one on the image, and of
+`evaluate` on 16 masks that need boxes. The last column is milliseconds per
 operation of the network: about the same for any depth if time grows linearly.
 """
 
@@ -100,9 +101,14 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             "slowest": max(taken.seconds[f"convert {name}"]),
         }
         if asked.compile:
-            masked = convad_fx.convert(model, x)
+            masked, boxed = convad_fx.convert(model, x), convad_fx.convert(model, x)
             masked.compile()
-            row["compile, first result s"] = first_result(partial(masked, x))
+            boxed.compile()
+            kept = torch.zeros(16, 1, 224, 224, dtype=torch.bool, device=asked.device)
+            kept[..., 64:128, 64:128] = True
+            kept[..., 64, 64:80] = torch.eye(16, dtype=torch.bool)[:, None]  # all different
+            row["compile, first result s"] = first_result(partial(masked, x, kept[:1]))
+            row["first evaluate s"] = first_result(partial(boxed.evaluate, x, kept))
             row["plain, the same s"] = first_result(partial(torch.compile(model), x))
         row["ms per operation"] = 1000 * row["convert s"] / operations
         rows.append(row)
@@ -112,7 +118,6 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
 
 def main() -> None:
     parser = measure.parser(__doc__, MODELS)
-    parser.set_defaults(allocator=["default"])  # which makes no difference to it
     parser.add_argument("--compile", action="store_true")
     measure.run(parser.parse_args(), rows_of)
 

@@ -5,7 +5,8 @@
 MobileNetV2 with real weights, on real photos, 20 partitions, minimum box of 10 pixels. Three sides:
 the masked network, compiled, and the sufficient set found by sections; the plain network on images
 painted with zeros, in eager mode, and the set found by adding --step pixels at a time, as ReX does;
-the same network compiled, and the set found by sections. Painted images come in batches of --batch.
+the same network compiled, and the set found by sections. Painted images come in the batches of
+--batches that a probe on one photo finds fastest, eager and compiled.
 One photo after the other on all sides; a first explanation of each is not counted (it compiles).
 Masks differ, because answers do: masks per second stand beside. "times as long" is per photo,
 against switching off; "from, to" are its extremes.
@@ -17,6 +18,7 @@ import argparse
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
@@ -59,6 +61,19 @@ class Side:
     scanning: bool = False
 
 
+def fastest(masker: Masker, photo: torch.Tensor, sizes: list[int]) -> int:
+    """The size of batch in which random masks take the least time each."""
+    masks = torch.rand(max(sizes), 1, *photo.shape[2:], device=photo.device) < 0.5
+
+    def call(size: int) -> None:
+        with torch.inference_mode():
+            for part in masks.split(size):
+                masker(photo, part)
+
+    taken = measure.interleaved({str(size): partial(call, size) for size in sizes}, 3, warm_up=1)
+    return min(sizes, key=lambda size: taken.median(str(size)))
+
+
 def painting_compiled(model: torch.nn.Module) -> Masker:
     """`benchmarks.search.Painting`, compiled once for every size of batch."""
     painting = torch.compile(Painting(model))
@@ -82,7 +97,8 @@ def explained(side: Side, photo: torch.Tensor, asked: argparse.Namespace) -> mea
     searched = evaluator.evaluations, time.perf_counter() - began
     goal, rank = Suffices(target, GAMMA * whole), order(ranking)
     if side.scanning:
-        pixels = scan(evaluator, goal, rank, asked.step, asked.batch)
+        assert isinstance(side.batch, int)
+        pixels = scan(evaluator, goal, rank, asked.step, side.batch)
     else:
         pixels = int(shortest(evaluator, goal, rank).mask.sum())
     return {
@@ -103,10 +119,12 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         photos = [kit.photo(file, info).to(asked.device) for file in kit.files()]
         masked = convad_fx.convert(model, photos[0])
         masked.compile()
+        eager, compiled = convad_fx.occlusion(model, 0.0), painting_compiled(model)
+        batches = [fastest(masker, photos[0], asked.batches) for masker in (eager, compiled)]
         sides = {
             "switching off": Side(masked, "auto"),
-            "painting, eager": Side(convad_fx.occlusion(model, 0.0), asked.batch, scanning=True),
-            "painting, compiled": Side(painting_compiled(model), asked.batch),
+            f"painting, eager, by {batches[0]}": Side(eager, batches[0], scanning=True),
+            f"painting, compiled, by {batches[1]}": Side(compiled, batches[1]),
         }
         taken: dict[str, list[measure.Row]] = {side: [] for side in sides}
         for number, photo in zip(count(), photos[: asked.photos + 1], strict=False):
@@ -124,6 +142,7 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             )
             pairs = zip(all_of_it, taken["switching off"], strict=True)
             ratios = [one["seconds"] / ours["seconds"] for one, ours in pairs]
+            row["explanations /min"] = 60 / row["seconds"]
             row["times as long"] = statistics.median(ratios)
             row["from, to"] = f"{min(ratios):.2f}..{max(ratios):.2f}"
             rows.append({"model": name, "photos": len(all_of_it), "by": by, **row})
@@ -136,7 +155,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--partitions", type=int, default=20)
     parser.add_argument("--step", type=int, default=10, help="pixels added at a time (painting)")
-    parser.add_argument("--batch", type=int, default=8, help="of the painted images")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 8, 32], help="of paintings")
     measure.run(parser.parse_args(), rows_of)
 
 

@@ -1,6 +1,6 @@
 """What leaving out inactive cells could save, at most, on the masks that explanations ask about.
 
-    python -m benchmarks.limits [--kit DIR] [--models NAME ...] [--masks 160] [--json FILE]
+    python -m benchmarks.limits [--kit DIR] [--models NAME ...] [--masks 560] [--json FILE]
 
 Nothing is timed: the multiplications of convolutions are counted, as a share of those on whole
 images, for the masks of `benchmarks.search`; but not for its sliding window, where `evaluate`
@@ -138,7 +138,7 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             continue
         work = work_by_grid(model, x)
         for family in ("search", "rise"):
-            masks = masks_of(family, masked, x, known, asked.masks)
+            masks = torch.cat(masks_of(family, masked, x, known, asked.masks))
             found = row_of(masked, work, x, masks)
             about = {"model": name, "masks": f"{family} ({len(masks)})"}
             rows.append({**about, **found, "at most": 1 / found["active cells"]})
@@ -151,8 +151,9 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
     parser.add_argument("--kit", type=Path, help="folder of real weights and photos")
-    parser.add_argument("--photos", type=int, default=4)
-    parser.add_argument("--masks", type=int, default=160)
+    parser.add_argument("--photos", type=int, default=2)
+    parser.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
+    parser.add_argument("--masks", type=int, default=560)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     asked = parser.parse_args()
     measure.show(rows_of(asked), asked.json)

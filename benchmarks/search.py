@@ -7,10 +7,13 @@ Three families of masks on one image: those of a responsibility search; a slidin
 itself; the plain network runs on images painted with zeros in batches of each size of --batches,
 the fastest of which counts, in eager mode and, painting included, compiled. Interleaved, medians.
 
-The search's masks are recorded, in equal parts, from runs on --photos photos of the kit by its
-MobileNetV2, for every network, with ReX's default (the class decides alone); without --kit, from a
-run on noise by the network itself. "active" is the share of pixels kept, "computed" that of
-the boxes that hold them, or of the arithmetic on patches; "graphs" counts what torch.compile has
+The search's masks are those of single steps of a responsibility search: what 20 partitions ask at
+once, each about the 14 combinations of the parts of its box (not those by which a set is then
+found). They come from --photos photos of the kit by its MobileNetV2, for every network, with ReX's
+default (the class decides alone), from each photo a later step; without --kit, from noise by the
+network itself. `evaluate` is called once for each step, as the search does. "active" is the share
+of pixels kept, "computed" that of the boxes that hold them, or of the arithmetic on patches; "peak
+MB" is the most that tensors take, both ways compiled; "graphs" counts what torch.compile has
 compiled for `evaluate` in all families so far. No mask comes twice.
 """
 
@@ -23,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -32,24 +36,32 @@ from torch._dynamo.utils import counters
 import convad_fx
 from benchmarks import measure
 from benchmarks.kit import Kit
-from convad_fx.compiler.evaluate import Evaluation
+from convad_fx.compiler.evaluate import CHUNK, Evaluation
+from convad_fx.explain.evaluate import Evaluator
+from convad_fx.explain.responsibility import responsibility
 
 MODELS = ("resnet50", "mobilenet_v2")
 FAMILIES = ("search", "sliding", "rise")
 SIZE = 224
+PARTITIONS = 20
 
 
-def search_masks(masked: convad_fx.MaskedModule, x: Tensor, most: int) -> Tensor:
-    """What a real search asks, in a random order."""
+def search_steps(masked: convad_fx.MaskedModule, x: Tensor) -> list[Tensor]:
+    """What a responsibility search asks, step by step."""
     asked: list[Tensor] = []
 
     def listening(image: Tensor, mask: Tensor) -> Tensor:
         asked.append(mask.cpu())
         return masked.evaluate(image, mask).logits
 
-    convad_fx.explain(listening, x, search=convad_fx.Search(partitions=4, confidence=0.0))
-    masks = torch.cat(asked)
-    return masks[torch.randperm(len(masks), generator=torch.Generator().manual_seed(0))[:most]]
+    evaluator = Evaluator(listening, x, batch_size=CHUNK)
+    logits = evaluator.logits([np.ones(evaluator.shape, bool)])
+    target = int(logits.argmax())
+    whole = float(torch.softmax(logits, 1)[0, target])
+    asked.clear()
+    search = convad_fx.Search(partitions=PARTITIONS, confidence=0.0)
+    responsibility(evaluator, target, whole, search, [0])
+    return asked
 
 
 def sliding_masks() -> Tensor:
@@ -85,33 +97,55 @@ def in_batches(
     return lambda: torch.cat([painting(x, part) for part in masks.split(size)])
 
 
-def recorded(asked: argparse.Namespace) -> Tensor | None:
-    """Masks of real searches, in equal parts from some photos of the kit, if there is one."""
+def recorded(asked: argparse.Namespace) -> list[Tensor] | None:
+    """Steps of real searches: an early one from the first photo, later ones from those after it.
+
+    Recording takes minutes: they are kept in a file, if one is named. None without a kit.
+    """
+    if asked.recorded is not None and asked.recorded.exists():
+        known: list[Tensor] = torch.load(asked.recorded)
+        return known
     if asked.kit is None:
         return None
     kit = Kit(asked.kit)
     model, info = kit.load("mobilenet_v2")
     photos = [kit.photo(file, info) for file in kit.files()[: asked.photos]]
     masked = convad_fx.convert(model.eval(), photos[0])
-    each = -(-asked.masks // len(photos))
-    return torch.cat([search_masks(masked, photo, each) for photo in photos])
+    steps = [steps_of(masked, photo, k, len(photos)) for k, photo in enumerate(photos)]
+    if asked.recorded is not None:
+        torch.save(steps, asked.recorded)
+    return steps
+
+
+def steps_of(masked: convad_fx.MaskedModule, x: Tensor, k: int, of: int) -> Tensor:
+    """The step in the middle of the k-th part of a search, of so many parts."""
+    steps = search_steps(masked, x)
+    return steps[(2 * k + 1) * len(steps) // (2 * of)]
 
 
 def masks_of(
-    family: str, masked: convad_fx.MaskedModule, x: Tensor, known: Tensor | None, most: int
-) -> Tensor:
-    """At most so many masks of one kind, none twice, in a random order."""
+    family: str,
+    masked: convad_fx.MaskedModule,
+    x: Tensor,
+    known: list[Tensor] | None,
+    most: int,
+) -> list[Tensor]:
+    """Masks of one kind, call by call, at most so many, none twice in a call, in a random order."""
     match family:
         case "search":
-            found = search_masks(masked, x, most) if known is None else known
+            calls = [steps_of(masked, x, 0, 1)] if known is None else known
         case "sliding":
-            found = sliding_masks()[:most]
+            calls = [sliding_masks()]
         case "rise":
-            found = rise_masks(most)
+            calls = [rise_masks(most)]
         case _:
             raise ValueError(family)
-    unique = found.unique(dim=0)
-    return unique[torch.randperm(len(unique), generator=torch.Generator().manual_seed(0))]
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for masks in calls:
+        unique = masks.unique(dim=0)
+        found.append(unique[torch.randperm(len(unique), generator=generator)[: most // len(calls)]])
+    return found
 
 
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
@@ -119,7 +153,7 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     return [row for name in asked.models for row in _rows_of(name, known, asked)]
 
 
-def _rows_of(name: str, known: Tensor | None, asked: argparse.Namespace) -> list[measure.Row]:
+def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -> list[measure.Row]:
     torch.manual_seed(0)
     torch._dynamo.reset()  # networks of one class share code, and the limit of its recompiling
     model = torchvision.models.get_model(name, weights=None).eval().to(asked.device)
@@ -127,50 +161,62 @@ def _rows_of(name: str, known: Tensor | None, asked: argparse.Namespace) -> list
     masked, masked_compiled = convad_fx.convert(model, x), convad_fx.convert(model, x)
     masked_compiled.compile()
     painted = Painting(model)
-    compiled = torch.compile(painted)
+    compiled = torch.compile(painted, dynamic=False)  # anew for each size of batch
     rows, graphs = [], Counter[str]()
 
-    def evaluate_compiled(masks: Tensor) -> Evaluation:
+    def evaluate(by: convad_fx.MaskedModule, masks: list[Tensor]) -> list[Evaluation]:
+        return [by.evaluate(x, call) for call in masks]
+
+    def evaluate_compiled(masks: list[Tensor]) -> list[Evaluation]:
         before = counters["stats"]["unique_graphs"]
-        found = masked_compiled.evaluate(x, masks)
+        found = evaluate(masked_compiled, masks)
         graphs["all"] += counters["stats"]["unique_graphs"] - before
         return found
 
     for family in asked.families:
-        masks = masks_of(family, masked, x, known, asked.masks)
-        # whole batches: compiled, the plain network is not asked for a second size of batch
-        masks = masks[: len(masks) // max(asked.batches) * max(asked.batches)].to(asked.device)
+        masks = [m.to(asked.device) for m in masks_of(family, masked, x, known, asked.masks)]
+        together = torch.cat(masks)
+        # whole batches: compiled, the plain network is asked for no other sizes
+        n = len(together) // max(asked.batches) * max(asked.batches)
         with torch.inference_mode():
             found = evaluate_compiled(masks)
-            expected = torch.cat([masked(x, part) for part in masks.split(16)])
-            worst = float((found.logits - expected).abs().max() / expected.abs().max())
+            logits = torch.cat([one.logits for one in found])
+            expected = torch.cat([masked(x, part) for part in together.split(16)])
+            worst = float((logits - expected).abs().max() / expected.abs().max())
             calls: dict[str, Any] = {
-                "evaluate": lambda masks=masks: masked.evaluate(x, masks),
+                "evaluate": partial(evaluate, masked, masks),
                 "evaluate compiled": partial(evaluate_compiled, masks),
             }
             for size in asked.batches:
-                calls[f"painting {size}"] = in_batches(painted, x, masks, size)
-                calls[f"painting compiled {size}"] = in_batches(compiled, x, masks, size)
+                calls[f"painting {size}"] = in_batches(painted, x, together[:n], size)
+                calls[f"painting compiled {size}"] = in_batches(compiled, x, together[:n], size)
             taken = measure.interleaved(calls, asked.runs, warm_up=1)
-        eager, fast = (
-            min((f"{kind} {size}" for size in asked.batches), key=taken.median)
-            for kind in ("painting", "painting compiled")
-        )
+            eager, fast = (
+                min((f"{kind} {size}" for size in asked.batches), key=taken.median)
+                for kind in ("painting", "painting compiled")
+            )
+            peaks = [
+                measure.peak_mb(calls[key], asked.device) for key in ("evaluate compiled", fast)
+            ]
+        more = n / len(together)  # the plain network was asked about n of them
         rows.append(
             {
                 "model": name,
-                "masks": f"{family} ({len(masks)})",
-                "active": float(masks.float().mean()),
-                "computed": found.area,
-                "evaluate /s": len(masks) / taken.median("evaluate"),
-                "compiled /s": len(masks) / taken.median("evaluate compiled"),
-                "painting /s": len(masks) / taken.median(eager),
-                "painting compiled /s": len(masks) / taken.median(fast),
-                "over painting compiled": taken.ratio(fast, "evaluate compiled"),
-                "quartiles": taken.spread(fast, "evaluate compiled"),
-                "over painting": taken.ratio(eager, "evaluate compiled"),
-                "eager over painting": taken.ratio(eager, "evaluate"),
+                "masks": f"{family} ({' + '.join(str(len(call)) for call in masks)})",
+                "active": float(together.float().mean()),
+                "computed": sum(one.area * one.passes for one in found)
+                / sum(one.passes for one in found),
+                "evaluate /s": len(together) / taken.median("evaluate"),
+                "compiled /s": len(together) / taken.median("evaluate compiled"),
+                "painting /s": n / taken.median(eager),
+                "painting compiled /s": n / taken.median(fast),
+                "over painting compiled": taken.ratio(fast, "evaluate compiled", 1 / more),
+                "quartiles": taken.spread(fast, "evaluate compiled", 1 / more),
+                "over painting": taken.ratio(eager, "evaluate compiled", 1 / more),
+                "eager over painting": taken.ratio(eager, "evaluate", 1 / more),
                 "batches": f"{eager.split()[-1]}, {fast.split()[-1]}",
+                "peak MB": peaks[0],
+                "painting's": peaks[1],
                 "graphs": graphs["all"],
                 "differs": worst,
             }
@@ -182,8 +228,9 @@ def _rows_of(name: str, known: Tensor | None, asked: argparse.Namespace) -> list
 def main() -> None:
     parser = measure.parser(__doc__, MODELS)
     parser.add_argument("--kit", type=Path, help="folder of real weights and photos")
-    parser.add_argument("--photos", type=int, default=4)
-    parser.add_argument("--masks", type=int, default=160)
+    parser.add_argument("--photos", type=int, default=2)
+    parser.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
+    parser.add_argument("--masks", type=int, default=560)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     measure.run(parser.parse_args(), rows_of)

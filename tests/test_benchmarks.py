@@ -44,15 +44,16 @@ def test_convert_times_every_step(monkeypatch, tmp_path):
 
 
 def test_scale_streams_masks_and_tries_batches(monkeypatch, tmp_path):
-    options = ("--size", "64", "--most", "256", "--batches", "4", "32")
+    options = ("--size", "32", "--most", "256", "--batches", "4", "32")
     rows = run(scale, monkeypatch, tmp_path, *options)
     assert [(row["masks"], row["images"]) for row in rows] == [
         *((64, 1), (256, 1), (1, 1), (4, 4), (16, 16), (64, 64)),
-        *((128, 1),) * 5,
+        *((128, 1),) * 6,
     ]
-    choices = [row["batch"] for row in rows[-5:]]
-    assert choices == ["auto", "4", "32", "auto, channels-last", "auto, bfloat16"]
-    assert rows[-5]["of auto"] == 1
+    choices = [row["batch"] for row in rows[-6:]]
+    assert choices == ["auto", "4", "32", "8", "8, channels-last", "8, bfloat16"]
+    assert [row["of"] for row in rows[-6:]] == ["auto"] * 4 + ["8"] * 2
+    assert rows[-6]["times"] == 1
     assert 0 < rows[-1]["deviation"] < 0.1
 
     assert [row["calls"] for row in rows if row["batch"] == "4"] == [32]
