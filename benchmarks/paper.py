@@ -464,13 +464,17 @@ def print_threshold(rows: list[Row]) -> None:
 
 # ------------------------------------------------------------------------------------------- plots
 def plot_robustness(rows: list[Row]) -> Any:
-    """For each network: size against rho, and rho at equal size; bars are the intervals."""
+    """For each network: size against rho, and rho at equal size; bars are the intervals.
+
+    The latter over the photos on which every masker ranked something.
+    """
     networks = list(grouped(rows, "model"))
     figure = new_figure(9, 3.8 * len(networks))
     for panels, ((name,), group) in zip(
         figure.subplots(len(networks), 2, squeeze=False), networks, strict=True
     ):
         n = len({r["photo"] for r in group})
+        unranked = {r["photo"] for r in group if any(map(math.isnan, r["at_size"].values()))}
         for i, ((label,), own) in enumerate(grouped(group, "masker")):
             style: dict[str, Any] = {
                 "color": f"C{i}",
@@ -482,10 +486,12 @@ def plot_robustness(rows: list[Row]) -> Any:
                 size[0], rho[0], xerr=size[1], yerr=rho[1], alpha=0.8, linewidth=0.8, **style
             )
             shares = [float(s) for s in own[0]["at_size"]]
-            middle = [means(own, f"at_size.{s:g}")[0] for s in shares]
+            both = [row for row in own if row["photo"] not in unranked]
+            middle = [means(both, f"at_size.{s:g}")[0] for s in shares]
             panels[1].plot(shares, middle, linewidth=1, markersize=4, **style)
         panels[0].set(title=f"{name}, {n} photos", xlabel="size of the set")
-        panels[1].set(title="at equal size", xlabel="share of the pixels, by responsibility")
+        same = f"at equal size, the {n - len(unranked)} photos that all rank"
+        panels[1].set(title=same, xlabel="share of the pixels, by responsibility")
         for panel in panels:
             panel.set(xlim=(0, 1), ylim=(0, 1), ylabel="rho on other photos")
             panel.grid(alpha=0.3)

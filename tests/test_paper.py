@@ -102,11 +102,16 @@ def test_the_plot_of_robustness_has_every_masker_at_its_mean(tmp_path: Path) -> 
         for m, sizes in {"off": (0.2, 0.4), "black": (0.6, 0.8)}.items()
         for p, s in zip("ab", sizes, strict=True)
     ]
+    unranked = [row | {"photo": "c", "at_size": {"0.2": 0.0, "0.4": 0.0}} for row in rows[1::2]]
+    unranked[1]["at_size"] = {"0.2": np.nan, "0.4": np.nan}
     left, right = paper.plot_robustness(rows).axes
     points = [bar.lines[0].get_xydata()[0].tolist() for bar in left.containers]
     assert points == [pytest.approx([0.3, 0.15]), pytest.approx([0.7, 0.35])]
     assert [line.get_label() for line in right.lines] == ["off", "black"]
     assert right.lines[1].get_ydata() == pytest.approx([0.7, 1.0])
+    _, right = paper.plot_robustness(rows + unranked).axes
+    assert right.lines[0].get_ydata() == pytest.approx([0.3, 1.0])  # of a and b alone
+    assert right.get_title() == "at equal size, the 2 photos that all rank"
 
 
 def test_the_plot_of_thresholds_has_a_line_for_each_policy_by_tau(tmp_path: Path) -> None:
