@@ -117,7 +117,18 @@ SEED = "varied: seed "
 Row = dict[str, Any]
 
 
-def measured(kit: Kit, name: str, photos: int, compiled: bool) -> Iterator[list[Row]]:
+def chosen(only: str | None) -> dict[str, convad_fx.Search]:
+    """Searches whose names begin so, and those that they are compared with; all, if None."""
+    return {
+        name: search
+        for name, search in searches().items()
+        if only is None or name.startswith(only) or name in (USUAL, VARIED)
+    }
+
+
+def measured(
+    kit: Kit, name: str, photos: int, asked: dict[str, convad_fx.Search], *, compiled: bool
+) -> Iterator[list[Row]]:
     """The rows of each photo."""
     model, info = kit.load(name)
     files = kit.files()
@@ -131,18 +142,18 @@ def measured(kit: Kit, name: str, photos: int, compiled: bool) -> Iterator[list[
         remembering = Remembering(asked_masked, BATCH, masked.policy)
         others = images[:number] + images[number + 1 :]
         judged: dict[bytes, tuple[float, float]] = {}
-        for label, search in searches().items():
+        for label, search in asked.items():
             seed = int(label.removeprefix(SEED)) if label.startswith(SEED) else 0
             why = convad_fx.explain(
                 remembering, images[number], search=search, batch_size=256, seed=seed
             )
             key = why.mask.tobytes()
             if key not in judged:
-                asked = (plain, images[number], why.mask, why.target)
+                question = (plain, images[number], why.mask, why.target)
                 options = {"n": PLANTED, "batch_size": BATCH}
-                colours = robustness(*asked, **options, normalisation=normalisation)
+                colours = robustness(*question, **options, normalisation=normalisation)
                 options["n"] = min(PLANTED, len(others))
-                planted = robustness(*asked, "images", **options, others=others)
+                planted = robustness(*question, "images", **options, others=others)
                 judged[key] = colours.rho, planted.rho
             rows.append(
                 {
@@ -260,6 +271,7 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, help="print the tables of this JSON, run nothing")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--photos", type=int, default=10)
+    parser.add_argument("--only", help="searches whose names begin so, such as 'varied'")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="through torch.compile")
     asked = parser.parse_args()
@@ -270,7 +282,8 @@ def main() -> None:
         convad_fx.keep_memory()
         kit, rows = Kit(asked.kit), []
         for name in asked.models:
-            for found in measured(kit, name, asked.photos, asked.compile):
+            wanted = chosen(asked.only)
+            for found in measured(kit, name, asked.photos, wanted, compiled=asked.compile):
                 rows += found
                 if asked.json is not None:
                     asked.json.write_text(written(machine("cpu"), rows))

@@ -381,3 +381,18 @@ def test_the_page_has_the_means_of_the_rows(
     means = [line for line in printed if line.startswith("| ") and "left out" not in line]
     assert len(means) > 30
     assert set(means) <= set(PAGE.read_text().splitlines())
+
+
+@pytest.mark.parametrize("network", ["mobilenet-v1", "mobilenet-v2"])
+def test_the_page_of_thresholds_has_the_means_of_the_rows(
+    network: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(paper, "less", lambda *_: "left out")
+    rows = RESULTS / f"threshold-{network}.json"
+    monkeypatch.setattr(sys, "argv", ["paper", "--experiment", "threshold", "--tables", str(rows)])
+    paper.main()
+    printed = capsys.readouterr().out.splitlines()
+    means = [line for line in printed if line.startswith("| ") and "left out" not in line]
+    page = (PAGE.parent / "threshold.md").read_text().splitlines()
+    assert len(means) == 2 + len(paper.policies("few"))
+    assert set(means[:-1]) <= set(page)
