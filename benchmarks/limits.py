@@ -1,6 +1,6 @@
 """What leaving out inactive cells could save, at most, on the masks that explanations ask about.
 
-    python -m benchmarks.limits [--kit DIR] [--models NAME ...] [--masks 560] [--json FILE]
+    python -m benchmarks.limits [--kit DIR] [--models NAME ...] [--masks 1200] [--json FILE]
 
 Nothing is timed: the multiplications of convolutions are counted, as a share of those on whole
 images, for the masks of `benchmarks.search`; but not for its sliding window, where `evaluate`
@@ -151,9 +151,9 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
     parser.add_argument("--kit", type=Path, help="folder of real weights and photos")
-    parser.add_argument("--photos", type=int, default=2)
+    parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
-    parser.add_argument("--masks", type=int, default=560)
+    parser.add_argument("--masks", type=int, default=1200)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     asked = parser.parse_args()
     measure.show(rows_of(asked), asked.json)

@@ -228,9 +228,9 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
 def main() -> None:
     parser = measure.parser(__doc__, MODELS)
     parser.add_argument("--kit", type=Path, help="folder of real weights and photos")
-    parser.add_argument("--photos", type=int, default=2)
+    parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
-    parser.add_argument("--masks", type=int, default=560)
+    parser.add_argument("--masks", type=int, default=1200)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     measure.run(parser.parse_args(), rows_of)
