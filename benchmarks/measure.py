@@ -117,16 +117,13 @@ class Timing:
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
 
-    def ratio(self, name: str, over: str, times: float = 1.0) -> float:
-        """Median of the ratios within each round, times a constant.
+    def ratio(self, name: str, over: str) -> float:
+        """Median of the ratios within each round: what slows the machine for a while cancels."""
+        return statistics.median(self._ratios(name, over))
 
-        What slows the machine for a while cancels.
-        """
-        return times * statistics.median(self._ratios(name, over))
-
-    def spread(self, name: str, over: str, times: float = 1.0) -> str:
+    def spread(self, name: str, over: str) -> str:
         """Quartiles of the same ratios; of fewer than four rounds, the least and the largest."""
-        ratios = [times * ratio for ratio in self._ratios(name, over)]
+        ratios = self._ratios(name, over)
         if len(ratios) < 4:
             return f"{min(ratios):.2f}..{max(ratios):.2f}"
         low, _, high = statistics.quantiles(ratios, n=4)

@@ -91,6 +91,11 @@ class Remembering:
         return torch.stack([self.known[key] for key in keys])
 
 
+def photo_name(number: int) -> str:
+    """What a photo is called in rows: its number among the files, by name."""
+    return f"{number:02d}"
+
+
 @dataclass(frozen=True)
 class Network:
     """One of the kit's, with its photos as it reads them."""
@@ -131,10 +136,6 @@ class Network:
     def switched_off(self, policy: Policy) -> Masker:
         return convad_fx.convert(self.model, self.photos[0], policy)
 
-    def label(self, number: int) -> str:
-        """What a photo is called in rows: its number, by name."""
-        return f"{number:02d}"
-
     def others(self, number: int) -> list[Tensor]:
         return self.photos[:number] + self.photos[number + 1 :]
 
@@ -174,7 +175,7 @@ def equivalence(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
         for policy in (Policy(), Policy.paper(), Policy(tau=0.5), Policy(pool="renormalize")):
             masked = convad_fx.convert(network.model, network.photos[0], policy)
             for number in network.spread(asked.photos):
-                if (name, repr(policy.to_dict()), network.label(number)) in done:
+                if (name, repr(policy.to_dict()), photo_name(number)) in done:
                     continue
                 x = network.photos[number]
                 ones = torch.ones(1, 1, *x.shape[2:], dtype=torch.bool)
@@ -183,7 +184,7 @@ def equivalence(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
                 row = {
                     "model": name,
                     "policy": policy.to_dict(),
-                    "photo": network.label(number),
+                    "photo": photo_name(number),
                 }
                 row["bit_equal"] = torch.equal(plain, kept)
                 row["changed"] = int(plain.argmax()) != int(kept.argmax())
@@ -235,14 +236,14 @@ def robustness_(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
         name = network.name
         network.model.to(memory_format=torch.channels_last)
         for number in network.spread(asked.photos):
-            if (name, network.label(number)) in done:
+            if (name, photo_name(number)) in done:
                 continue
             x, others = network.photos[number], network.others(number)
             plain = Remembering(network.model)
             began = time.perf_counter()
             for label, masker in maskers(network, asked.paints).items():
                 why = explain(masker, x, gamma=GAMMA, search=asked.search, batch_size=BATCH)
-                row = {"model": name, "photo": network.label(number), "masker": label}
+                row = {"model": name, "photo": photo_name(number), "masker": label}
                 row |= explained(why)
                 row["rho"] = planting.rho(network, plain, x, others, why.mask, why.target)
                 row["robust"] = {kind: rho >= ROBUST for kind, rho in row["rho"].items()}
@@ -258,7 +259,7 @@ def robustness_(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
                 row["random"] = on_random_masks(masker, plain, x, others, why.target)
                 rows.append(row)
             seconds = time.perf_counter() - began
-            print(f"{name} {network.label(number)}: {seconds:.0f} s", flush=True)
+            print(f"{name} {photo_name(number)}: {seconds:.0f} s", flush=True)
             save(rows)
     return rows
 
@@ -398,7 +399,7 @@ def described_objects(kit: Kit, network: Network) -> Iterator[tuple[str, Tensor,
             with torch.inference_mode():
                 top = str(int(network.model(x).argmax()))
             if top in line["imagenet_indices"].split() and truth.any():
-                yield f"{number:02d}", x, truth
+                yield photo_name(number), x, truth
 
 
 def threshold(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:

@@ -175,9 +175,10 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
 
     for family in asked.families:
         masks = [m.to(asked.device) for m in masks_of(family, masked, x, known, asked.masks)]
-        together = torch.cat(masks)
         # whole batches: compiled, the plain network is asked for no other sizes
-        n = len(together) // max(asked.batches) * max(asked.batches)
+        rest = sum(map(len, masks)) % max(asked.batches)
+        masks[-1] = masks[-1][: len(masks[-1]) - rest]
+        together = torch.cat(masks)
         with torch.inference_mode():
             found = evaluate_compiled(masks)
             logits = torch.cat([one.logits for one in found])
@@ -188,8 +189,8 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
                 "evaluate compiled": partial(evaluate_compiled, masks),
             }
             for size in asked.batches:
-                calls[f"painting {size}"] = in_batches(painted, x, together[:n], size)
-                calls[f"painting compiled {size}"] = in_batches(compiled, x, together[:n], size)
+                calls[f"painting {size}"] = in_batches(painted, x, together, size)
+                calls[f"painting compiled {size}"] = in_batches(compiled, x, together, size)
             taken = measure.interleaved(calls, asked.runs, warm_up=1)
             eager, fast = (
                 min((f"{kind} {size}" for size in asked.batches), key=taken.median)
@@ -198,7 +199,6 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
             peaks = [
                 measure.peak_mb(calls[key], asked.device) for key in ("evaluate compiled", fast)
             ]
-        more = n / len(together)  # the plain network was asked about n of them
         rows.append(
             {
                 "model": name,
@@ -208,12 +208,12 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
                 / sum(one.passes for one in found),
                 "evaluate /s": len(together) / taken.median("evaluate"),
                 "compiled /s": len(together) / taken.median("evaluate compiled"),
-                "painting /s": n / taken.median(eager),
-                "painting compiled /s": n / taken.median(fast),
-                "over painting compiled": taken.ratio(fast, "evaluate compiled", 1 / more),
-                "quartiles": taken.spread(fast, "evaluate compiled", 1 / more),
-                "over painting": taken.ratio(eager, "evaluate compiled", 1 / more),
-                "eager over painting": taken.ratio(eager, "evaluate", 1 / more),
+                "painting /s": len(together) / taken.median(eager),
+                "painting compiled /s": len(together) / taken.median(fast),
+                "over painting compiled": taken.ratio(fast, "evaluate compiled"),
+                "quartiles": taken.spread(fast, "evaluate compiled"),
+                "over painting": taken.ratio(eager, "evaluate compiled"),
+                "eager over painting": taken.ratio(eager, "evaluate"),
                 "batches": f"{eager.split()[-1]}, {fast.split()[-1]}",
                 "peak MB": peaks[0],
                 "painting's": peaks[1],

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +30,7 @@ from convad_fx.compiler import Policy
 from convad_fx.compiler.evaluate import check_precision
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
+from convad_fx.explain.explainer import image_digest
 from convad_fx.explain.masker import Masker
 from convad_fx.many import Question, Recipe, Shard
 from convad_fx.many.question import rank_device
@@ -669,7 +669,7 @@ def compare(
     maskers: dict[str, Masker] = {_SWITCHED_OFF: asker.masked, **painters}
 
     read: dict[int, torch.Tensor] = {}
-    first: dict[bytes, Path] = {}
+    first: dict[str, Path] = {}
     failed: list[tuple[Path, ConvadError]] = []
     for number, path in enumerate(paths):
         try:
@@ -678,7 +678,7 @@ def compare(
             failed.append((path, error))
             continue
         x = images.to_input(picture, preprocess)
-        same = first.setdefault(blake2b(x.numpy().tobytes()).digest(), path)
+        same = first.setdefault(image_digest(x), path)
         if same != path:  # it would be its copy's background, and count twice
             copy = ImageError(f"{path} shows the same as {same}", hint="leave one of them out")
             failed.append((path, copy))

@@ -341,8 +341,12 @@ def test_every_search_is_run_on_every_photo(
         (photo, name) for photo in (0, 1) for name in names
     ]
     mean = np.mean([row["size"] for row in rows if row["search"] == "varied: seed 1"])
-    assert "| varied: seed 1 | " in (printed := capsys.readouterr().out)
-    assert f" | {mean:.2f} | " in printed
+    printed = capsys.readouterr().out.splitlines()
+    line = next(line for line in printed if line.startswith("| varied: seed 1 | "))
+    assert line.split(" | ")[2] == f"{mean:.2f}"
+    with pytest.raises(SystemExit):
+        converge(monkeypatch, "--only", "vried")
+    assert "--only: no search is called vried" in capsys.readouterr().err
     with Image.open(plot) as drawn:
         assert drawn.width == 800
 

@@ -404,9 +404,7 @@ class _Boxed:
 
     def groups(self, members: list[int], batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of box -> the masks that run on it."""
-        sizes = rounded([self.sizes[k] for k in members], GROUPS)
-        found = merged(sizes, self.share, batch.call)
-        return {size: [members[i] for i in chosen] for size, chosen in found.items()}
+        return grouped(members, self.sizes, self.share, batch.call)
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some masks, and with what."""
@@ -459,9 +457,7 @@ class _Patched:
     def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of hidden box -> the masks that run on its patches."""
         members = sorted(self.members)
-        sizes = rounded([self.sizes[k] for k in members], GROUPS)
-        found = merged(sizes, self.share, batch.call)
-        return {size: [members[i] for i in chosen] for size, chosen in found.items()}
+        return grouped(members, self.sizes, self.share, batch.call)
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some masks, and with what."""
@@ -543,6 +539,17 @@ def _spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor
         low = lines.int().argmax(1)
         high = n - lines.flip(1).int().argmax(1)
         yield i, torch.where(some, low, 1 << 40), torch.where(some, high, 0)
+
+
+def grouped(
+    members: list[int],
+    sizes: list[tuple[int, ...]],
+    share: Callable[[tuple[int, ...]], float],
+    call: float,
+) -> dict[tuple[int, ...], list[int]]:
+    """Size of box -> those of these masks that run on it, of which `sizes` has the boxes of all."""
+    found = merged(rounded([sizes[k] for k in members], GROUPS), share, call)
+    return {size: [members[i] for i in chosen] for size, chosen in found.items()}
 
 
 def merged(

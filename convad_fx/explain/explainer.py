@@ -17,7 +17,7 @@ from convad_fx.errors import PolicyError
 from convad_fx.explain.evaluate import Evaluator, Mask, as_batch
 from convad_fx.explain.explanation import Contrast, Explanation
 from convad_fx.explain.masker import Masker, policy_of
-from convad_fx.explain.options import STRICT, Search, check_count, check_share
+from convad_fx.explain.options import STRICT, Search, check_class, check_count, check_share
 from convad_fx.explain.responsibility import responsibility
 from convad_fx.explain.sufficient import (
     SPATIAL_QUESTIONS,
@@ -373,11 +373,7 @@ def _target(
     top = int(logits[0].argmax())
     if target is None:
         return top
-    if target not in range(classes):
-        raise PolicyError(
-            f"target {target!r} is no class of this network",
-            hint=f"pass a number from 0 to {classes - 1}, or None for the network's answer",
-        )
+    check_class(target, classes)
     if target != top:
         share = torch.softmax(logits, 1)[0]
         said = _name(top, labels, classes) or f"class {top}"

@@ -268,8 +268,8 @@ def best_of(
 
 
 #: Differences smaller than this come from the order of additions.
-_ROUNDING = 1e-12
 _DIGITS = 12
+_ROUNDING = 10.0**-_DIGITS
 _ALL_FLIPS = 12
 
 
