@@ -427,6 +427,7 @@ class _Patched:
         self.engine, self.x, self.masks = engine, x, masks
         self.reuse = engine.ways.reuse
         self.members: set[int] = set()
+        self.sizes: list[tuple[int, ...]] = []  # of the hidden boxes, where patches are possible
         self.kept: tuple[Tensor, ...] = ()
         if "patched" not in engine.parts or x.shape[0] > 1:
             return

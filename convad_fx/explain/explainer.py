@@ -373,7 +373,7 @@ def _target(
     top = int(logits[0].argmax())
     if target is None:
         return top
-    check_class(target, classes)
+    check_class(target, classes, or_none=True)
     if target != top:
         share = torch.softmax(logits, 1)[0]
         said = _name(top, labels, classes) or f"class {top}"

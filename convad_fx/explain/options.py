@@ -46,12 +46,13 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         )
 
 
-def check_class(target: int, classes: int) -> None:
-    """Refuses a class that the model does not have."""
+def check_class(target: int, classes: int, *, or_none: bool = False) -> None:
+    """Refuses a class that the model does not have; the hint may name None, where that is taken."""
     if target not in range(classes):
         raise PolicyError(
             f"target {target!r} is no class of this network",
-            hint=f"pass a number from 0 to {classes - 1}",
+            hint=f"pass a number from 0 to {classes - 1}"
+            + ", or None for the network's answer" * or_none,
         )
 
 

@@ -127,7 +127,7 @@ def agreement(
     if not kept:
         raise PolicyError("there are no masks", hint="pass two or more")
     whole = evaluator.logits([np.ones(evaluator.shape, bool)])
-    check_class(target, whole.shape[1])
+    check_class(target, whole.shape[1], or_none=True)
     whole_confidence = float(torch.softmax(whole, 1)[0, target])
     if not whole_confidence:
         raise PolicyError(
