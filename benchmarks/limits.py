@@ -5,19 +5,20 @@
 Nothing is timed: the multiplications of convolutions are counted, as a share of those on whole
 images, for the masks of `benchmarks.search`; but not for its sliding window, where `evaluate`
 leaves out what is unchanged instead (see `benchmarks.incremental`). "kept" is the share of pixels;
-"one box", a box of tiles at the same place on every level of the network, as `evaluate` has them;
-"a box per level", the smallest box of two cells or more around the active cells of each level by
-itself; "grouped", the same with as few sizes of box as pay if a call costs as much as 0.3 images
-(sides of boxes per level then rounded up to 16 pixels); "active cells", those alone that some gate
-of the level reads as active. A method that looks at each mask by itself multiplies no less than
-that; "at most" is the inverse. It is no bound on time: levels differ in what a multiplication
-costs, and masks could share work. Convolutions on no grid of the image's count as whole.
+"one box", a box of whole tiles at the same place on every level of the network; "as built", the
+boxes that `evaluate` has, which start at a tile and end with the first position of some level's
+last active cell, so that finer levels compute less of the last tile; "a box per level", the
+smallest box of two cells or more around the active cells of each level by itself; "grouped", what
+stands before it with as few sizes of box as pay if a call costs as much as 0.3 images (sides of
+boxes per level then rounded up to 16 pixels); "active cells", those alone that some gate of the
+level reads as active. A method that looks at each mask by itself multiplies no less than that; "at
+most" is the inverse. It is no bound on time: levels differ in what a multiplication costs, and
+masks could share work. Convolutions on no grid of the image's count as whole.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -88,8 +89,8 @@ def row_of(
     region = masked.ways.region
     with torch.inference_mode():
         activities = masked.__dict__["engine"].parts["boxed_activities"](x, masks)
-    tiles = evaluate.tiles_of(region, activities)
-    _, sizes = evaluate.boxes(region, activities, tiles)
+    extent = evaluate.extent(region, activities)
+    _, sizes = evaluate.boxes(region, activities, extent)
     cells = active_cells(region, activities)
     levels = [side for side in work if side in cells]
     rest = sum(n for side, n in work.items() if side not in cells)
@@ -101,8 +102,12 @@ def row_of(
         parts = [work[s] * (sides[s] / whole[s]).prod(1) for s in levels]
         return torch.stack(parts).sum(0) + rest
 
-    def share_of_tiles(size: tuple[int, ...]) -> float:
-        return (1 - rest) * math.prod(size) / math.prod(tiles) + rest
+    def share_of_box(size: tuple[int, ...]) -> float:
+        return 1.0 if size == extent else region.work.share(size)
+
+    def in_tiles(size: tuple[int, ...]) -> tuple[int, ...]:
+        rows = zip(size, region.tile, extent, strict=True)
+        return tuple(min(-(-n // tile) * tile, most) for n, tile, most in rows)
 
     def share_of_sides(key: tuple[int, ...]) -> float:
         sides = torch.tensor(key).reshape(-1, 1, 2)
@@ -111,8 +116,9 @@ def row_of(
     by_level = [tuple(row) for row in torch.cat([few[s] for s in levels], 1).tolist()]
     return {
         "kept": float(masks.float().mean()),
-        "one box": sum(map(share_of_tiles, sizes)) / len(masks),
-        "grouped": grouped(sizes, share_of_tiles),
+        "one box": sum(share_of_box(in_tiles(size)) for size in sizes) / len(masks),
+        "as built": sum(map(share_of_box, sizes)) / len(masks),
+        "grouped": grouped(sizes, share_of_box),
         "a box per level": float(share(tight).mean()),
         "those grouped": grouped(by_level, share_of_sides),
         "active cells": rest + sum(work[s] * float(cells[s].float().mean()) for s in levels),

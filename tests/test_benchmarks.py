@@ -75,14 +75,16 @@ def test_limits_are_those_of_the_masks():
     assert list(work) == [64, 32, 16, 8, 4]
     assert sum(work.values()) == pytest.approx(1)
     whole = limits.row_of(masked, work, x, torch.ones(2, 1, 128, 128, dtype=torch.bool))
-    shares = ("kept", "one box", "grouped", "a box per level", "those grouped", "active cells")
-    assert [whole[name] for name in shares] == pytest.approx([1] * 6)
+    shares = ("kept", "one box", "as built", "grouped", "a box per level", "those grouped",
+              "active cells")  # fmt: skip
+    assert [whole[name] for name in shares] == pytest.approx([1] * 7)
     masks = torch.zeros(8, 1, 128, 128, dtype=torch.bool)
     masks[:, :, 40:56, 8:40] = torch.rand(8, 1, 16, 32) < 0.3
     found = limits.row_of(masked, work, x, masks)
-    kept, box, boxes, tight, few, cells = (found[name] for name in shares)
+    kept, tiles, box, boxes, tight, few, cells = (found[name] for name in shares)
     assert kept < 0.02 < cells < tight < few < 1
-    assert tight < box <= boxes < 1
+    assert tight < box < tiles < 1
+    assert box <= boxes * (1 + 1e-9) < tiles
 
 
 def test_what_is_computed_on_no_grid_counts_as_whole():

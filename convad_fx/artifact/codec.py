@@ -26,8 +26,9 @@ from convad_fx.compiler.masked import MaskedModule
 from convad_fx.compiler.plan import Finding
 from convad_fx.compiler.policy import Policy
 from convad_fx.compiler.region import Level, Region
-from convad_fx.compiler.reuse import Cost, Reuse
+from convad_fx.compiler.reuse import Reuse
 from convad_fx.compiler.ways import Ways
+from convad_fx.compiler.work import Cost, Work
 from convad_fx.errors import ArtifactError
 
 Json = Any
@@ -162,23 +163,28 @@ def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
             "levels": [
                 None if one is None else [one.axes, one.strides, one.extra] for one in region.levels
             ],
+            "cells": region.cells,
             "tile": region.tile,
+            "grain": region.grain,
             "canvas": region.canvas,
-            "share": region.share,
+            "work": _work_to_data(region.work),
             "leaves": region.leaves,
             "why": region.why,
         },
         "reuse": {
             "tile": reuse.tile,
             "canvas": reuse.canvas,
-            "costs": [[cost.each, cost.strides, cost.reach] for cost in reuse.costs],
-            "rest": reuse.rest,
-            "total": reuse.total,
+            "work": _work_to_data(reuse.work),
             "until": reuse.until,
             "why": reuse.why,
         },
     }  # fmt: skip
     return data, writer.contents
+
+
+def _work_to_data(work: Work) -> Json:
+    costs = [[cost.each, cost.strides, cost.reach] for cost in work.costs]
+    return {"costs": costs, "rest": work.rest, "total": work.total}
 
 
 def _graph_to_data(graph: torch.fx.Graph) -> list[Json]:
@@ -257,9 +263,11 @@ def from_data(
             None if one is None else Level(*(as_tuples(part) for part in one))
             for one in about["levels"]
         ),
+        cells=as_tuples(about["cells"]),
         tile=as_tuples(about["tile"]),
+        grain=as_tuples(about["grain"]),
         canvas=as_tuples(about["canvas"]),
-        share=float(about["share"]),
+        work=_work(about["work"]),
         leaves=as_tuples(about["leaves"]),
         why=str(about["why"]),
     )
@@ -270,16 +278,19 @@ def from_data(
         kept=None,
         tile=as_tuples(about["tile"]),
         canvas=as_tuples(about["canvas"]),
-        costs=tuple(
-            Cost(float(each), as_tuples(strides), as_tuples(reach))
-            for each, strides, reach in about["costs"]
-        ),
-        rest=float(about["rest"]),
-        total=float(about["total"]),
+        work=_work(about["work"]),
         until=str(about["until"]),
         why=str(about["why"]),
     )
     return MaskedModule(tree, masked, policy, report, Ways(region, reuse).with_graphs(graphs))
+
+
+def _work(about: Json) -> Work:
+    costs = (
+        Cost(float(each), as_tuples(strides), as_tuples(reach))
+        for each, strides, reach in about["costs"]
+    )
+    return Work(tuple(costs), float(about["rest"]), float(about["total"]))
 
 
 def _tensor(row: Json, contents: dict[str, Tensor], device: torch.device) -> Tensor:

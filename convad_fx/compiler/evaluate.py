@@ -8,7 +8,6 @@ size form a batch. What a network allows was decided on the graph (`region`, `re
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 import weakref
 from collections import defaultdict
@@ -49,7 +48,7 @@ class Evaluation:
     Attributes:
         logits: (K, ...): one row for each mask, in order.
         passes: masks that went through the network: identical ones once.
-        area: the share of the image that was computed, on average over the passes.
+        area: the share of a whole image's arithmetic that was done, on average over the passes.
         batches: how many calls of the network it took.
         deviation: largest difference of logits from float32, where compared: on the first two
             masks of each size of box; None where nothing was.
@@ -263,7 +262,7 @@ class _Run:
             self._batches(members, owners, share, ask, ("patch", *size), self.patch_size)
         rest = sorted(set(range(len(masks))) - patched.members)
         for size, members in boxed.groups(rest, self.size).items():
-            if size == boxed.tiles:
+            if size == boxed.whole:
                 self._whole(x, masks, owners, members)
             else:
                 self._batches(members, owners, boxed.share(size), boxed.asks(size), size, self.size)
@@ -388,14 +387,16 @@ class _Boxed:
         self.activities: tuple[Tensor, ...] = ()
         if self.ok:
             self.activities = engine.parts["boxed_activities"](x[:1], masks)
-        self.tiles = tiles_of(self.region, self.activities) if self.ok else (1,)
-        self.start, self.sizes = torch.zeros(len(masks), 1), [self.tiles] * len(masks)
+        self.whole: tuple[int, ...] = ()
+        self.first = torch.zeros(len(masks), 0)
+        self.sizes: list[tuple[int, ...]] = [self.whole] * len(masks)
         if self.ok:
-            self.start, self.sizes = boxes(self.region, self.activities, self.tiles)
+            self.whole = extent(self.region, self.activities)
+            self.first, self.sizes = boxes(self.region, self.activities, self.whole)
 
     def share(self, size: tuple[int, ...]) -> float:
-        """Of the whole image."""
-        return math.prod(size) / math.prod(self.tiles)
+        """Of the whole image's arithmetic."""
+        return 1.0 if size == self.whole else self.region.work.share(size)
 
     @property
     def costs(self) -> list[float]:
@@ -408,14 +409,11 @@ class _Boxed:
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some masks, and with what."""
-        # a box that was given a larger size starts no later than it fits
-        most = torch.tensor([t - n for t, n in zip(self.tiles, size, strict=True)])
-        start = torch.minimum(self.start, most)
 
         def ask(chosen: list[int]) -> tuple[Any, ...]:
-            places = _places(start[chosen], self.region.tile, size, self.x.device)
+            cells = _cells(self.first[chosen], size, self.region, self.x.device)
             cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in self.activities]
-            return self.engine.parts["boxed"], _rows(self.x, chosen), *places, *cut
+            return self.engine.parts["boxed"], _rows(self.x, chosen), *cells, *cut
 
         return ask
 
@@ -431,16 +429,16 @@ class _Patched:
         self.kept: tuple[Tensor, ...] = ()
         if "patched" not in engine.parts or x.shape[0] > 1:
             return
-        tiles = [-(-n // t) for n, t in zip(self.reuse.canvas, self.reuse.tile, strict=True)]
+        tile = torch.tensor(self.reuse.tile)
+        tiles = -(-torch.tensor(self.reuse.canvas) // tile)
         hidden = Level(tuple(range(2, x.dim())), (1,) * (x.dim() - 2), ((0, 0),) * (x.dim() - 2))
         low, high = torch.zeros(2, len(masks), x.dim() - 2, dtype=torch.long)
         for i, first, end in _spans(~masks, hidden):
-            tile = self.reuse.tile[i]
-            low[:, i] = (first // tile).clamp(max=tiles[i] - 1)  # nothing hidden: any tile
-            high[:, i] = -(-end // tile)
-        self.tiles = torch.tensor(tiles)
-        size = torch.minimum((high - low).clamp(min=LEAST), self.tiles)
-        self.start, self.sizes = low, [tuple(row) for row in size.tolist()]
+            low[:, i], high[:, i] = first, end
+        low = torch.minimum(low // tile, tiles - 1)  # nothing hidden: any tile
+        size = torch.minimum((-(-high // tile) - low).clamp(min=LEAST), tiles)
+        self.tiles, self.tile, self.start = tiles, tile, low
+        self.sizes = [tuple(row) for row in (size * tile).tolist()]
         known = {size: self.share(size) for size in set(self.sizes)}
         costs = [known[size] for size in self.sizes]
         gains = {k: o - COPYING * c for k, (o, c) in enumerate(zip(otherwise, costs, strict=True))}
@@ -452,8 +450,8 @@ class _Patched:
             self.activities = engine.parts["patched_activities"](x, masks)
 
     def share(self, size: tuple[int, ...]) -> float:
-        """Of the whole image."""
-        return self.reuse.share(size)
+        """Of the whole image's arithmetic."""
+        return self.reuse.work.share(size)
 
     def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of hidden box -> the masks that run on its patches."""
@@ -462,61 +460,74 @@ class _Patched:
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some masks, and with what."""
-        start = torch.minimum(self.start, self.tiles - torch.tensor(size))
+        most = self.tiles - torch.tensor(size) // self.tile
+        first = torch.minimum(self.start, most) * self.tile
 
         def ask(chosen: list[int]) -> tuple[Any, ...]:
-            places = _places(start[chosen], self.reuse.tile, size, self.x.device)
+            places = _places(first[chosen], size, self.reuse.tile, self.x.device)
             cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in self.activities]
             return self.engine.parts["patched"], self.x, *places, *cut, *self.kept
 
         return ask
 
 
-def _places(
-    start: Tensor, tile: tuple[int, ...], size: tuple[int, ...], device: torch.device
+def _cells(
+    first: Tensor, size: tuple[int, ...], region: Region, device: torch.device
 ) -> list[Tensor]:
-    """For each grid axis the image positions of boxes, (N, tiles, size of a tile)."""
+    """For each grid axis and stride the cells of boxes that start at these positions, (N, n)."""
     found = []
-    for i, (t, n) in enumerate(zip(tile, size, strict=True)):
-        steps = torch.arange(n * t).reshape(n, t)
-        found.append(_dynamic((start[:, i, None, None] * t + steps).to(device), axes=2))
+    for axis, stride in region.cells:
+        steps = torch.arange(-(-size[axis] // stride))
+        found.append(_dynamic((first[:, axis, None] // stride + steps).to(device), axes=2))
     return found
 
 
-def tiles_of(region: Region, activities: tuple[Tensor, ...]) -> tuple[int, ...]:
-    """How many tiles cover the grid of every level: some convolutions make it larger."""
-    most = [-(-n // t) for n, t in zip(region.canvas, region.tile, strict=True)]
+def _places(
+    first: Tensor, size: tuple[int, ...], tile: tuple[int, ...], device: torch.device
+) -> list[Tensor]:
+    """For each grid axis the image positions of hidden boxes, (N, tiles, size of a tile)."""
+    found = []
+    for axis, (n, t) in enumerate(zip(size, tile, strict=True)):
+        steps = torch.arange(n).reshape(n // t, t)
+        found.append(_dynamic((first[:, axis, None, None] + steps).to(device), axes=2))
+    return found
+
+
+def extent(region: Region, activities: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """The smallest box that holds every level's whole grid: some convolutions make it larger."""
+    most = list(region.canvas)
     for activity, level in zip(activities, region.levels, strict=True):
         if level is not None:
             for i, axis in enumerate(level.axes):
                 cells = activity.shape[axis] - sum(level.extra[i])
-                most[i] = max(most[i], -(-cells * level.strides[i] // region.tile[i]))
-    return tuple(most)
+                most[i] = max(most[i], (cells - 1) * level.strides[i] + 1)
+    return tuple(-(-n // g) * g for n, g in zip(most, region.grain, strict=True))
 
 
 def boxes(
-    region: Region, activities: tuple[Tensor, ...], tiles: tuple[int, ...]
+    region: Region, activities: tuple[Tensor, ...], whole: tuple[int, ...]
 ) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """The smallest box of tiles for each mask that holds its active cells on every level.
+    """The smallest box for each mask that holds its active cells on every level.
 
     Returns:
-        Where they start (K, axes), in tiles, and their sizes.
+        Where they start (K, axes) and their sizes, in image positions. A box may end beyond the
+        image; it is never larger than ``whole``.
     """
     masks = max(len(activity) for activity in activities)
-    dims = len(tiles)
-    first = torch.tensor(tiles).expand(masks, dims).clone()
-    last = torch.zeros(masks, dims, dtype=torch.long)
+    tile, grain, most = (torch.tensor(each) for each in (region.tile, region.grain, whole))
+    first, end = (most - 1).repeat(masks, 1), torch.zeros(masks, len(whole), dtype=torch.long)
     for activity, level in zip(activities, region.levels, strict=True):
         if level is None:
             continue
         for axis, low, high in _spans(activity, level):
-            stride, tile = level.strides[axis], region.tile[axis]
-            first[:, axis] = torch.minimum(first[:, axis], low * stride // tile)
-            last[:, axis] = torch.maximum(last[:, axis], -(-(high * stride) // tile))
-    whole = torch.tensor(tiles)
-    last = torch.minimum(last, whole)
-    size = torch.minimum((last - first).clamp(min=LEAST), whole)
-    return torch.minimum(first, whole - size), [tuple(row) for row in size.tolist()]
+            stride = level.strides[axis]
+            first[:, axis] = torch.minimum(first[:, axis], low * stride)
+            # the last cell's first position: a box that ends there has that cell
+            end[:, axis] = torch.maximum(end[:, axis], (high - 1) * stride + 1)
+    first = first // tile * tile
+    least = (LEAST - 1) * tile + 1  # so many cells at the coarsest level
+    size = -(-torch.maximum(torch.minimum(end, most) - first, least) // grain) * grain
+    return first, [tuple(row) for row in torch.minimum(size, most).tolist()]
 
 
 def _spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor]]:

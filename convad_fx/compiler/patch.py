@@ -2,8 +2,10 @@
 
 A patch holds the cells that a hidden box can change: those of the box and, for each grid axis,
 ``reach`` (before, after) more; some may lie outside the grid. ``places`` tell where the hidden
-boxes of a batch lie: for each grid axis the image positions (N, tiles, size of a tile), as in
-`crop`. ``whole`` is the same tensor without a mask, (1, C, *grid).
+boxes of a batch lie: for each grid axis the image positions (N, tiles, size of a tile); a grid that
+is ``stride`` times coarser takes every stride-th. A tile is a multiple of every stride, so sizes
+are products: compiled code, which does not know the number of tiles, need not divide. ``whole`` is
+the same tensor without a mask, (1, C, *grid).
 
 On a CPU patches are copied fastest one by one, elsewhere all at once, by index. To torch.compile
 each of these functions is one operation: kernels that it makes of them take minutes to compile, and
@@ -20,8 +22,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from convad_fx.compiler.activity import written
-from convad_fx.compiler.crop import Axes, Strides, along, first, side, taken
+from convad_fx.compiler.crop import Axes, along, taken
 
+Strides = tuple[int, ...]
 Places = tuple[Tensor, ...]
 Reach = tuple[tuple[int, int], ...]
 
@@ -78,6 +81,20 @@ def active(activity: Tensor, places: Places, axes: Axes, strides: Strides, reach
     tensor([[[False,  True,  True]]])
     """
     return written(_call(_active, activity, places, axes, strides, _flat(reach)))
+
+
+def first(place: Tensor, stride: int) -> Tensor:
+    """(N, 1): the first cell of boxes in a grid of that stride."""
+    return place[:, :1, 0] // stride
+
+
+def side(place: Tensor, stride: int) -> int:
+    """How many cells of a grid of that stride a box holds along an axis.
+
+    >>> side(torch.zeros(1, 3, 32), 16)
+    6
+    """
+    return place.shape[1] * (place.shape[2] // stride)
 
 
 # -------------------------------------------------------------------- the same, as torch operations

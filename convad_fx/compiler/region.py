@@ -2,7 +2,9 @@
 
 Where every operation that mixes positions reads gated input, all is zero outside the active cells,
 and zero padding around a box stands for it. A grid that is S times coarser than the image has its
-box at 1/S of the image's, if that is aligned; so boxes are multiples of the product of the strides.
+box at 1/S of the image's, if that is aligned; so boxes start at multiples of the product of the
+strides. They end anywhere where all windows are padded by as much as they reach: a box of E
+positions is then one of E / S cells, rounded up, at every level; otherwise at such multiples, too.
 Activities are computed on whole masks and cut, so that whatever the policy says of them stays true.
 
 The walk gives every tensor a `Level`: which axes are the image's, how much coarser, and what
@@ -32,13 +34,12 @@ from convad_fx.compiler.ops import OpView, TensorView, view
 from convad_fx.compiler.plan import NodePlan, Plan, Tracked
 from convad_fx.compiler.rewrite import Inserted
 from convad_fx.compiler.trace import META, Facts, Trace, facts
+from convad_fx.compiler.work import Cost, Work
 
 Node = torch.fx.Node
 
 #: Less of the network's arithmetic on boxes than this, and finding boxes is not worth its while.
 WORTHWHILE = 0.5
-
-PLACES = ("places_0", "places_1", "places_2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +67,26 @@ class Region:
     """How a network runs on boxes, if it does.
 
     Attributes:
-        values: graph of ``(x, *places, *activities) -> answer``; None where it does not.
+        values: graph of ``(x, *cells, *activities) -> answer``; None where it does not.
         activities: graph of ``(x, mask) -> activities``, on whole masks.
+        cells: the grid axis and the stride of those that values takes.
         levels: of those activities that gates of boxes read; None for the others.
-        tile: boxes start at, and have the size of, multiples of this.
+        tile: boxes start at multiples of this.
+        grain: their sizes are multiples of this.
         canvas: the image size this holds for.
-        share: of the multiplications that each mask costs, those that run on boxes.
+        work: what each mask multiplies.
         leaves: operations that are given whole grids again, and why.
         why: what keeps it from running on boxes, or "".
     """
 
     values: torch.fx.Graph | None
     activities: torch.fx.Graph | None
+    cells: tuple[tuple[int, int], ...]
     levels: tuple[Level | None, ...]
     tile: tuple[int, ...]
+    grain: tuple[int, ...]
     canvas: tuple[int, ...]
-    share: float
+    work: Work
     leaves: tuple[tuple[str, str], ...] = ()
     why: str = ""
 
@@ -91,11 +96,13 @@ class Region:
         return not self.why
 
     def __str__(self) -> str:
-        size = " x ".join(map(str, self.tile))
         if not self.ok:
             return f"runs on whole images only: {self.why}"
+        tile, grain = (" x ".join(map(str, sides)) for sides in (self.tile, self.grain))
+        sizes = "any size" if set(self.grain) == {1} else f"sizes that are multiples of {grain}"
         text = (
-            f"runs on boxes of {size} positions and multiples ({self.share:.0%} of its arithmetic)"
+            f"runs on boxes at multiples of {tile} positions, of {sizes} "
+            f"({self.work.on_boxes:.0%} of its arithmetic)"
         )
         ends = [f"{path} ({why})" for path, why in self.leaves]
         return text + (f"; whole grids again at {'; '.join(ends)}" if ends else "")
@@ -116,13 +123,13 @@ class Passes:
     Attributes:
         level: of its result, one each for several, None where it has no grid.
         append: zeros after its operand, so that the result is as large as the box at its stride.
-        too_many: the result is larger than that, and has to be cut.
+        fit: the result may be larger than that, and has to be cut.
         mean_of: the number of cells of the whole grid, where it takes a mean over it.
     """
 
     level: Level | tuple[Level | None, ...] | None
     append: tuple[int, ...] = ()
-    too_many: bool = False
+    fit: bool = False
     mean_of: tuple[int, ...] = ()
 
 
@@ -140,13 +147,14 @@ class Builder:
         self.wholes: dict[Node, Node] = {}
         self.numbers: dict[tuple[Node, bool], Node] = {}  # sizes: of the box, of the whole
         self.levels: dict[Node, Level | tuple[Level | None, ...] | None] = {}
-        self.places: tuple[Node, ...] = ()
+        self.heads: dict[str, Node] = {}  # the first placeholders, by name
+        self.cells: dict[tuple[int, int], Node] = {}  # axis and stride -> placeholder
         self.inputs: dict[Node, Node] = {}  # activity -> placeholder
         self.cuts: dict[tuple[Node, Level], Node] = {}
         self.asked: dict[Node, Level | None] = {}
         self.leaves: list[tuple[str, str]] = []
-        self.work = {True: 0, False: 0}
-        self.last_input: Node | None = None
+        self.done: list[tuple[Node, float, Cost | None]] = []  # operations, and what they multiply
+        self.whole_cells: list[tuple[int, ...]] = []  # strides at whose multiples boxes must end
         self.unmasked: set[Node] = set()  # the same for every mask: computed once
         self.on_box = False  # whether the operation at hand is given boxes
 
@@ -167,23 +175,25 @@ class Builder:
         strides = [level.strides for level in self._of_boxes()]
         if not strides:
             return self._none("nothing in it is read through gates on the image's grid")
-        total = sum(self.work.values())
-        share = self.work[True] / total if total else 0.0
-        if share < WORTHWHILE:
+        work = Work.of((whole, cost) for _, whole, cost in self.done)
+        if work.on_boxes < WORTHWHILE:
             where = f"; {self.leaves[0][0]}: {self.leaves[0][1]}" if self.leaves else ""
-            return self._none(f"only {share:.0%} of its arithmetic could run on boxes{where}")
+            share = f"{work.on_boxes:.0%}"
+            return self._none(f"only {share} of its arithmetic could run on boxes{where}")
+        one = (1,) * len(self.traced.grid)
         tile = tuple(math.lcm(*column) for column in zip(*strides, strict=True))
+        grain = tuple(math.lcm(*column) for column in zip(one, *self.whole_cells, strict=True))
         levels = tuple(self.asked.values())
         region = Region(
-            self.graph, self._activities(), levels, tile, self.traced.grid, share,
-            tuple(dict(self.leaves).items()),
+            self.graph, self._activities(), tuple(self.cells), levels, tile, grain,
+            self.traced.grid, work, tuple(dict(self.leaves).items()),
         )  # fmt: skip
         wrong = self._wrong_shape(region)
         return self._none(wrong) if wrong else region
 
     def _none(self, why: str) -> Region:
         one = (1,) * len(self.traced.grid)
-        return Region(None, None, (), one, self.traced.grid, 0.0, (), why)
+        return Region(None, None, (), (), one, one, self.traced.grid, Work(), why=why)
 
     def _of_boxes(self) -> Iterator[Level]:
         for node in self.boxes:
@@ -214,11 +224,9 @@ class Builder:
     def _write_input(self, node: Node) -> None:
         if node.name == "mask":
             return
-        self.wholes[node] = self.graph.placeholder("x")
+        self.wholes[node] = self.heads["x"] = self.graph.placeholder("x")
         self.unmasked.add(node)
         dims = len(self.traced.grid)
-        self.places = tuple(self.graph.placeholder(name) for name in PLACES[:dims])
-        self.last_input = self.places[-1]
         self.levels[node] = Level(tuple(range(2, 2 + dims)), (1,) * dims, ((0, 0),) * dims)
 
     def _write_gate(self, node: Node) -> None:
@@ -256,16 +264,16 @@ class Builder:
         boxed = boxed and passes is not None
         if set(operands) <= self.unmasked:
             self.unmasked.add(node)
-        self.work[boxed and bool(passes and passes.level)] += self._work(node)
         self.levels[node] = passes.level if passes else None
+        self._tell(node, boxed=boxed)
         if not boxed:
             self.wholes[node] = self._copy(node, whole=True)
             return
         assert passes is not None
         copied = self._copy(node, whole=False, append=passes.append)
-        if passes.too_many:
+        if passes.fit:
             assert isinstance(passes.level, Level)
-            wanted = (copied, self.places, passes.level.strides)
+            wanted = (copied, self._cells_of(passes.level), passes.level.axes)
             copied = self._call(crop.fitted, wanted, f"{node.name}_fitted")
         if passes.mean_of:
             source = next(n for n in operands if n in self.boxes)
@@ -303,7 +311,7 @@ class Builder:
         if node not in self.boxes:
             level = self.levels[node]
             assert isinstance(level, Level)
-            args = (self.wholes[node], self.places, level.axes, level.strides, level.extra)
+            args = (self.wholes[node], self._cells_of(level), level.axes, level.extra)
             self.boxes[node] = self._call(crop.cut, args, f"{node.name}_box")
         return self.boxes[node]
 
@@ -324,7 +332,7 @@ class Builder:
         shape = facts(source).shape  # type: ignore[arg-type]
         canvas = tuple(shape[axis] for axis in level.axes)
         fill = node.args[2:3] if node.target is gate else ()
-        args = (self.boxes[node], self.places, level.axes, level.strides, canvas, *fill)
+        args = (self.boxes[node], self._cells_of(level), level.axes, canvas, *fill)
         self.wholes[node] = self._call(crop.placed, args, f"{node.name}_whole")
         return self.wholes[node]
 
@@ -359,26 +367,33 @@ class Builder:
         """A whole activity, handed in."""
         if node not in self.inputs:
             self.asked.setdefault(node, None)
-            assert self.last_input is not None
-            with self.graph.inserting_after(self.last_input):
-                name = node.name if node.name.endswith("activity") else f"{node.name}_activity"
-                name += "_" * any(name == given.target for given in self.inputs.values())
-                self.inputs[node] = self.last_input = self.graph.placeholder(name)
+            name = node.name if node.name.endswith("activity") else f"{node.name}_activity"
+            name += "_" * any(name == given.target for given in self.inputs.values())
+            self.inputs[node] = self._placeholder(name, self.heads, self.cells, self.inputs)
         return self.inputs[node]
+
+    def _cells_of(self, level: Level) -> tuple[Node, ...]:
+        """Where boxes lie in such a grid, handed in before the activities."""
+        keys = tuple(enumerate(level.strides))
+        for key in keys:
+            if key not in self.cells:
+                name = "cells_{}_{}".format(*key)
+                self.cells[key] = self._placeholder(name, self.heads, self.cells)
+        return tuple(self.cells[key] for key in keys)
+
+    def _placeholder(self, name: str, *behind: dict[Any, Node]) -> Node:
+        """A new one, behind the last of those."""
+        last = [node for known in behind for node in known.values()][-1]
+        with self.graph.inserting_after(last):
+            return self.graph.placeholder(name)
 
     def _cut_activity(self, node: Node, level: Level, full: tuple[bool, ...]) -> Node:
         if (node, level) not in self.cuts:
             given = self._activity(node)
             self.asked[node] = level
             kept = [i for i, axis in enumerate(level.axes) if full[axis]]
-            args = (
-                given,
-                tuple(self.places[i] for i in kept),
-                *(
-                    tuple(values[i] for i in kept)
-                    for values in (level.axes, level.strides, level.extra)
-                ),
-            )
+            every = (self._cells_of(level), level.axes, level.extra)
+            args = (given, *(tuple(each[i] for i in kept) for each in every))
             self.cuts[node, level] = self._call(crop.cut_activity, args, f"{node.name}_box")
         return self.cuts[node, level]
 
@@ -485,7 +500,8 @@ class Builder:
                 more = len(op.output) - item.rank
                 return Passes(replace(level, axes=tuple(a + more for a in level.axes)))
             case steps.Take():
-                return Passes(self._take(step, level))
+                taken = self._take(step, level)
+                return Passes(taken, fit=taken.strides != level.strides)
             case steps.Pieces(takes):
                 return Passes(tuple(self._take(take, level) for take in takes))
             case steps.Flip(axes):
@@ -585,7 +601,8 @@ class Builder:
             raise Leaves("a maximum over padding is not a maximum over nothing")
         if step.reads == "mean" and self._counts_cells(step, op):
             raise Leaves("it divides by the number of cells at the border")
-        append, strides, too_many = [], [], False
+        append, strides, fit = [], [], False
+        whole = [1] * dims  # strides of which a box must not hold a part
         for i in range(dims):
             reach, stride = step.dilation[i] * (step.kernel[i] - 1), step.stride[i]
             size = item.shape[2 + i]
@@ -597,16 +614,23 @@ class Builder:
                 if not level.aligned or _same(size, reach, stride) != _same(stride, reach, stride):
                     raise Leaves("its padding depends on the size of the grid")
                 append.append(0)
+                whole[i] = strides[i]
                 continue
             # Of a box of n * stride cells the result has n + 1 + floor(surplus / stride) cells
             # (with ceil_mode: ceil); n are wanted.
             surplus = before + sum(pair) - reach - 1
             least = 1 - 2 * stride if step.ceil_mode else -stride
             append.append(max(0, least - surplus))
-            too_many |= surplus > (-stride if step.ceil_mode else -1)
+            fit |= surplus > (-stride if step.ceil_mode else -1)
+            # Where a box ends with only one cell of a stride, the result has n + floor((1 +
+            # surplus) / stride) cells.
+            if stride > 1 and 1 + surplus <= (-stride if step.ceil_mode else -1):
+                whole[i] = strides[i]
+        if self.on_box:
+            self.whole_cells.append(tuple(whole))
         plain = ((0, 0),) * dims
         level = Level(level.axes, tuple(strides), plain)
-        return Passes(level, tuple(append), too_many=too_many)
+        return Passes(level, tuple(append), fit or set(step.stride) != {1})
 
     @staticmethod
     def _counts_cells(step: steps.Window, op: OpView) -> bool:
@@ -654,6 +678,22 @@ class Builder:
 
     # --------------------------------------------------------------------------------- checks
 
+    def _tell(self, node: Node, *, boxed: bool) -> None:
+        """Note what an operation multiplies, on a box or not."""
+        work, level = self._work(node), self.levels[node]
+        if not work:
+            return
+        cost = None
+        if boxed and isinstance(level, Level):
+            cells = math.prod(facts(node).shape[axis] for axis in level.axes)
+            cost = Cost(work / cells, level.strides, tuple(map(sum, self._more(node))))
+        self.done.append((node, work, cost))
+
+    def _more(self, node: Node) -> tuple[tuple[int, int], ...]:
+        """Cells of an operation's result beyond the box, (before, after)."""
+        level = self.levels[node]
+        return level.extra if isinstance(level, Level) else ()
+
     def _work(self, node: Node) -> int:
         """Multiplications of a convolution or linear layer, if they are done for each mask."""
         decided = self.plan.nodes.get(facts(node).name)
@@ -670,8 +710,8 @@ class Builder:
         return int(cells * math.prod(weight.shape))
 
     def _wrong_shape(self, region: Region) -> str:
-        """Run it without values, on boxes of two tiles: every level must have the size it says."""
-        sizes = tuple(2 * n for n in region.tile)
+        """Run it without values, on boxes of little more than a tile: is every level as large?"""
+        sizes = tuple(n + more for n, more in zip(region.tile, region.grain, strict=True))
         assert region.values is not None
         assert region.activities is not None
         back = {new: old for old, new in self.boxes.items()}
@@ -681,10 +721,9 @@ class Builder:
             try:
                 given = torch.fx.Interpreter(self._root(), graph=region.activities).run(x, mask)
                 run = Shapes(self._root(), region.values)
-                places = (
-                    torch.zeros(2, 2, n, dtype=torch.long, device=x.device) for n in region.tile
-                )
-                run.run(x, *places, *given)
+                shapes = ((2, -(-sizes[axis] // stride)) for axis, stride in region.cells)
+                cells = (torch.zeros(n, dtype=torch.long, device=x.device) for n in shapes)
+                run.run(x, *cells, *given)
             except Exception as error:  # noqa: BLE001 - whatever a model does with sizes
                 return f"it does not run on another size than the example's ({error})"
         for new, shape in run.shapes.items():
@@ -694,7 +733,7 @@ class Builder:
             for axis, stride, extra, size in zip(
                 level.axes, level.strides, level.extra, sizes, strict=True
             ):
-                if shape[axis] != size // stride + sum(extra):
+                if shape[axis] != -(-size // stride) + sum(extra):
                     return f"{new.name} has another size on a box than its strides say"
         return ""
 

@@ -26,6 +26,7 @@ from convad_fx.compiler.plan import NodePlan, Plan
 from convad_fx.compiler.region import Builder, Leaves, Level, Passes, Shapes, Unsupported, role_of
 from convad_fx.compiler.rewrite import Inserted
 from convad_fx.compiler.trace import META, Trace, facts
+from convad_fx.compiler.work import Cost, Work
 
 Node = torch.fx.Node
 Reach = patch.Reach
@@ -39,26 +40,6 @@ WORTHWHILE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What an operation on patches multiplies.
-
-    Attributes:
-        each: multiplications for one cell.
-        strides: image positions per cell.
-        reach: cells beyond the hidden box, before and after, for each axis together.
-    """
-
-    each: float
-    strides: tuple[int, ...]
-    reach: tuple[int, ...]
-
-    def of(self, size: tuple[int, ...]) -> float:
-        """Multiplications for a hidden box of this size, in image positions."""
-        sides = zip(size, self.strides, self.reach, strict=True)
-        return self.each * math.prod(n / stride + more for n, stride, more in sides)
-
-
-@dataclass(frozen=True, slots=True)
 class Reuse:
     """How a network recomputes what a mask changes, if it does.
 
@@ -68,9 +49,7 @@ class Reuse:
         kept: graph of ``(x, mask=None) -> tensors`` that values reads, without a mask.
         tile: hidden boxes start at, and have the size of, multiples of this.
         canvas: the image size this holds for.
-        costs: of the operations on patches.
-        rest: multiplications of the others.
-        total: multiplications of the whole network.
+        work: what each mask multiplies.
         until: path of the operation that is given whole grids again.
         why: what keeps it from reusing anything, or "".
     """
@@ -80,9 +59,7 @@ class Reuse:
     kept: torch.fx.Graph | None
     tile: tuple[int, ...]
     canvas: tuple[int, ...]
-    costs: tuple[Cost, ...] = ()
-    rest: float = 0.0
-    total: float = 1.0
+    work: Work
     until: str = ""
     why: str = ""
 
@@ -91,28 +68,25 @@ class Reuse:
         """It recomputes only what a mask changes."""
         return not self.why
 
-    def share(self, tiles: tuple[int, ...]) -> float:
-        """Of the whole network's multiplications, for a hidden box of so many tiles."""
-        size = tuple(n * t for n, t in zip(tiles, self.tile, strict=True))
-        return (self.rest + sum(cost.of(size) for cost in self.costs)) / self.total
-
     def __str__(self) -> str:
         if not self.ok:
             return f"reuses nothing of the unmasked image: {self.why}"
-        size = tuple(
-            -(-round(n * HIDDEN) // t) for n, t in zip(self.canvas, self.tile, strict=True)
-        )
-        hidden = " x ".join(str(n * t) for n, t in zip(size, self.tile, strict=True))
+        size = hidden(self.canvas, self.tile)
         return (
-            f"recomputes what a mask changes until {self.until}: "
-            f"{self.share(size):.0%} of its arithmetic where {hidden} positions are hidden"
+            f"recomputes what a mask changes until {self.until}: {self.work.share(size):.0%} "
+            f"of its arithmetic where {' x '.join(map(str, size))} positions are hidden"
         )
+
+
+def hidden(grid: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...]:
+    """The size of the hidden box that counts, of whole tiles."""
+    return tuple(-(-round(n * HIDDEN) // t) * t for n, t in zip(grid, tile, strict=True))
 
 
 def reuse_of(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Reuse:
     """Decide whether, and until where, a simplified masked graph recomputes changes only."""
     roles = {role_of(node) for node in graph.nodes}
-    none = Reuse(None, None, None, (1,) * len(traced.grid), traced.grid)
+    none = Reuse(None, None, None, (1,) * len(traced.grid), traced.grid, Work())
     for role, why in (
         ("renormalise", "means are divided by the active count"),
         ("fill", "inactive cells read as their neighbours"),
@@ -158,11 +132,11 @@ class Patches(Builder):
         super().__init__(traced, plan, graph)
         self.until = until
         self.ended = False
+        self.places: tuple[Node, ...] = ()  # where hidden boxes lie
         self.reaches: dict[Node, Reach] = {}
         self.kept: dict[Node, Node] = {}  # node -> placeholder of what it is without a mask
         self.surroundings: dict[tuple[Node, Reach, float], Node] = {}
         self.window: Any = None  # the step and operation, if it is one
-        self.done: list[tuple[Node, float, Cost | None]] = []  # operations, and their work
 
     def walk(self) -> None:
         """Write every node."""
@@ -183,7 +157,7 @@ class Patches(Builder):
                 math.lcm(a, b)
                 for a, b in zip(strides, cost.strides if cost else strides, strict=True)
             )
-            size = self._hidden(strides)
+            size = hidden(self.traced.grid, strides)
             now = total - before + sum(c.of(size) for c in on_patches)
             if on_patches and now < least:
                 best, least = node, now
@@ -201,11 +175,6 @@ class Patches(Builder):
         on_patches &= any(work for _, work, _ in self.done)
         return next(n for n in self.old.nodes if n.op == "output") if on_patches else None
 
-    def _hidden(self, tile: tuple[int, ...]) -> tuple[int, ...]:
-        """The hidden box that counts, of whole tiles."""
-        grid = self.traced.grid
-        return tuple(-(-round(n * HIDDEN) // t) * t for n, t in zip(grid, tile, strict=True))
-
     def built(self) -> Reuse:
         """The result, if every tensor has the size that its reach says."""
         self.graph.eliminate_dead_code(_is_boundary)
@@ -219,9 +188,7 @@ class Patches(Builder):
             self._kept_graph(),
             tuple(math.lcm(*column) for column in zip(*strides, strict=True)),
             self.traced.grid,
-            tuple(cost for _, _, cost in self.done if cost is not None),
-            float(sum(work for _, work, cost in self.done if cost is None)),
-            float(sum(work for _, work, _ in self.done)),
+            Work.of((work, cost) for _, work, cost in self.done),
             "the end" if self.until.op == "output" else facts(self.until).path,
         )
         wrong = self._wrong_shapes(reuse)
@@ -237,6 +204,9 @@ class Patches(Builder):
     def _write_input(self, node: Node) -> None:
         super()._write_input(node)
         if node in self.levels:
+            axes = range(len(self.traced.grid))
+            self.places = tuple(self.graph.placeholder(f"places_{axis}") for axis in axes)
+            self.heads |= {place.name: place for place in self.places}
             self.reaches[node] = ((0, 0),) * len(self.traced.grid)
 
     def _write_gate(self, node: Node) -> None:
@@ -278,7 +248,7 @@ class Patches(Builder):
         if level is not None:
             self.reaches[node] = self._reach(node)
         patched = patched and level is not None
-        self._tell(node, patched=patched)
+        self._tell(node, boxed=patched)
         if not patched:
             self.wholes[node] = self._copy(node, whole=True)
         elif self.window is not None:
@@ -393,11 +363,8 @@ class Patches(Builder):
         if node.op == "placeholder":
             return self.wholes[node]
         if node not in self.kept:
-            # after the activities: more of them are put in front of it
-            last = next(reversed(self.kept.values()), self.last_input)
-            assert last is not None
-            with self.graph.inserting_after(last):
-                self.kept[node] = self.graph.placeholder(f"{node.name}_unmasked")
+            name = f"{node.name}_unmasked"
+            self.kept[node] = self._placeholder(name, self.heads, self.inputs, self.kept)
         return self.kept[node]
 
     # -------------------------------------------------------------------- what operations do
@@ -432,17 +399,8 @@ class Patches(Builder):
             raise Leaves("it takes every so many cells")
         return taken
 
-    def _tell(self, node: Node, *, patched: bool) -> None:
-        """Note what an operation multiplies, on patches or not."""
-        work, level = self._work(node), self.levels[node]
-        if not work:
-            return
-        cost = None
-        if patched and isinstance(level, Level):
-            cells = math.prod(facts(node).shape[axis] for axis in level.axes)
-            reach = tuple(map(sum, self.reaches[node]))
-            cost = Cost(work / cells, level.strides, reach)
-        self.done.append((node, work, cost))
+    def _more(self, node: Node) -> Reach:
+        return self.reaches[node]
 
     # -------------------------------------------------------------------------- the other graph
 

@@ -1,0 +1,69 @@
+"""What a network multiplies, as it depends on the size of a box."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What operations on boxes multiply.
+
+    Attributes:
+        each: multiplications for one cell.
+        strides: image positions per cell.
+        reach: cells beyond the box, before and after, for each axis together.
+    """
+
+    each: float
+    strides: tuple[int, ...]
+    reach: tuple[int, ...]
+
+    def of(self, size: tuple[int, ...]) -> float:
+        """Multiplications for a box of this size, in image positions.
+
+        >>> Cost(10.0, (2, 2), (0, 1)).of((5, 8))  # 3 x 5 cells
+        150.0
+        """
+        sides = zip(size, self.strides, self.reach, strict=True)
+        return self.each * math.prod(-(-n // stride) + more for n, stride, more in sides)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a network multiplies for one mask.
+
+    Attributes:
+        costs: of the operations on boxes.
+        rest: multiplications of the others.
+        total: multiplications of the whole network on a whole image.
+    """
+
+    costs: tuple[Cost, ...] = ()
+    rest: float = 0.0
+    total: float = 1.0
+
+    @classmethod
+    def of(cls, found: Iterable[tuple[float, Cost | None]]) -> Work:
+        """From the multiplications of each operation, on a whole image and, or not, on a box."""
+        alike, rest, total = Counter[tuple[tuple[int, ...], tuple[int, ...]]](), 0.0, 0.0
+        for work, cost in found:
+            total += work
+            if cost is None:
+                rest += work
+            else:
+                alike[cost.strides, cost.reach] += cost.each  # type: ignore[assignment]
+        costs = (Cost(float(each), *key) for key, each in alike.items())
+        return cls(tuple(costs), float(rest), float(total))
+
+    @property
+    def on_boxes(self) -> float:
+        """The share of the operations on boxes."""
+        return 1 - self.rest / self.total if self.total else 0.0
+
+    def share(self, size: tuple[int, ...]) -> float:
+        """Of the whole image's, for a box of this size, in image positions; 1 at most."""
+        return min(1.0, (self.rest + sum(cost.of(size) for cost in self.costs)) / self.total)
