@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import convad_fx
 from convad_fx.allocator import _is_glibc
@@ -61,3 +62,27 @@ def test_what_the_environment_says_is_left_alone(
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "confstr", lambda _: None)
     assert not convad_fx.keep_memory()
+
+
+#: 1300 sizes of batch, each met twice: by default oneDNN keeps the kernels of 1024.
+CONVOLUTIONS = """
+import torch
+import convad_fx
+
+convad_fx.keep_memory()
+weight = torch.ones(8, 8, 1, 1)
+for _ in range(2):
+    for n in range(1, 1301):
+        x = torch.ones(n, 8, 1, 1)
+        torch.ops.aten.mkldnn_convolution(x, weight, None, (0, 0), (1, 1), (1, 1), 1)
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_kernels_of_many_sizes_are_kept() -> None:
+    environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
+    environment["PYTHONPATH"] = str(Path(convad_fx.__file__).parents[1])
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    command = [sys.executable, "-c", CONVOLUTIONS]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert 1300 <= done.stdout.count("create:cache_miss") < 1500
