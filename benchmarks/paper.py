@@ -23,7 +23,8 @@ weights, where these are at hand or can be fetched; where not, a line says that 
 
 A run is written after every photo; photos are called by their numbers. `--resume` goes on with the
 file that an interrupted one left (or adds photos and networks to it); `--plot PNG` draws the second
-and the third experiment; `--tables FILE` prints the tables of an earlier run.
+and the third experiment; `--tables FILE` prints the tables of an earlier run, and of several runs
+of the second with other seeds (`--seed`) what the seed changes.
 
 Everything is paired by photo; intervals are 95 % bootstrap intervals over photos.
 docs/experiments.md has the tables, and the commands that made them.
@@ -39,6 +40,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -242,7 +244,7 @@ def robustness_(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
             plain = Remembering(network.model)
             began = time.perf_counter()
             for label, masker in maskers(network, asked.paints).items():
-                why = explain(masker, x, gamma=GAMMA, search=asked.search, batch_size=BATCH)
+                why = asked.explained(masker, x)
                 row = {"model": name, "photo": photo_name(number), "masker": label}
                 row |= explained(why)
                 row["rho"] = planting.rho(network, plain, x, others, why.mask, why.target)
@@ -328,6 +330,59 @@ RANDOM_ALONE = {"judged.called": "called"}
 
 def equal_sizes(rows: list[Row]) -> dict[str, str]:
     return {f"at_size.{s:g}": f"rho, {s:.0%}" for s in map(float, rows[0]["at_size"])}
+
+
+def print_seeds(runs: list[list[Row]]) -> None:
+    """What another seed changes, and the differences between maskers over all seeds.
+
+    Of the photos and maskers that all runs have. "apart": the mean distance, photo by photo,
+    between the largest and the smallest value that seeds gave. Differences are of means over seeds.
+    """
+    keys = {"size": "size", "rho.colours": "rho, colours", "rho.photos": "rho, photos"}
+    for (name,), group in grouped([row for rows in runs for row in rows], "model"):
+        own = [[row for row in rows if row["model"] == name] for rows in runs]
+        found = {label: seeds_of(own, label) for (label,), _ in grouped(group, "masker")}
+        found = {label: seeds for label, seeds in found.items() if seeds}
+        if not found:
+            raise SystemExit(f"{name}: no photo and masker is in all of these runs")
+        print(f"\n**{name}**, {max(map(len, found.values()))} photos, {len(runs)} seeds")
+        heads = [f"{t}, {w}" for t in keys.values() for w in (*range(1, len(runs) + 1), "apart")]
+        print_head("by seed", heads)
+        for label, seeds in found.items():
+            cells = []
+            for key in keys:
+                values = np.array([[value(row, key) for row in rows] for rows in seeds.values()])
+                cells += [*values.mean(0), np.ptp(values, axis=1).mean()]
+            print(f"| {label} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+        first, *others = found
+        print_head(f"{first} less", keys.values())
+        means = {label: averaged(seeds) for label, seeds in found.items()}
+        for label in others:
+            cells = [less(means[first], means[label], key) for key in keys]
+            print(f"| {label} | {' | '.join(cells)} |")
+
+
+def seeds_of(runs: list[list[Row]], masker: str) -> dict[str, list[Row]]:
+    """Photo -> a masker's row of every run, where all have it."""
+    each = [by_photo(rows, masker) for rows in runs]
+    return {
+        photo: [rows[photo] for rows in each] for photo in each[0] if all(photo in r for r in each)
+    }
+
+
+def averaged(seeds: dict[str, list[Row]]) -> dict[str, Row]:
+    """Photo -> the means over seeds."""
+
+    def mean(rows: list[Row], key: str) -> float:
+        return float(np.mean([value(row, key) for row in rows]))
+
+    return {
+        photo: {
+            "size": mean(rows, "size"),
+            "rho": {on: mean(rows, f"rho.{on}") for on in ("colours", "photos")},
+        }
+        for photo, rows in seeds.items()
+    }
 
 
 def print_head(first: str, heads: Iterable[str]) -> None:
@@ -422,7 +477,7 @@ def threshold(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
                 continue
             began = time.perf_counter()
             for label, masker in chosen.items():
-                why = explain(masker, x, gamma=GAMMA, search=asked.search, batch_size=BATCH)
+                why = asked.explained(masker, x)
                 row = {"model": name, "photo": photo, "masker": label, **explained(why)}
                 where = localisation(why.mask, truth, why.responsibility)
                 row |= {
@@ -631,17 +686,18 @@ DEFAULTS: dict[str, Any] = {
     "colours": 100,
     "others": 50,
     "partitions": Search().partitions,
+    "seed": 0,
     "sizes": list(SIZES),
     "paints": list(PAINTS),
     "grid": "few",
 }
 USED = {
     "equivalence": (),
-    "robustness": ("colours", "others", "partitions", "sizes", "paints"),
-    "threshold": ("colours", "others", "partitions", "grid"),
+    "robustness": ("colours", "others", "partitions", "seed", "sizes", "paints"),
+    "threshold": ("colours", "others", "partitions", "seed", "grid"),
 }
 
-NOT_SAVED = ("kit", "json", "tables", "search", "resume", "plot")
+NOT_SAVED = ("kit", "json", "tables", "explained", "resume", "plot")
 #: What rows of one file have in common; networks and photos may be added.
 SAME = (
     "torch",
@@ -650,6 +706,7 @@ SAME = (
     "colours",
     "others",
     "partitions",
+    "seed",
     "sizes",
     "paints",
     "grid",
@@ -681,6 +738,10 @@ def check(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
     if asked.tables is not None:
         if given or asked.json is not None or asked.resume:
             parser.error("--tables runs nothing: of the other options only --plot goes with it")
+        if len(asked.tables) > 1 and (asked.experiment != "robustness" or asked.plot is not None):
+            parser.error(
+                "several --tables are compared in the experiment robustness, without --plot"
+            )
     elif asked.kit is None:
         parser.error("--kit is needed, the folder of real weights and photos")
     for option in DEFAULTS:
@@ -698,15 +759,15 @@ def check(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
         parser.error(f"--plot draws {' and '.join(PLOTS)}, not {asked.experiment}")
 
 
-def tabled(asked: argparse.Namespace) -> list[Row]:
+def tabled(path: Path, asked: str) -> list[Row]:
     """The rows of an earlier run of the same experiment."""
     try:
-        earlier = json.loads(asked.tables.read_text())
+        earlier = json.loads(path.read_text())
         experiment, rows = earlier["about"]["experiment"], earlier["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{asked.tables} is no run of this script ({error})") from None
-    if experiment != asked.experiment:
-        raise SystemExit(f"{asked.tables} is a run of --experiment {experiment}")
+        raise SystemExit(f"{path} is no run of this script ({error})") from None
+    if experiment != asked:
+        raise SystemExit(f"{path} is a run of --experiment {experiment}")
     return list(rows)
 
 
@@ -720,23 +781,40 @@ def main() -> None:
     parser.add_argument("--colours", type=int, help="solid backgrounds")
     parser.add_argument("--others", type=int, help="photos as backgrounds, at most")
     parser.add_argument("--partitions", type=int)
+    parser.add_argument("--seed", type=int, help="of the searches")
     parser.add_argument("--sizes", nargs="+", type=float, help="equal sizes")
     parser.add_argument("--paints", nargs="+")
     parser.add_argument("--grid", choices=("few", "full"), help="of policies")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="written after every photo")
-    parser.add_argument("--tables", type=Path, help="print the tables of this JSON, run nothing")
+    parser.add_argument(
+        "--tables",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="print the tables of this JSON, run nothing; of several, what their seeds change",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the file of --json")
     parser.add_argument("--plot", type=Path, help="draw the rows, measured or of --tables (PNG)")
     asked = parser.parse_args()
     check(parser, asked)
     if asked.tables is not None:
-        finish(tabled(asked), asked)
+        runs = [tabled(path, asked.experiment) for path in asked.tables]
+        if len(runs) > 1:
+            print_seeds(runs)
+        else:
+            finish(runs[0], asked)
         return
     run, _ = EXPERIMENTS[asked.experiment]
     torch.set_num_threads(asked.threads)
     convad_fx.keep_memory()
-    asked.search = Search(partitions=asked.partitions)
+    asked.explained = partial(
+        explain,
+        gamma=GAMMA,
+        search=Search(partitions=asked.partitions),
+        seed=asked.seed,
+        batch_size=BATCH,
+    )
     command = {k: v for k, v in vars(asked).items() if k not in NOT_SAVED}
     about = {"torch": torch.__version__, "machine": platform.machine(), **command}
     about["maskers"] = [*OFF, *asked.paints] if asked.experiment == "robustness" else []

@@ -173,6 +173,52 @@ def test_tables_of_an_earlier_run_need_nothing_else(
     assert "--kit is needed" in capsys.readouterr().err
 
 
+def test_what_the_seed_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(seed: int, sizes: dict[str, tuple[float, ...]]) -> str:
+        rows = [
+            {
+                "model": "m", "photo": photo, "masker": masker, "size": size,
+                "rho": {"colours": 0.5, "photos": size / 2},
+            }
+            for masker, several in sizes.items()
+            for photo, size in zip("abc", several, strict=False)
+        ]  # fmt: skip
+        file = tmp_path / f"{seed}.json"
+        file.write_text(json.dumps({"about": {"experiment": "robustness"}, "rows": rows}))
+        return str(file)
+
+    runs = (
+        run(0, {"off": (0.2, 0.4, 0.9), "black": (0.6, 0.6)}),
+        run(1, {"off": (0.4, 0.4), "black": (0.6, 0.8), "grey": (0.1, 0.1)}),
+    )
+    ask = ["paper", "--experiment", "robustness", "--tables", *runs]
+    monkeypatch.setattr(sys, "argv", ask)
+    paper.main()
+    printed = capsys.readouterr().out
+    assert "**m**, 2 photos, 2 seeds" in printed
+    nothing = "0.50 | 0.50 | 0.00"
+    assert f"| off | 0.30 | 0.40 | 0.10 | {nothing} | 0.15 | 0.20 | 0.05 |" in printed
+    assert f"| black | 0.60 | 0.70 | 0.10 | {nothing} | 0.30 | 0.35 | 0.05 |" in printed
+    assert "| black | -0.30 [-0.30, -0.30]" in printed
+    assert "grey" not in printed
+    for more, says in (
+        (["--plot", "p.png"], "without --plot"),
+        (["--experiment", "threshold"], ""),
+    ):
+        monkeypatch.setattr(sys, "argv", [*ask, *more])
+        with pytest.raises(SystemExit):
+            paper.main()
+        assert f"several --tables are compared in the experiment robustness, {says}" in (
+            capsys.readouterr().err
+        )
+    none = run(2, {"grey": (0.1,)})
+    monkeypatch.setattr(sys, "argv", [*ask[:-1], none])
+    with pytest.raises(SystemExit, match="no photo and masker is in all of these runs"):
+        paper.main()
+
+
 def test_equivalence_has_no_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
         call(monkeypatch, "--experiment", "equivalence", "--plot", str(tmp_path / "p.png"))
