@@ -4,8 +4,9 @@
 
 Squares of 2 to 7 tiles a side (a tile is 32 pixels) are kept, at random places, but for one pixel
 of each, which makes all masks different; `masked.evaluate`, compiled, on --masks of each size,
-interleaved, medians. "active" is the share of the pixels kept, "computed" that of the boxes. The
-ideal is time in proportion to the active area, through the whole image. `--plot` draws both.
+interleaved, medians. "active" is the share of the pixels kept, "computed" that of the arithmetic,
+"peak MB" what tensors take beyond what was held. The ideal is time in proportion to the active
+area, through the whole image. `--plot` draws both.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
                     "ms per mask": 1000 * taken.median(str(side)) / asked.masks,
                     "of the whole": taken.ratio(str(side), str(SIZE // TILE)),
                     "quartiles": taken.spread(str(side), str(SIZE // TILE)),
+                    "peak MB": measure.peak_mb(calls[str(side)], asked.device),
                 }
             )
         measure.table(rows)

@@ -7,8 +7,9 @@ with the others: medians, and the slowest run. "trace", "check" (the plan), "rew
 simplify), "ways" (boxes and patches) and "emit" (code) are the steps of the way, taken one by one
 in runs of their own, medians as well. --compile adds, once each and with nothing cached: the first
 result of the compiled masked network on an image and a mask, of the plain one on the image, and of
-`evaluate` on 16 masks that need boxes. The last column is milliseconds per
-operation of the network: about the same for any depth if time grows linearly.
+`evaluate` on 16 masks that need boxes. "peak MB" is what tensors take beyond what was held. The
+last column is milliseconds per operation of the network: about the same for any depth if time grows
+linearly.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             **{f"{step} s": statistics.median(one[step] for one in each) for step in each[0]},
             "convert s": taken.median(f"convert {name}"),
             "slowest": max(taken.seconds[f"convert {name}"]),
+            "peak MB": measure.peak_mb(calls[f"convert {name}"], asked.device),
         }
         if asked.compile:
             masked, boxed = convad_fx.convert(model, x), convad_fx.convert(model, x)

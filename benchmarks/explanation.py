@@ -9,7 +9,8 @@ the same network compiled, and the set found by sections. Painted images come in
 --batches that a probe on one photo finds fastest, eager and compiled.
 One photo after the other on all sides; a first explanation of each is not counted (it compiles).
 Masks differ, because answers do: masks per second stand beside. "times as long" is per photo,
-against switching off; "from, to" are its extremes.
+against switching off; "from, to" are its extremes. "peak MB" is what tensors take beyond what was
+held, in an explanation by one partition.
 """
 
 from __future__ import annotations
@@ -145,6 +146,9 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             row["explanations /min"] = 60 / row["seconds"]
             row["times as long"] = statistics.median(ratios)
             row["from, to"] = f"{min(ratios):.2f}..{max(ratios):.2f}"
+            brief = argparse.Namespace(**{**vars(asked), "partitions": 1})
+            call = partial(explained, sides[by], photos[0], brief)
+            row["peak MB"] = measure.peak_mb(call, asked.device)
             rows.append({"model": name, "photos": len(all_of_it), "by": by, **row})
     return rows
 

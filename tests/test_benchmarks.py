@@ -13,7 +13,7 @@ import torchvision
 from PIL import Image
 
 import convad_fx
-from benchmarks import convert, incremental, limits, many, measure, scale, signs
+from benchmarks import calls, convert, incremental, limits, many, measure, scale, signs
 from benchmarks.hook_based import HookBased
 from benchmarks.search import rise_masks, sliding_masks
 from convad_fx.demo import scenes
@@ -66,6 +66,27 @@ def test_reuse_is_bounded_by_what_a_hidden_square_changes(monkeypatch, tmp_path)
     (whole,) = run(incremental, monkeypatch, tmp_path, "--batch", "1", "--hidden", "224")
     assert small["at most"] > whole["at most"]
     assert whole["at most"] == pytest.approx(1)  # nothing is left to reuse
+
+
+def test_calls_are_of_every_size_of_box_and_batch(monkeypatch, tmp_path):
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr(convad_fx.MaskedModule, "compile", lambda self: None)
+    monkeypatch.setattr(calls, "SIDES", (97, 224))
+    monkeypatch.setattr(calls, "BATCHES", (2,))
+    monkeypatch.setenv(calls.KERNELS, "512")
+    asked = ["calls", "--models", "resnet18", "--allocator", "default", "--kernels", "2048"]
+    monkeypatch.setattr(sys, "argv", [*asked, "--json", str(file)])
+    for name in measure.TUNED:
+        monkeypatch.delenv(name, raising=False)
+    calls.main()
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["kernels"] == "2048"
+    assert row["images' worth"] == pytest.approx(2 * (1 + 97 / 224) ** 2 / 4, rel=0.1)
+    once = row["ms at once"] / row["images' worth"]
+    assert row["ms an image's worth"] == pytest.approx(once)
+    assert row["a new shape, in images"] == pytest.approx(
+        (row["ms new"] - row["ms at once"]) / once
+    )
 
 
 def test_limits_are_those_of_the_masks():

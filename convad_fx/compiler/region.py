@@ -614,7 +614,7 @@ class Builder:
                 if not level.aligned or _same(size, reach, stride) != _same(stride, reach, stride):
                     raise Leaves("its padding depends on the size of the grid")
                 append.append(0)
-                whole[i] = strides[i]
+                whole[i] = strides[i] if stride > 1 else 1
                 continue
             # Of a box of n * stride cells the result has n + 1 + floor(surplus / stride) cells
             # (with ceil_mode: ceil); n are wanted.

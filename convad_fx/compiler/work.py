@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -49,15 +49,15 @@ class Work:
     @classmethod
     def of(cls, found: Iterable[tuple[float, Cost | None]]) -> Work:
         """From the multiplications of each operation, on a whole image and, or not, on a box."""
-        alike, rest, total = Counter[tuple[tuple[int, ...], tuple[int, ...]]](), 0.0, 0.0
+        alike: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = defaultdict(float)
+        rest = total = 0.0
         for work, cost in found:
             total += work
             if cost is None:
                 rest += work
             else:
-                alike[cost.strides, cost.reach] += cost.each  # type: ignore[assignment]
-        costs = (Cost(float(each), *key) for key, each in alike.items())
-        return cls(tuple(costs), float(rest), float(total))
+                alike[cost.strides, cost.reach] += cost.each
+        return cls(tuple(Cost(each, *key) for key, each in alike.items()), rest, total)
 
     @property
     def on_boxes(self) -> float:

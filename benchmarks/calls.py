@@ -1,0 +1,97 @@
+"""What a call of the network on boxes costs, of sizes that are new and of sizes met before.
+
+    python -m benchmarks.calls [--models NAME ...] [--kernels 8192] [--json FILE]
+
+The compiled network on boxes of 16 sizes, in batches of three sizes each, which makes 48 shapes.
+"new": the first call of each; "at once": the second, directly after it; "later": a third, after all
+others, for which the kernels are there if oneDNN has kept them (--kernels: how many it keeps; 1024
+is its own choice, 8192 that of `convad_fx.keep_memory`). Means over
+the shapes, in ms and, "an image's worth", in what the whole image's arithmetic takes "at once".
+Code is compiled before. Timed once: a shape is new only once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+
+import convad_fx
+from benchmarks import measure
+from convad_fx.compiler.evaluate import _Boxed
+
+MODELS = ("mobilenet_v2", "resnet50")
+SIZE = 224
+SIDES = (97, 129, 161, 193)
+BATCHES = (3, 5, 9)
+KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
+    rows = []
+    for name in asked.models:
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        model = torchvision.models.get_model(name, weights=None).eval().to(asked.device)
+        x = torch.randn(1, 3, SIZE, SIZE, device=asked.device)
+        masked = convad_fx.convert(model, x)
+        masked.compile()
+        masks = torch.zeros(32, 1, SIZE, SIZE, dtype=torch.bool, device=asked.device)
+        masks[..., 40:60, 40:60] = True
+        work = masked.ways.region.work
+        with torch.inference_mode():
+            boxed = _Boxed(masked.__dict__["engine"], x, masks)
+
+            def call(shape: tuple[int, int, int], boxed: _Boxed = boxed) -> None:
+                network, *given = boxed.asks(shape[:2])(list(range(shape[2])))
+                network(*given)
+
+            for batch in (8, 20):  # the two versions that torch compiles
+                call((65, 65, batch))
+            shapes = [(a, b, n) for a in SIDES for b in SIDES for n in BATCHES]
+            new, again = [], []
+            for shape in shapes:
+                new.append(seconds(lambda shape=shape: call(shape)))
+                again.append(seconds(lambda shape=shape: call(shape)))
+            later = [seconds(lambda shape=shape: call(shape)) for shape in shapes]
+        images = sum(n * work.share((a, b)) for a, b, n in shapes)
+        each = sum(again) / images
+        rows.append(
+            {
+                "model": name,
+                "kernels": os.environ.get(KERNELS, "1024"),
+                "images' worth": images / len(shapes),
+                "ms new": 1000 * statistics.mean(new),
+                "ms at once": 1000 * statistics.mean(again),
+                "ms later": 1000 * statistics.mean(later),
+                "ms an image's worth": 1000 * each,
+                "a new shape, in images": (statistics.mean(new) - statistics.mean(again)) / each,
+            }
+        )
+        measure.table(rows[-1:])
+    return rows
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, MODELS, rounds=False)
+    parser.add_argument("--kernels", help="that oneDNN keeps (CPU)")
+    asked = parser.parse_args()
+    if asked.kernels is not None:
+        os.environ[KERNELS] = asked.kernels  # read at the first convolution, and by children
+    measure.run(asked, rows_of)
+
+
+if __name__ == "__main__":
+    main()
