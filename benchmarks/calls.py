@@ -36,6 +36,8 @@ KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 def seconds(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
@@ -50,7 +52,8 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         masked.compile()
         masks = torch.zeros(32, 1, SIZE, SIZE, dtype=torch.bool, device=asked.device)
         masks[..., 40:60, 40:60] = True
-        work = masked.ways.region.work
+        region = masked.ways.region
+        work = region.work
         with torch.inference_mode():
             boxed = _Boxed(masked.__dict__["engine"], x, masks)
 
@@ -59,8 +62,9 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
                 network(*given)
 
             for batch in (8, 20):  # the two versions that torch compiles
-                call((65, 65, batch))
-            shapes = [(a, b, n) for a in SIDES for b in SIDES for n in BATCHES]
+                call((2 * region.tile[0], 2 * region.tile[1], batch))
+            lines, columns = ([-(-a // g) * g for a in SIDES] for g in region.grain)
+            shapes = [(a, b, n) for a in lines for b in columns for n in BATCHES]
             new, again = [], []
             for shape in shapes:
                 new.append(seconds(lambda shape=shape: call(shape)))

@@ -732,6 +732,18 @@ def known(path: Path, about: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def check_alike(paths: list[Path]) -> None:
+    """Runs that are compared by seed differ in it, and in nothing else that rows depend on."""
+    abouts = [json.loads(path.read_text())["about"] for path in paths]
+    other = [k for k in SAME if k != "seed" and len({repr(a.get(k)) for a in abouts}) > 1]
+    if other:
+        raise SystemExit(
+            f"these runs differ in {', '.join(other)}: name runs with other seeds only"
+        )
+    if len({repr(about.get("seed")) for about in abouts}) < len(abouts):
+        raise SystemExit("two of these runs have the same seed")
+
+
 def check(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
     """Options that do nothing are refused; those that are not given get their usual values."""
     given = [option for option in (*USUAL, *DEFAULTS) if getattr(asked, option) is not None]
@@ -801,6 +813,7 @@ def main() -> None:
     if asked.tables is not None:
         runs = [tabled(path, asked.experiment) for path in asked.tables]
         if len(runs) > 1:
+            check_alike(asked.tables)
             print_seeds(runs)
         else:
             finish(runs[0], asked)

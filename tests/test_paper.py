@@ -186,7 +186,8 @@ def test_what_the_seed_changes(
             for photo, size in zip("abc", several, strict=False)
         ]  # fmt: skip
         file = tmp_path / f"{seed}.json"
-        file.write_text(json.dumps({"about": {"experiment": "robustness"}, "rows": rows}))
+        about = {"experiment": "robustness", "seed": seed}
+        file.write_text(json.dumps({"about": about, "rows": rows}))
         return str(file)
 
     runs = (
@@ -216,6 +217,14 @@ def test_what_the_seed_changes(
     none = run(2, {"grey": (0.1,)})
     monkeypatch.setattr(sys, "argv", [*ask[:-1], none])
     with pytest.raises(SystemExit, match="no photo and masker is in all of these runs"):
+        paper.main()
+    monkeypatch.setattr(sys, "argv", [*ask[:-1], runs[0]])
+    with pytest.raises(SystemExit, match="two of these runs have the same seed"):
+        paper.main()
+    about = {"experiment": "robustness", "partitions": 3}
+    Path(none).write_text(json.dumps({"about": about, "rows": []}))
+    monkeypatch.setattr(sys, "argv", [*ask[:-1], none])
+    with pytest.raises(SystemExit, match="these runs differ in partitions"):
         paper.main()
 
 

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-#: Boxes have two tiles at least, and compiled code gets two masks at least: torch.compile takes 1
-#: for a constant, and would compile again.
+#: Boxes have two cells at least at every level, hidden boxes two tiles, and compiled code gets two
+#: masks at least: torch.compile takes 1 for a constant, and would compile again.
 LEAST = 2
+#: From so many masks on torch.compile makes another version.
+LARGE = 16
 
 
 @dataclass(slots=True)
@@ -39,7 +41,7 @@ class BatchSize:
         fixed: the number asked for, if one was.
         tried: how often each size was timed.
         found: what was fastest, once every size was timed often enough.
-        met: what has run before: sizes of boxes.
+        met: what has run before: ways of running, for small and for large batches.
         calls: images' worth, and seconds for each, of the last calls.
     """
 

@@ -23,7 +23,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from convad_fx.compiler.batches import LEAST, BatchSize
+from convad_fx.compiler.batches import LARGE, LEAST, BatchSize
 from convad_fx.compiler.region import Level, Region
 from convad_fx.compiler.ways import Ways
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
@@ -259,13 +259,15 @@ class _Run:
         boxed, patched = ways
         for size, members in patched.groups(self.patch_size).items():
             ask, share = patched.asks(size), patched.share(size)
-            self._batches(members, owners, share, ask, ("patch", *size), self.patch_size)
+            self._batches(members, owners, share, ask, ("patches", *size), self.patch_size)
         rest = sorted(set(range(len(masks))) - patched.members)
         for size, members in boxed.groups(rest, self.size).items():
             if size == boxed.whole:
                 self._whole(x, masks, owners, members)
             else:
-                self._batches(members, owners, boxed.share(size), boxed.asks(size), size, self.size)
+                about = ("boxes", *boxed.in_tiles(size))
+                share, ask = boxed.share(size), boxed.asks(size)
+                self._batches(members, owners, share, ask, about, self.size)
 
     def _ways(self, x: Tensor, masks: Tensor) -> tuple[_Boxed, _Patched] | None:
         """Which way each mask may go; None where there is no memory to look at so many."""
@@ -282,7 +284,7 @@ class _Run:
         def ask(chosen: list[int]) -> tuple[Any, ...]:
             return self.engine.network, _rows(x, chosen), _dynamic(masks[chosen])
 
-        self._batches(members, owners, 1.0, ask, (), self.size)
+        self._batches(members, owners, 1.0, ask, ("whole",), self.size)
 
     def _batches(
         self,
@@ -290,9 +292,10 @@ class _Run:
         owners: list[int],
         share: float,
         ask: Callable[[list[int]], tuple[Any, ...]],
-        size: tuple[Any, ...],
+        about: tuple[Any, ...],
         batch: BatchSize,
     ) -> None:
+        """Ask for these masks; `about` is the way and, about, the size, which others may share."""
         done = 0
         while left := len(members) - done:
             # as even as can be: no small rest
@@ -303,12 +306,13 @@ class _Run:
                 batch.halve(share, len(chosen))
                 continue
             seconds = time.perf_counter() - began
-            if self.lower is not None and size not in self.compared:
-                self.compared.add(size)
+            if self.lower is not None and about not in self.compared:
+                self.compared.add(about)
                 self._compare(ask, chosen[:COMPARED], answer[:COMPARED])
-            if size in batch.met:  # the first of its size may have compiled
+            version = about[0], len(chosen) >= LARGE
+            if version in batch.met:  # the first may have compiled
                 batch.record(len(chosen) * share, seconds)
-            batch.met.add(size)
+            batch.met.add(version)
             self._keep(answer, [owners[i] for i in chosen])
             done += len(chosen)
             self.passes, self.batches = self.passes + len(chosen), self.batches + 1
@@ -398,6 +402,10 @@ class _Boxed:
         """Of the whole image's arithmetic."""
         return 1.0 if size == self.whole else self.region.work.share(size)
 
+    def in_tiles(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """How many tiles a box has, the last perhaps in part."""
+        return tuple(-(-n // tile) for n, tile in zip(size, self.region.tile, strict=True))
+
     @property
     def costs(self) -> list[float]:
         """What each mask would cost, in images."""
@@ -405,7 +413,7 @@ class _Boxed:
 
     def groups(self, members: list[int], batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of box -> the masks that run on it."""
-        return grouped(members, self.sizes, self.share, batch.call)
+        return grouped(members, self.sizes, self.share, batch.call, self.region.grain)
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some masks, and with what."""
@@ -456,7 +464,7 @@ class _Patched:
     def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of hidden box -> the masks that run on its patches."""
         members = sorted(self.members)
-        return grouped(members, self.sizes, self.share, batch.call)
+        return grouped(members, self.sizes, self.share, batch.call, self.reuse.tile)
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some masks, and with what."""
@@ -558,9 +566,13 @@ def grouped(
     sizes: list[tuple[int, ...]],
     share: Callable[[tuple[int, ...]], float],
     call: float,
+    unit: tuple[int, ...],
 ) -> dict[tuple[int, ...], list[int]]:
-    """Size of box -> those of these masks that run on it, of which `sizes` has the boxes of all."""
-    found = merged(rounded([sizes[k] for k in members], GROUPS), share, call)
+    """Size of box -> those of these masks that run on it, of which `sizes` has the boxes of all.
+
+    Sizes are multiples of ``unit``, and remain so.
+    """
+    found = merged(rounded([sizes[k] for k in members], GROUPS, unit), share, call)
     return {size: [members[i] for i in chosen] for size, chosen in found.items()}
 
 
@@ -606,11 +618,13 @@ def merged(
     return {size: sorted(members) for size, members in groups.items()}
 
 
-def rounded(sizes: list[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
+def rounded(
+    sizes: list[tuple[int, ...]], most: int, unit: tuple[int, ...]
+) -> list[tuple[int, ...]]:
     """At most so many sizes: of more, sides are rounded up, but never past the largest.
 
-    >>> rounded([(1, 1), (2, 1), (3, 1), (5, 1)], most=3)
-    [(2, 1), (2, 1), (4, 1), (5, 1)]
+    >>> rounded([(1, 3), (2, 3), (3, 3), (5, 3)], most=3, unit=(1, 3))
+    [(2, 3), (2, 3), (4, 3), (5, 3)]
     """
     step = 1
     largest = tuple(map(max, *sizes)) if len(sizes) > 1 else sizes[0] if sizes else ()
@@ -618,7 +632,10 @@ def rounded(sizes: list[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
     while len(set(found)) > most:
         step *= 2
         found = [
-            tuple(min(-(-n // step) * step, m) for n, m in zip(size, largest, strict=True))
+            tuple(
+                min(-(-n // (step * u)) * step * u, m)
+                for n, m, u in zip(size, largest, unit, strict=True)
+            )
             for size in sizes
         ]
     return found

@@ -123,8 +123,8 @@ class MaskedModule(Emitted):
         >>> found = masked.evaluate(x, masks)
         >>> torch.allclose(found.logits, masked(x, masks), atol=1e-4)
         True
-        >>> found.area                                # what of each image was computed
-        0.75
+        >>> round(found.area, 2)                      # of the arithmetic of whole images
+        0.53
 
         The same as ``masked(x, masks)`` to rounding, for less: identical masks of a call are asked
         once, the empty mask once as long as the weights stay (after writing to them through
@@ -144,8 +144,8 @@ class MaskedModule(Emitted):
                 says how far logits were from float32, on the first two masks of each size of box.
                 Default: the network's own.
             told: called with the number of masks after every batch.
-            compared: of several calls, the sizes of boxes that were held against float32 before:
-                an empty set, given to each of them, which they fill.
+            compared: of several calls, the sizes of boxes, in tiles, that were held against float32
+                before: an empty set, given to each of them, which they fill.
 
         Raises:
             ImageError, MaskError: an input of the wrong rank, size, dtype or device.

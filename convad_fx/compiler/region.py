@@ -3,8 +3,8 @@
 Where every operation that mixes positions reads gated input, all is zero outside the active cells,
 and zero padding around a box stands for it. A grid that is S times coarser than the image has its
 box at 1/S of the image's, if that is aligned; so boxes start at multiples of the product of the
-strides. They end anywhere where all windows are padded by as much as they reach: a box of E
-positions is then one of E / S cells, rounded up, at every level; otherwise at such multiples, too.
+strides. They end anywhere where all strided windows are padded by as much as they reach: a box of
+E positions is then one of E / S cells, rounded up, at every level; otherwise at such multiples.
 Activities are computed on whole masks and cut, so that whatever the policy says of them stays true.
 
 The walk gives every tensor a `Level`: which axes are the image's, how much coarser, and what
@@ -600,6 +600,8 @@ class Builder:
         if step.reads == "max" and not level.aligned:
             raise Leaves("a maximum over padding is not a maximum over nothing")
         if step.reads == "mean" and self._counts_cells(step, op):
+            raise Leaves("it divides by the number of cells at the border")
+        if step.reads == "sum" and step.ceil_mode:
             raise Leaves("it divides by the number of cells at the border")
         append, strides, fit = [], [], False
         whole = [1] * dims  # strides of which a box must not hold a part

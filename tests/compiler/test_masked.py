@@ -413,6 +413,7 @@ def test_control_flow_on_shapes_is_exported() -> None:
         ("x", "mask", "image"),
         ("second", "second_gated", "x"),
         ("places_0", "first_activity", "kept"),
+        ("cells_0_1", "cells_1_1", "x_box"),
         ("kept", "kept_activity", "x_gated"),
     ],
 )

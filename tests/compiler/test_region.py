@@ -196,6 +196,42 @@ def test_the_head_of_a_torchvision_network_gets_its_whole_grid_back() -> None:
         assert found.area < 0.8
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_many_sizes_of_box_stay_what_a_stride_of_three_allows(kernel: int) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(conv(3, 4, kernel, 3, kernel // 2 - 1), nn.ReLU(), conv(4, 4, 3, 1, 1))
+    x = torch.randn(1, 3, 96, 90, dtype=torch.double)
+    masked = convad_fx.convert(Net(body, 4).eval().double(), x)
+    assert masked.ways.region.grain == (3, 3)
+    corners = [(a, b) for a in range(6, 92, 4) for b in range(6, 86, 4)]
+    masks = torch.zeros(len(corners), 1, 96, 90, dtype=torch.bool)
+    for mask, (a, b) in zip(masks, corners, strict=True):
+        mask[:, :a, :b] = True
+    for some in (masks, ~masks):
+        found = masked.evaluate(x, some)
+        torch.testing.assert_close(found.logits, masked(x, some))
+        assert found.area < 0.9
+
+
+def test_a_window_that_ceil_mode_clips_is_not_run_on_boxes(monkeypatch: Any) -> None:
+    monkeypatch.setattr(region, "WORTHWHILE", 0.0)
+    torch.manual_seed(0)
+    body = nn.Sequential(conv(3, 4, 3, padding=1), nn.LPPool2d(2, 2, 2, ceil_mode=True))
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(Net(body, 4).eval().double(), x)
+    torch.testing.assert_close(masked.evaluate(x, masks).logits, masked(x, masks))
+    assert "number of cells at the border" in str(masked.ways.region)
+
+
+def test_boxes_of_any_size_tell_how_large_batches_should_be() -> None:
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), random_boxes(300)
+    masked = convad_fx.convert(built("strided"), x)
+    engine = masked.__dict__["engine"]
+    found = masked.evaluate(x, masks, batch_size="auto")
+    size = next(size for key, size in engine.sizes.items() if key[-1] == "whole images and boxes")
+    assert len(size.calls) >= found.batches - 3  # all but the first of each way, small and large
+
+
 def test_identical_masks_and_the_empty_one_are_asked_once() -> None:
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built("strided"), x)
@@ -588,7 +624,7 @@ def test_a_few_small_boxes_are_not_worth_a_call_of_their_own() -> None:
     assert alone == {(5, 5): list(range(10))}
     assert len(merged([(2, 2)] * 9 + [(9, 9)] * 9, share, call=0.1)) == 2
     every = [(i, j) for i in range(1, 29) for j in range(1, 29)]
-    groups = merged(rounded(every, GROUPS), share, call=0)
+    groups = merged(rounded(every, GROUPS, (1, 1)), share, call=0)
     assert len(groups) <= GROUPS
     assert sorted(i for members in groups.values() for i in members) == list(range(784))
     for size, members in groups.items():
