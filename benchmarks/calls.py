@@ -5,9 +5,9 @@
 The compiled network on boxes of 16 sizes, in batches of three sizes each, which makes 48 shapes.
 "new": the first call of each; "at once": the second, directly after it; "later": a third, after all
 others, for which the kernels are there if oneDNN has kept them (--kernels: how many it keeps; 1024
-is its own choice, 8192 that of `convad_fx.keep_memory`). Means over
-the shapes, in ms and, "an image's worth", in what the whole image's arithmetic takes "at once".
-Code is compiled before. Timed once: a shape is new only once.
+is its own choice, 8192 that of `convad_fx.keep_memory`). Means over the shapes, in ms and, "an
+image's worth", in what the whole image's arithmetic takes "at once". Code is compiled before. Timed
+once: a shape is new only once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torchvision
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.compiler.evaluate import _Boxed
+from convad_fx.compiler.evaluate import Boxed
 
 MODELS = ("mobilenet_v2", "resnet50")
 SIZE = 224
@@ -55,9 +55,9 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         region = masked.ways.region
         work = region.work
         with torch.inference_mode():
-            boxed = _Boxed(masked.__dict__["engine"], x, masks)
+            boxed = Boxed(masked.__dict__["engine"], x, masks)
 
-            def call(shape: tuple[int, int, int], boxed: _Boxed = boxed) -> None:
+            def call(shape: tuple[int, int, int], boxed: Boxed = boxed) -> None:
                 network, *given = boxed.asks(shape[:2])(list(range(shape[2])))
                 network(*given)
 

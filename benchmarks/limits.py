@@ -102,9 +102,6 @@ def row_of(
         parts = [work[s] * (sides[s] / whole[s]).prod(1) for s in levels]
         return torch.stack(parts).sum(0) + rest
 
-    def share_of_box(size: tuple[int, ...]) -> float:
-        return 1.0 if size == extent else region.work.share(size)
-
     def in_tiles(size: tuple[int, ...]) -> tuple[int, ...]:
         rows = zip(size, region.tile, extent, strict=True)
         return tuple(min(-(-n // tile) * tile, most) for n, tile, most in rows)
@@ -116,9 +113,9 @@ def row_of(
     by_level = [tuple(row) for row in torch.cat([few[s] for s in levels], 1).tolist()]
     return {
         "kept": float(masks.float().mean()),
-        "one box": sum(share_of_box(in_tiles(size)) for size in sizes) / len(masks),
-        "as built": sum(map(share_of_box, sizes)) / len(masks),
-        "grouped": grouped(sizes, share_of_box),
+        "one box": sum(region.work.share(in_tiles(size)) for size in sizes) / len(masks),
+        "as built": sum(map(region.work.share, sizes)) / len(masks),
+        "grouped": grouped(sizes, region.work.share),
         "a box per level": float(share(tight).mean()),
         "those grouped": grouped(by_level, share_of_sides),
         "active cells": rest + sum(work[s] * float(cells[s].float().mean()) for s in levels),

@@ -732,9 +732,8 @@ def known(path: Path, about: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def check_alike(paths: list[Path]) -> None:
+def check_alike(abouts: list[dict[str, Any]]) -> None:
     """Runs that are compared by seed differ in it, and in nothing else that rows depend on."""
-    abouts = [json.loads(path.read_text())["about"] for path in paths]
     other = [k for k in SAME if k != "seed" and len({repr(a.get(k)) for a in abouts}) > 1]
     if other:
         raise SystemExit(
@@ -771,16 +770,17 @@ def check(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
         parser.error(f"--plot draws {' and '.join(PLOTS)}, not {asked.experiment}")
 
 
-def tabled(path: Path, asked: str) -> list[Row]:
-    """The rows of an earlier run of the same experiment."""
+def tabled(path: Path, asked: str) -> tuple[dict[str, Any], list[Row]]:
+    """What an earlier run of the same experiment was asked for, and its rows."""
     try:
         earlier = json.loads(path.read_text())
-        experiment, rows = earlier["about"]["experiment"], earlier["rows"]
+        about, rows = dict(earlier["about"]), list(earlier["rows"])
+        experiment = about["experiment"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"{path} is no run of this script ({error})") from None
     if experiment != asked:
         raise SystemExit(f"{path} is a run of --experiment {experiment}")
-    return list(rows)
+    return about, rows
 
 
 def main() -> None:
@@ -813,10 +813,10 @@ def main() -> None:
     if asked.tables is not None:
         runs = [tabled(path, asked.experiment) for path in asked.tables]
         if len(runs) > 1:
-            check_alike(asked.tables)
-            print_seeds(runs)
+            check_alike([about for about, _ in runs])
+            print_seeds([rows for _, rows in runs])
         else:
-            finish(runs[0], asked)
+            finish(runs[0][1], asked)
         return
     run, _ = EXPERIMENTS[asked.experiment]
     torch.set_num_threads(asked.threads)

@@ -27,9 +27,9 @@ def keep_memory() -> bool:
     command line does this by itself; a program of one's own has to ask.
 
     oneDNN is told as well, by ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` unless that is set, to keep 8192
-    kernels instead of 1024, which take some 50 kB each: boxes and batches come in many sizes, and
-    to make the kernels of one anew takes as long as two images. It looks there only once, at the
-    first convolution.
+    kernels instead of 1024, which takes memory: boxes and batches come in many sizes, and kernels
+    are made for each (what that costs: ``python -m benchmarks.calls``). It looks there only once,
+    at the first convolution.
 
     Returns:
         Whether glibc was told. Not where the C library is another one, nor where the environment

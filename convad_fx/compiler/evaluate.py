@@ -265,15 +265,15 @@ class _Run:
             if size == boxed.whole:
                 self._whole(x, masks, owners, members)
             else:
-                about = ("boxes", *boxed.in_tiles(size))
+                kind = ("boxes", *boxed.in_tiles(size))
                 share, ask = boxed.share(size), boxed.asks(size)
-                self._batches(members, owners, share, ask, about, self.size)
+                self._batches(members, owners, share, ask, kind, self.size)
 
-    def _ways(self, x: Tensor, masks: Tensor) -> tuple[_Boxed, _Patched] | None:
+    def _ways(self, x: Tensor, masks: Tensor) -> tuple[Boxed, Patched] | None:
         """Which way each mask may go; None where there is no memory to look at so many."""
         try:
-            boxed = _Boxed(self.engine, x, masks)
-            return boxed, _Patched(self.engine, x, masks, boxed.costs)
+            boxed = Boxed(self.engine, x, masks)
+            return boxed, Patched(self.engine, x, masks, boxed.costs)
         except (RuntimeError, MemoryError) as error:
             if len(masks) == 1 or not is_out_of_memory(error):
                 raise
@@ -292,10 +292,10 @@ class _Run:
         owners: list[int],
         share: float,
         ask: Callable[[list[int]], tuple[Any, ...]],
-        about: tuple[Any, ...],
+        kind: tuple[Any, ...],
         batch: BatchSize,
     ) -> None:
-        """Ask for these masks; `about` is the way and, about, the size, which others may share."""
+        """Ask for these masks. Their kind is the way they go and their size in tiles."""
         done = 0
         while left := len(members) - done:
             # as even as can be: no small rest
@@ -306,10 +306,10 @@ class _Run:
                 batch.halve(share, len(chosen))
                 continue
             seconds = time.perf_counter() - began
-            if self.lower is not None and about not in self.compared:
-                self.compared.add(about)
+            if self.lower is not None and kind not in self.compared:
+                self.compared.add(kind)
                 self._compare(ask, chosen[:COMPARED], answer[:COMPARED])
-            version = about[0], len(chosen) >= LARGE
+            version = kind[0], len(chosen) >= LARGE
             if version in batch.met:  # the first may have compiled
                 batch.record(len(chosen) * share, seconds)
             batch.met.add(version)
@@ -381,7 +381,7 @@ class _Run:
         return Evaluation(logits, self.passes, area, self.batches, self.deviation)
 
 
-class _Boxed:
+class Boxed:
     """Masks on the boxes that hold their active cells."""
 
     def __init__(self, engine: Engine, x: Tensor, masks: Tensor) -> None:
@@ -391,16 +391,15 @@ class _Boxed:
         self.activities: tuple[Tensor, ...] = ()
         if self.ok:
             self.activities = engine.parts["boxed_activities"](x[:1], masks)
-        self.whole: tuple[int, ...] = ()
-        self.first = torch.zeros(len(masks), 0)
-        self.sizes: list[tuple[int, ...]] = [self.whole] * len(masks)
+        self.whole = self.region.canvas
+        self.first, self.sizes = torch.zeros(len(masks), 0), [self.whole] * len(masks)
         if self.ok:
             self.whole = extent(self.region, self.activities)
             self.first, self.sizes = boxes(self.region, self.activities, self.whole)
 
     def share(self, size: tuple[int, ...]) -> float:
         """Of the whole image's arithmetic."""
-        return 1.0 if size == self.whole else self.region.work.share(size)
+        return self.region.work.share(size)
 
     def in_tiles(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """How many tiles a box has, the last perhaps in part."""
@@ -426,7 +425,7 @@ class _Boxed:
         return ask
 
 
-class _Patched:
+class Patched:
     """Those masks of one image that hide so little that recomputing what changes costs less."""
 
     def __init__(self, engine: Engine, x: Tensor, masks: Tensor, otherwise: list[float]) -> None:

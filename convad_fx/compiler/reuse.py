@@ -71,14 +71,14 @@ class Reuse:
     def __str__(self) -> str:
         if not self.ok:
             return f"reuses nothing of the unmasked image: {self.why}"
-        size = hidden(self.canvas, self.tile)
+        size = hidden_size(self.canvas, self.tile)
         return (
             f"recomputes what a mask changes until {self.until}: {self.work.share(size):.0%} "
             f"of its arithmetic where {' x '.join(map(str, size))} positions are hidden"
         )
 
 
-def hidden(grid: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...]:
+def hidden_size(grid: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...]:
     """The size of the hidden box that counts, of whole tiles."""
     return tuple(-(-round(n * HIDDEN) // t) * t for n, t in zip(grid, tile, strict=True))
 
@@ -157,7 +157,7 @@ class Patches(Builder):
                 math.lcm(a, b)
                 for a, b in zip(strides, cost.strides if cost else strides, strict=True)
             )
-            size = hidden(self.traced.grid, strides)
+            size = hidden_size(self.traced.grid, strides)
             now = total - before + sum(c.of(size) for c in on_patches)
             if on_patches and now < least:
                 best, least = node, now

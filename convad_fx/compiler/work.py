@@ -34,7 +34,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a network multiplies for one mask.
+    """What a network multiplies for one mask; unless said otherwise, all of it on whole images.
 
     Attributes:
         costs: of the operations on boxes.
@@ -43,7 +43,7 @@ class Work:
     """
 
     costs: tuple[Cost, ...] = ()
-    rest: float = 0.0
+    rest: float = 1.0
     total: float = 1.0
 
     @classmethod
