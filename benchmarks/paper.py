@@ -21,6 +21,9 @@ objects.
 Beside the kit's networks, `--models torchvision:NAME` takes one of torchvision's with its published
 weights, where these are at hand or can be fetched; where not, a line says that it was skipped.
 
+`--device cuda` runs them on a GPU, in float32 proper (no TF32) and in larger batches; `--workers`
+does several photos at once, each in a process of its own.
+
 A run is written after every photo; photos are called by their numbers. `--resume` goes on with the
 file that an interrupted one left (or adds photos and networks to it); `--plot PNG` draws the second
 and the third experiment; `--tables FILE` prints the tables of an earlier run, and of several runs
@@ -33,14 +36,17 @@ docs/experiments.md has the tables, and the commands that made them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import math
+import multiprocessing
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -71,7 +77,6 @@ TAUS = (0.0, 0.1, 0.3, 0.5, 0.7)
 ROBUST = 0.8
 FEW = 5
 GAMMA = 0.9
-BATCH = 32
 
 Row = dict[str, Any]
 Save = Callable[[list[Row]], None]
@@ -85,7 +90,8 @@ class Remembering:
         self.known: dict[bytes, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        keys = [blake2b(i.numpy().tobytes(), digest_size=16).digest() for i in x.contiguous()]
+        content = x.contiguous().cpu().numpy()
+        keys = [blake2b(image.tobytes(), digest_size=16).digest() for image in content]
         fresh = [i for i, key in enumerate(keys) if key not in self.known]
         if fresh:
             for i, logits in zip(fresh, self.model(x[fresh]), strict=True):
@@ -109,7 +115,13 @@ class Network:
     photos: list[Tensor]
 
     @classmethod
-    def load(cls, kit: Kit, name: str) -> Network:
+    def load(cls, kit: Kit, name: str, device: str = "cpu") -> Network:
+        loaded = cls._load(kit, name)
+        loaded.model.to(device)
+        return replace(loaded, photos=[photo.to(device) for photo in loaded.photos])
+
+    @classmethod
+    def _load(cls, kit: Kit, name: str) -> Network:
         files = kit.files()
         if name.startswith(TORCHVISION):
             classifier = models.resolve(name.removeprefix(TORCHVISION))
@@ -121,11 +133,11 @@ class Network:
         return cls(name, model, info, files, [kit.photo(file, info) for file in files])
 
     @classmethod
-    def load_all(cls, kit: Kit, names: Sequence[str]) -> Iterator[Network]:
+    def load_all(cls, kit: Kit, names: Sequence[str], device: str) -> Iterator[Network]:
         """Those whose weights are to be had."""
         for name in names:
             try:
-                network = cls.load(kit, name)
+                network = cls.load(kit, name, device)
             except Unavailable as error:
                 print(f"skipped: {name}: {error}")
                 continue
@@ -152,11 +164,15 @@ class Planting:
 
     colours: int
     others: int
+    batch: int
 
     def rho(
         self, network: Network, model: Any, x: Tensor, others: Sequence[Tensor], mask: Any, c: int
     ) -> dict[str, float]:
-        options: dict[str, Any] = {"batch_size": BATCH, "normalisation": network.normalisation}
+        options: dict[str, Any] = {
+            "batch_size": self.batch,
+            "normalisation": network.normalisation,
+        }
         by_colour = robustness(model, x, mask, c, n=self.colours, **options)
         return {"colours": by_colour.rho, "photos": self.on_photos(model, x, others, mask, c)}
 
@@ -164,15 +180,95 @@ class Planting:
         self, model: Any, x: Tensor, others: Sequence[Tensor], mask: Any, c: int
     ) -> float:
         n = min(self.others, len(others))
-        found = robustness(model, x, mask, c, "images", n=n, others=others, batch_size=BATCH)
+        found = robustness(model, x, mask, c, "images", n=n, others=others, batch_size=self.batch)
         return found.rho
+
+
+# ----------------------------------------------------------------------------------- photo by photo
+class Study:
+    """What is measured of one network, photo by photo."""
+
+    def __init__(self, kit: Kit, network: Network, asked: argparse.Namespace) -> None:
+        self.kit, self.network, self.asked = kit, network, asked
+        self.planting = Planting(asked.colours, asked.others, asked.batch)
+        if asked.device == "cpu":
+            network.model.to(memory_format=torch.channels_last)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The photos asked for."""
+        raise NotImplementedError
+
+    def rows(self, number: int) -> list[Row]:
+        """What is found on one of them."""
+        raise NotImplementedError
+
+    @classmethod
+    def run(cls, kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
+        """The rows known so far, and those of every other photo of every network."""
+        rows: list[Row] = list(asked.known)
+        done = {(row["model"], row["photo"]) for row in rows}
+        networks = Network.load_all(kit, asked.models, asked.device)
+        studies = {network.name: cls(kit, network, asked) for network in networks}
+        todo = [
+            (name, number)
+            for name, study in studies.items()
+            for number in study.numbers
+            if (name, photo_name(number)) not in done
+        ]
+        with contextlib.ExitStack() as stack:
+            measured: Iterable[tuple[list[Row], float]]
+            if asked.workers == 1:
+                _own.update(studies)
+                measured = map(_measured, todo)
+            else:
+                own = argparse.Namespace(**vars(asked) | {"known": [], "models": list(studies)})
+                pool = ProcessPoolExecutor(
+                    asked.workers,
+                    multiprocessing.get_context("spawn"),
+                    _start,
+                    (cls, kit.root, own),
+                )
+                measured = stack.enter_context(pool).map(_measured, todo)
+            for (name, number), (found, seconds) in zip(todo, measured, strict=True):
+                rows += found
+                print(f"{name} {photo_name(number)}: {seconds:.0f} s", flush=True)
+                save(rows)
+        return rows
+
+
+#: Studies of this process, by the names of their networks.
+_own: dict[str, Study] = {}
+
+
+def _start(study: type[Study], root: Path, asked: argparse.Namespace) -> None:
+    """In a process that measures: load what it measures."""
+    prepare(asked)
+    kit = Kit(root)
+    networks = Network.load_all(kit, asked.models, asked.device)
+    _own.update({network.name: study(kit, network, asked) for network in networks})
+
+
+def _measured(task: tuple[str, int]) -> tuple[list[Row], float]:
+    """The rows of a photo, and the seconds they took."""
+    name, number = task
+    began = time.perf_counter()
+    rows = _own[name].rows(number)
+    return rows, time.perf_counter() - began
+
+
+def prepare(asked: argparse.Namespace) -> None:
+    """Settings of a process that measures."""
+    torch.set_num_threads(asked.threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 as on a CPU
+    convad_fx.keep_memory()
 
 
 # ------------------------------------------------------------------------------------- equivalence
 def equivalence(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
     rows: list[Row] = list(asked.known)
     done = {(r["model"], repr(r["policy"]), r["photo"]) for r in rows}
-    for network in Network.load_all(kit, asked.models):
+    for network in Network.load_all(kit, asked.models, asked.device):
         name = network.name
         for policy in (Policy(), Policy.paper(), Policy(tau=0.5), Policy(pool="renormalize")):
             masked = convad_fx.convert(network.model, network.photos[0], policy)
@@ -180,7 +276,7 @@ def equivalence(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
                 if (name, repr(policy.to_dict()), photo_name(number)) in done:
                     continue
                 x = network.photos[number]
-                ones = torch.ones(1, 1, *x.shape[2:], dtype=torch.bool)
+                ones = torch.ones(1, 1, *x.shape[2:], dtype=torch.bool, device=x.device)
                 with torch.inference_mode():
                     plain, kept = network.model(x), masked(x, ones)
                 row = {
@@ -230,49 +326,48 @@ def explained(why: Explanation) -> Row:
     }
 
 
-def robustness_(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
-    rows: list[Row] = list(asked.known)
-    done = {(r["model"], r["photo"]) for r in rows}
-    planting = Planting(asked.colours, asked.others)
-    for network in Network.load_all(kit, asked.models):
-        name = network.name
-        network.model.to(memory_format=torch.channels_last)
-        for number in network.spread(asked.photos):
-            if (name, photo_name(number)) in done:
-                continue
-            x, others = network.photos[number], network.others(number)
-            plain = Remembering(network.model)
-            began = time.perf_counter()
-            for label, masker in maskers(network, asked.paints).items():
-                why = asked.explained(masker, x)
-                row = {"model": name, "photo": photo_name(number), "masker": label}
-                row |= explained(why)
-                row["rho"] = planting.rho(network, plain, x, others, why.mask, why.target)
-                row["robust"] = {kind: rho >= ROBUST for kind, rho in row["rho"].items()}
-                ranks = order(why.responsibility)
-                row["at_size"] = {
-                    f"{share:g}": planting.on_photos(
-                        plain, x, others, ranks < share * ranks.size, why.target
-                    )
-                    if row["learnt"]
-                    else math.nan
-                    for share in asked.sizes
-                }
-                row["random"] = on_random_masks(masker, plain, x, others, why.target)
-                rows.append(row)
-            seconds = time.perf_counter() - began
-            print(f"{name} {photo_name(number)}: {seconds:.0f} s", flush=True)
-            save(rows)
-    return rows
+class Robustness(Study):
+    """Explanations by every masker, and what becomes of their sets in the plain network."""
+
+    @property
+    def numbers(self) -> list[int]:
+        return self.network.spread(self.asked.photos)
+
+    @cached_property
+    def maskers(self) -> dict[str, Masker]:
+        return maskers(self.network, self.asked.paints)
+
+    def rows(self, number: int) -> list[Row]:
+        network, asked, rows = self.network, self.asked, []
+        x, others = network.photos[number], network.others(number)
+        plain = Remembering(network.model)
+        for label, masker in self.maskers.items():
+            why = asked.explained(masker, x)
+            row = {"model": network.name, "photo": photo_name(number), "masker": label}
+            row |= explained(why)
+            row["rho"] = self.planting.rho(network, plain, x, others, why.mask, why.target)
+            row["robust"] = {kind: rho >= ROBUST for kind, rho in row["rho"].items()}
+            ranks = order(why.responsibility)
+            row["at_size"] = {
+                f"{share:g}": self.planting.on_photos(
+                    plain, x, others, ranks < share * ranks.size, why.target
+                )
+                if row["learnt"]
+                else math.nan
+                for share in asked.sizes
+            }
+            row["random"] = on_random_masks(masker, plain, x, others, why.target, asked.batch)
+            rows.append(row)
+        return rows
 
 
 def on_random_masks(
-    masker: Masker, plain: Any, x: Tensor, others: Sequence[Tensor], target: int
+    masker: Masker, plain: Any, x: Tensor, others: Sequence[Tensor], target: int, batch: int
 ) -> Row:
     """The masker's verdict on masks that no search made."""
     n = min(10, len(others))
     found = agreement(
-        masker, plain, x, target, gamma=GAMMA, on="images", n=n, others=others, batch_size=BATCH
+        masker, plain, x, target, gamma=GAMMA, on="images", n=n, others=others, batch_size=batch
     )
     return {
         "confidence": found.confidence.tolist(),
@@ -444,56 +539,63 @@ def policies(grid: str) -> dict[str, Policy]:
     return {describe(p.to_dict()): p for p in (Policy(*f) for f in fields)}
 
 
-def described_objects(kit: Kit, network: Network) -> Iterator[tuple[str, Tensor, Any]]:
+def described_objects(kit: Kit, network: Network) -> Iterator[tuple[int, tuple[Tensor, Any]]]:
     """Photos with one object each that the network answers rightly, and the object's mask."""
     folder = kit.root / "images" / "segmentation"
     with (folder / "manifest.csv").open(encoding="utf-8") as file:
         for number, line in enumerate(csv.DictReader(file)):
-            x = kit.photo(folder / line["image"], network.info)
+            x = kit.photo(folder / line["image"], network.info).to(network.photos[0].device)
             truth = kit._models.crop_mask(Image.open(folder / line["mask"]), network.info).numpy()
             with torch.inference_mode():
                 top = str(int(network.model(x).argmax()))
             if top in line["imagenet_indices"].split() and truth.any():
-                yield photo_name(number), x, truth
+                yield number, (x, truth)
 
 
-def threshold(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
-    rows: list[Row] = list(asked.known)
-    done = {(r["model"], r["photo"]) for r in rows}
-    planting = Planting(asked.colours, asked.others)
-    for network in Network.load_all(kit, asked.models):
-        name = network.name
-        if network.info["size"] == 32 or name.startswith(TORCHVISION):
+class Threshold(Study):
+    """Explanations under every policy, against the masks of objects."""
+
+    @cached_property
+    def objects(self) -> dict[int, tuple[Tensor, Any]]:
+        network = self.network
+        if network.info["size"] == 32 or network.name.startswith(TORCHVISION):
             # the kit crops the objects' masks as its own networks see photos
-            print(f"skipped: {name} knows none of the objects' classes, or crops photos otherwise")
-            continue
-        network.model.to(memory_format=torch.channels_last)
-        chosen = {
-            label: network.switched_off(policy) for label, policy in policies(asked.grid).items()
-        }
-        objects = list(described_objects(kit, network))[: asked.photos]
-        for photo, x, truth in objects:
-            if (name, photo) in done:
-                continue
-            began = time.perf_counter()
-            for label, masker in chosen.items():
-                why = asked.explained(masker, x)
-                row = {"model": name, "photo": photo, "masker": label, **explained(why)}
-                where = localisation(why.mask, truth, why.responsibility)
-                row |= {
-                    "iou": where.iou,
-                    "precision": where.precision,
-                    "energy": where.energy,
-                    "hit": where.hit,
-                    "object": where.object,
-                }
-                row["rho"] = planting.rho(
-                    network, network.model, x, network.photos, why.mask, why.target
-                )
-                rows.append(row)
-            print(f"{name} {photo}: {time.perf_counter() - began:.0f} s", flush=True)
-            save(rows)
-    return rows
+            print(
+                f"skipped: {network.name} knows none of the objects' classes, "
+                "or crops photos otherwise"
+            )
+            return {}
+        return dict(described_objects(self.kit, network))
+
+    @property
+    def numbers(self) -> list[int]:
+        return list(self.objects)[: self.asked.photos]
+
+    @cached_property
+    def maskers(self) -> dict[str, Masker]:
+        chosen = policies(self.asked.grid)
+        return {label: self.network.switched_off(policy) for label, policy in chosen.items()}
+
+    def rows(self, number: int) -> list[Row]:
+        network, rows = self.network, []
+        x, truth = self.objects[number]
+        for label, masker in self.maskers.items():
+            why = self.asked.explained(masker, x)
+            row = {"model": network.name, "photo": photo_name(number), "masker": label}
+            row |= explained(why)
+            where = localisation(why.mask, truth, why.responsibility)
+            row |= {
+                "iou": where.iou,
+                "precision": where.precision,
+                "energy": where.energy,
+                "hit": where.hit,
+                "object": where.object,
+            }
+            row["rho"] = self.planting.rho(
+                network, network.model, x, network.photos, why.mask, why.target
+            )
+            rows.append(row)
+        return rows
 
 
 def print_threshold(rows: list[Row]) -> None:
@@ -674,13 +776,19 @@ def less(first: dict[str, Row], second: dict[str, Row], key: str) -> str:
 
 EXPERIMENTS = {
     "equivalence": (equivalence, print_equivalence),
-    "robustness": (robustness_, print_robustness),
-    "threshold": (threshold, print_threshold),
+    "robustness": (Robustness.run, print_robustness),
+    "threshold": (Threshold.run, print_threshold),
 }
 
 
 #: What options are unless given.
-USUAL: dict[str, Any] = {"models": list(MODELS), "photos": 50, "threads": 1}
+USUAL: dict[str, Any] = {
+    "models": list(MODELS),
+    "photos": 50,
+    "threads": 1,
+    "workers": 1,
+    "device": "cpu",
+}
 #: Those that only some experiments have.
 DEFAULTS: dict[str, Any] = {
     "colours": 100,
@@ -697,7 +805,7 @@ USED = {
     "threshold": ("colours", "others", "partitions", "seed", "grid"),
 }
 
-NOT_SAVED = ("kit", "json", "tables", "explained", "resume", "plot")
+NOT_SAVED = ("kit", "json", "tables", "explained", "resume", "plot", "device", "workers")
 #: What rows of one file have in common; networks and photos may be added.
 SAME = (
     "torch",
@@ -797,7 +905,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=float, help="equal sizes")
     parser.add_argument("--paints", nargs="+")
     parser.add_argument("--grid", choices=("few", "full"), help="of policies")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, help="of each process")
+    parser.add_argument("--workers", type=int, help="processes, each with photos of its own")
+    parser.add_argument("--device", help="cpu or cuda")
     parser.add_argument("--json", type=Path, help="written after every photo")
     parser.add_argument(
         "--tables",
@@ -819,17 +929,20 @@ def main() -> None:
             finish(runs[0][1], asked)
         return
     run, _ = EXPERIMENTS[asked.experiment]
-    torch.set_num_threads(asked.threads)
-    convad_fx.keep_memory()
+    prepare(asked)
+    asked.batch = 32 if asked.device == "cpu" else 256
     asked.explained = partial(
         explain,
         gamma=GAMMA,
         search=Search(partitions=asked.partitions),
         seed=asked.seed,
-        batch_size=BATCH,
+        batch_size=asked.batch,
     )
     command = {k: v for k, v in vars(asked).items() if k not in NOT_SAVED}
-    about = {"torch": torch.__version__, "machine": platform.machine(), **command}
+    kind = platform.machine()
+    if asked.device != "cpu":
+        kind = torch.cuda.get_device_name(asked.device)
+    about = {"torch": torch.__version__, "machine": kind, **command}
     about["maskers"] = [*OFF, *asked.paints] if asked.experiment == "robustness" else []
     asked.known = known(asked.json, about) if asked.resume else []
 

@@ -109,8 +109,8 @@ def recorded(asked: argparse.Namespace) -> list[Tensor] | None:
         return None
     kit = Kit(asked.kit)
     model, info = kit.load("mobilenet_v2")
-    photos = [kit.photo(file, info) for file in kit.files()[: asked.photos]]
-    masked = convad_fx.convert(model.eval(), photos[0])
+    photos = [kit.photo(file, info).to(asked.device) for file in kit.files()[: asked.photos]]
+    masked = convad_fx.convert(model.eval().to(asked.device), photos[0])
     steps = [steps_of(masked, photo, k, len(photos)) for k, photo in enumerate(photos)]
     if asked.recorded is not None:
         torch.save(steps, asked.recorded)
