@@ -71,7 +71,7 @@ def fastest(masker: Masker, photo: torch.Tensor, sizes: list[int]) -> int:
             for part in masks.split(size):
                 masker(photo, part)
 
-    taken = measure.interleaved({str(size): partial(call, size) for size in sizes}, 3, warm_up=1)
+    taken = measure.interleaved({str(size): partial(call, size) for size in sizes}, 7, warm_up=1)
     return min(sizes, key=lambda size: taken.median(str(size)))
 
 
