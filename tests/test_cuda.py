@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 import convad_fx
 from benchmarks.hook_based import HookBased
 from convad_fx import metrics
+from convad_fx.compiler.evaluate import packed_bits
 from convad_fx.demo import network, scenes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -131,6 +132,11 @@ def test_what_is_compiled_gives_the_same(
         found = masked.evaluate(x, some).logits
         torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4)
     assert counters["stats"]["unique_graphs"] <= 6
+
+
+def test_masks_are_told_apart_by_the_same_bytes() -> None:
+    masks = torch.rand(9, 1, 13, 11, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert (packed_bits(masks.cuda()) == packed_bits(masks)).all()
 
 
 def test_lower_precision_says_how_far_it_is() -> None:

@@ -32,15 +32,20 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
         return z & activity
     if torch.compiler.is_compiling():  # which chooses strides anyway; one operation, fused
         return torch.where(activity, z, fill)
-    shape = torch.broadcast_shapes(z.shape, activity.shape)  # type: ignore[no-untyped-call]
-    bits = _BITS.get(z.dtype)
-    plain = fill == 0 and not (torch.is_grad_enabled() and z.requires_grad) and not z.is_cuda
-    if plain and bits is not None and (z.shape != shape or not _has_gaps(z)):
-        # The bits of every number and all ones, or none: one pass over the tensor, not two.
-        return (z.view(bits) & -activity.to(bits)).view(z.dtype)
+    repeated = len(z) != len(activity) and len(z) == 1  # no other axis is ever shorter than its own
+    if z.is_cuda:
+        result = torch.where(activity, z, fill)
+        if result.stride()[1:] == z.stride()[1:]:
+            return result
+    elif fill == 0 and not (torch.is_grad_enabled() and z.requires_grad):
+        bits = _BITS.get(z.dtype)
+        if bits is not None and (repeated or z.is_contiguous() or not _has_gaps(z)):
+            # The bits of every number and all ones, or none: one pass over the tensor, not two.
+            return (z.view(bits) & -activity.to(bits)).view(z.dtype)
     # A copy keeps the strides. where() may take the activity's, and masked_fill() makes its result
     # contiguous: the network would run other kernels than the model, or could not view() what
     # the model can.
+    shape = (len(activity), *z.shape[1:]) if repeated else z.shape
     return _copied(z, shape).masked_fill_(~activity, fill)
 
 

@@ -39,6 +39,8 @@ class BatchSize:
     Attributes:
         most: as many as memory allows.
         fixed: the number asked for, if one was.
+        sizes: those that are tried.
+        usual: what a call costs, in images, as long as nothing says otherwise.
         tried: how often each size was timed.
         found: what was fastest, once every size was timed often enough.
         met: what has run before: ways of running, for small and for large batches.
@@ -47,22 +49,30 @@ class BatchSize:
 
     most: int
     fixed: int | None = None
+    sizes: tuple[int, ...] = (4, 8, 16, 32)
+    usual: float = 0.3
     tried: dict[int, int] = field(default_factory=dict)
     found: int | None = None
     met: set[tuple[Any, ...]] = field(default_factory=set)
     calls: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=100))
-    SIZES: ClassVar = (4, 8, 16, 32)
-    LARGER: ClassVar = (16, 64, 256, 1024)  # where there is room for them: on a GPU
     _ABOUT: ClassVar = 0.97
     _TIMES: ClassVar = 3
     _FULL: ClassVar = 0.7  # so much of a size has to be there for its time to count
-    _CALL: ClassVar = 0.3  # what a call costs, in images, as long as nothing says otherwise
-    _TRUST: ClassVar = 0.1  # in that, beside one call
+    _TRUST: ClassVar = 0.1  # in what is usual, beside one call
+    _AT_MOST: ClassVar = 15  # times the usual: more than that is noise
+
+    @classmethod
+    def on_gpu(cls, most: int) -> BatchSize:
+        """There a call takes milliseconds, whatever its size, in which it does hundreds of images.
+
+        >>> BatchSize.on_gpu(512).of(share=1.0, masks=1000)
+        64
+        """
+        return cls(most, sizes=(64, 256), usual=64.0)
 
     @property
     def _sizes(self) -> list[int]:
-        known = self.LARGER if self.most >= self.LARGER[1] * 2 else self.SIZES
-        return [size for size in known if size <= self.most] or [self.most]
+        return [size for size in self.sizes if size <= self.most] or [self.most]
 
     def _worth(self, images: float) -> list[int]:
         """Sizes that so many images fill."""
@@ -110,9 +120,10 @@ class BatchSize:
     def call(self) -> float:
         """What a call costs, whatever its size, as a share of what an image costs."""
         if not self.calls:
-            return self._CALL
+            return self.usual
         call, image, _ = self._fit()
-        return float(np.clip(call / image, 0.02, 4.0)) if image > 0 else self._CALL
+        most = self._AT_MOST * self.usual
+        return float(np.clip(call / image, 0.02, most)) if image > 0 else most
 
     def halve(self, share: float, masks: int) -> None:
         """So many boxes of this share of the image did not fit."""
@@ -130,7 +141,7 @@ class BatchSize:
         """
         images, each = np.array(self.calls).T
         usual = np.median(each)
-        expected = np.array([[1.0, -self._CALL, 0.0], [0.0, 0.0, self.SIZES[-1]]])
+        expected = np.array([[1.0, -self.usual, 0.0], [0.0, 0.0, self.sizes[-1]]])
         rows = np.concatenate([(_features(images) / each).T, self._TRUST * expected / usual])
         found: NDArray[np.float64]
         found, _ = optimize.nnls(rows, np.append(np.ones_like(each), np.zeros(2)))

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convad_fx.compiler.batches import LARGE, LEAST, BatchSize
@@ -32,6 +34,8 @@ from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 CHUNK = 512
 #: Sizes of box among which groups are sought: pairs of them are compared.
 GROUPS = 64
+#: Further than any cell.
+FAR = 1 << 40
 #: Arithmetic on patches costs so much more than on whole grids, for what is copied.
 COPYING = 1.2
 #: Masks of each size of box whose answers in lower precision are held against float32's.
@@ -109,10 +113,9 @@ class Engine:
     ) -> Evaluation:
         """See `MaskedModule.evaluate`; `compared` are sizes that need it no more, and grows."""
         run = _Run(self, x, batch_size, precision, told, set() if compared is None else compared)
-        stream = iter(masks)
         with torch.inference_mode():
-            while chunk := list(islice(stream, CHUNK)):
-                run.add(_stacked(chunk, x))
+            for chunk in _chunks(masks, x):
+                run.add(chunk)
         return run.result()
 
 
@@ -182,7 +185,7 @@ class _Run:
 
     def _batch_size(self, asked: int | str, way: str) -> BatchSize:
         if asked == "auto":
-            return self.engine.sizes.setdefault((*self.key, way), BatchSize(_most(self.x)))
+            return self.engine.sizes.setdefault((*self.key, way), _batch_size_on(self.x))
         if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
             raise PolicyError(
                 f"batch_size must be a positive whole number or 'auto', not {asked!r}",
@@ -200,8 +203,7 @@ class _Run:
                 hint=f"one image, or as many as masks (at most {CHUNK})",
             )
         fresh, owners = [], []
-        packed = np.packbits(masks.flatten(1).cpu().numpy(), axis=1)
-        for i, bits in enumerate(packed):
+        for i, bits in enumerate(packed_bits(masks)):
             own = i.to_bytes(8, "little") if self.x.shape[0] > 1 else b""
             key = blake2b(own + bits.tobytes(), digest_size=16).digest()
             if key not in self.seen:
@@ -211,9 +213,10 @@ class _Run:
             self.rows.append(self.seen[key])
         if not fresh:
             return
-        masks = masks[fresh]
-        x = self.x if self.x.shape[0] == 1 else self.x[fresh]
-        kept = masks.flatten(1).any(1)
+        x = self.x
+        if len(fresh) < len(masks):
+            masks, x = masks[fresh], x if x.shape[0] == 1 else x[fresh]
+        kept = masks.view(torch.uint8).flatten(1).amax(1) > 0  # several times faster than any()
         asked, told = None, []  # owners of masks that keep nothing
         if not kept.all() and not self.engine.reads_hidden:
             # Where nothing is kept the network has the same answer for every image: asked once.
@@ -440,7 +443,7 @@ class Patched:
         tiles = -(-torch.tensor(self.reuse.canvas) // tile)
         hidden = Level(tuple(range(2, x.dim())), (1,) * (x.dim() - 2), ((0, 0),) * (x.dim() - 2))
         low, high = torch.zeros(2, len(masks), x.dim() - 2, dtype=torch.long)
-        for i, first, end in _spans(~masks, hidden):
+        for _, i, first, end in _spans([(~masks, hidden)]):
             low[:, i], high[:, i] = first, end
         low = torch.minimum(low // tile, tiles - 1)  # nothing hidden: any tile
         size = torch.minimum((-(-high // tile) - low).clamp(min=LEAST), tiles)
@@ -523,41 +526,61 @@ def boxes(
     masks = max(len(activity) for activity in activities)
     tile, grain, most = (torch.tensor(each) for each in (region.tile, region.grain, whole))
     first, end = (most - 1).repeat(masks, 1), torch.zeros(masks, len(whole), dtype=torch.long)
-    for activity, level in zip(activities, region.levels, strict=True):
-        if level is None:
-            continue
-        for axis, low, high in _spans(activity, level):
-            stride = level.strides[axis]
-            first[:, axis] = torch.minimum(first[:, axis], low * stride)
-            # the last cell's first position: a box that ends there has that cell
-            end[:, axis] = torch.maximum(end[:, axis], (high - 1) * stride + 1)
+    pairs = zip(activities, region.levels, strict=True)
+    known = [(activity, level) for activity, level in pairs if level is not None]
+    for level, axis, low, high in _spans(known):
+        stride = level.strides[axis]
+        first[:, axis] = torch.minimum(first[:, axis], low * stride)
+        # the last cell's first position: a box that ends there has that cell
+        end[:, axis] = torch.maximum(end[:, axis], (high - 1) * stride + 1)
     first = first // tile * tile
     least = (LEAST - 1) * tile + 1  # so many cells at the coarsest level
     size = -(-torch.maximum(torch.minimum(end, most) - first, least) // grain) * grain
     return first, [tuple(row) for row in torch.minimum(size, most).tolist()]
 
 
-def _spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """For each grid axis: the first active cell and the one after the last, (K,) each.
+def _spans(known: list[tuple[Tensor, Level]]) -> Iterator[tuple[Level, int, Tensor, Tensor]]:
+    """For each activity and grid axis: the first active cell and the one after the last, (K,) each.
 
     Cells that padding has added are active but zero, as is everything around a box: left out. Where
     nothing is active, the span starts at the end and ends at the start.
     """
-    for axis, (before, after) in zip(level.axes, level.extra, strict=True):
-        if activity.shape[axis] > 1:
-            activity = activity.narrow(axis, before, activity.shape[axis] - before - after)
-    for i, axis in enumerate(level.axes):
-        n = activity.shape[axis]
-        others = [other for other in range(1, activity.dim()) if other != axis]
-        # as bytes: several times faster than any()
-        lines = activity.view(torch.uint8).amax(others).cpu() > 0
+    for level, i, lines in _lines(known):
+        n = lines.shape[1]
         if n == 1:  # activity is not known along this axis: it may be anywhere
-            yield i, torch.zeros(len(lines), dtype=torch.long), torch.full((len(lines),), 1 << 40)
+            low, high = torch.zeros(len(lines), dtype=torch.long), torch.full((len(lines),), FAR)
+            yield level, i, low, high
             continue
         some = lines.any(1)
         low = lines.int().argmax(1)
         high = n - lines.flip(1).int().argmax(1)
-        yield i, torch.where(some, low, 1 << 40), torch.where(some, high, 0)
+        yield level, i, torch.where(some, low, FAR), torch.where(some, high, 0)
+
+
+def _lines(known: list[tuple[Tensor, Level]]) -> list[tuple[Level, int, Tensor]]:
+    """For each activity and grid axis: which of its lines hold an active cell, (K, n)."""
+    found = []
+    for activity, level in known:
+        for axis, (before, after) in zip(level.axes, level.extra, strict=True):
+            if activity.shape[axis] > 1:
+                activity = activity.narrow(axis, before, activity.shape[axis] - before - after)
+        for i, axis in enumerate(level.axes):
+            others = tuple(other for other in range(1, activity.dim()) if other != axis)
+            if activity.device.type == "cpu":  # numpy's is the fastest there
+                lines = torch.from_numpy(activity.numpy().any(others))
+            else:
+                lines = activity.view(torch.uint8).amax(others) > 0
+            found.append((level, i, lines))
+    if not found or found[0][2].device.type == "cpu":
+        return found
+    # one transfer for all of them
+    widths = [lines.shape[1] for _, _, lines in found]
+    most = max(len(lines) for _, _, lines in found)
+    together = torch.cat([lines.expand(most, -1) for _, _, lines in found], 1).cpu()
+    return [
+        (level, i, lines[: len(old)])
+        for (level, i, old), lines in zip(found, torch.split(together, widths, 1), strict=True)
+    ]
 
 
 def grouped(
@@ -589,6 +612,11 @@ def merged(
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, size in enumerate(sizes):
         groups[size].append(i)
+    if len(groups) < 2:
+        return dict(groups)
+    largest = tuple(map(max, *groups))
+    if sum(share(largest) - share(size) for size in sizes) <= call:
+        return {largest: list(range(len(sizes)))}  # no second call could save as much
 
     def union(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
         """The box that holds both, and what it costs more."""
@@ -652,32 +680,55 @@ def _dynamic(t: Tensor, axes: int = 1) -> Tensor:
     return t
 
 
-def _stacked(chunk: list[Tensor], x: Tensor) -> Tensor:
-    """Masks (1, *grid) or (*grid) -> (K, 1, *grid), on the image's device."""
+def _chunks(masks: Tensor | Iterable[Tensor], x: Tensor) -> Iterator[Tensor]:
+    """Masks (1, *grid) or (*grid) -> some of them, (K, 1, *grid), on the image's device."""
+    whole = (1, *x.shape[2:])
+    if isinstance(masks, Tensor) and masks.dim() > 0:
+        if len(masks):
+            _check(masks[0], x)
+        for chunk in torch.split(masks, CHUNK):
+            yield chunk.reshape(-1, *whole).to(x.device)
+        return
+    stream = iter(masks)
+    while some := [torch.as_tensor(mask) for mask in islice(stream, CHUNK)]:
+        for mask in some:
+            _check(mask, x)
+        yield torch.stack([mask.reshape(whole) for mask in some]).to(x.device)
+
+
+def _check(mask: Tensor, x: Tensor) -> None:
+    """Refuses what is no mask for this image."""
     rank = x.dim() - 2
-    tensors = [torch.as_tensor(mask) for mask in chunk]
     expected = f"expected bool of shape (1, {', '.join(map(str, x.shape[2:]))}) each"
-    for mask in tensors:
-        if mask.dtype != torch.bool:
-            raise MaskError(
-                f"a mask has dtype {mask.dtype}; {expected}, True = kept", hint="pass `mask > 0.5`"
-            )
-        if tuple(mask.shape[-rank:]) != tuple(x.shape[2:]) or mask.numel() != x[0, 0].numel():
-            raise MaskError(
-                f"a mask has shape {tuple(mask.shape)}; {expected}",
-                hint="masks are (K, 1, H, W) in all, of the image's size",
-            )
-    return torch.stack([mask.reshape(1, *x.shape[2:]) for mask in tensors]).to(x.device)
+    if mask.dtype != torch.bool:
+        raise MaskError(
+            f"a mask has dtype {mask.dtype}; {expected}, True = kept", hint="pass `mask > 0.5`"
+        )
+    if tuple(mask.shape[-rank:]) != tuple(x.shape[2:]) or mask.numel() != x[0, 0].numel():
+        raise MaskError(
+            f"a mask has shape {tuple(mask.shape)}; {expected}",
+            hint="masks are (K, 1, H, W) in all, of the image's size",
+        )
 
 
-def _most(x: Tensor) -> int:
-    """Images at once, as far as half of the free memory allows."""
+def packed_bits(masks: Tensor) -> NDArray[np.uint8]:
+    """The cells of each mask, eight to a byte, (K, n)."""
+    cells = masks.flatten(1)
+    if cells.device.type == "cpu":
+        return np.packbits(cells.numpy(), axis=1)
+    # packed where they are: an eighth is to be transferred
+    eights = F.pad(cells.view(torch.uint8), (0, -cells.shape[1] % 8)).reshape(len(cells), -1, 8)
+    bits = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
+    packed: NDArray[np.uint8] = (eights * bits).sum(2, dtype=torch.uint8).cpu().numpy()
+    return packed
+
+
+def _batch_size_on(x: Tensor) -> BatchSize:
+    """What is to be found out on the image's device, as far as half of its free memory allows."""
     each = VALUES * x[0, 0].numel() * x.element_size()
-    if x.is_cuda:
-        free, most = torch.cuda.mem_get_info(x.device)[0], 1024
-    else:
-        free, most = psutil.virtual_memory().available, 64
-    return max(1, min(most, free // 2 // max(each, 1)))
+    free = torch.cuda.mem_get_info(x.device)[0] if x.is_cuda else psutil.virtual_memory().available
+    most = max(1, min(CHUNK, free // 2 // max(each, 1)))
+    return BatchSize.on_gpu(most) if x.is_cuda else BatchSize(most)
 
 
 def check_precision(precision: str | None, own: torch.dtype = torch.float32) -> None:

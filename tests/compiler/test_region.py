@@ -533,6 +533,18 @@ def test_the_batch_size_that_is_fastest_is_kept(call: float, more: float, best: 
     assert BatchSize(most=64, fixed=5).of(0.25, 1000) == 5
 
 
+def test_on_a_gpu_a_call_costs_as_much_as_many_images() -> None:
+    size = BatchSize.on_gpu(most=512)
+    assert size.call == 64
+    while size.found is None:
+        for share, masks in ((1.0, 1000), (0.1, 90)):
+            images = min(size.of(share, masks), masks) * share
+            size.record(images, max(12.0, 0.1 * images))  # ms: as good as the same up to 120 images
+    assert size.found == 256
+    assert 64 < size.call < 256
+    assert BatchSize.on_gpu(most=20).of(1.0, 1000) == 20
+
+
 @pytest.mark.parametrize(("more", "best"), [(0.0, 16), (0.1, 4)])
 def test_groups_too_small_for_large_batches_get_the_best_of_the_others(
     more: float, best: int
@@ -614,6 +626,17 @@ def test_boxes_hold_the_active_cells_of_every_level() -> None:
             )
             inside[part] = True
             assert not (activity[k, 0] & ~inside).any()
+
+
+def test_where_calls_are_dear_one_box_holds_all() -> None:
+    sizes = [(n, 11 - n) for n in range(1, 11)] * 3
+
+    def share(size: tuple[int, ...]) -> float:
+        return size[0] * size[1] / 100
+
+    saved = sum(1 - share(size) for size in sizes)
+    assert merged(sizes, share, call=saved) == {(10, 10): list(range(30))}
+    assert len(merged(sizes, share, call=0.4 * saved)) > 1
 
 
 def test_a_few_small_boxes_are_not_worth_a_call_of_their_own() -> None:
