@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import convad_fx
@@ -106,26 +107,27 @@ def row_of(
         rows = zip(size, region.tile, extent, strict=True)
         return tuple(min(-(-n // tile) * tile, most) for n, tile, most in rows)
 
-    def share_of_sides(key: tuple[int, ...]) -> float:
-        sides = torch.tensor(key).reshape(-1, 1, 2)
-        return float(share(dict(zip(levels, sides, strict=True))))
+    def shares_of_sides(keys: NDArray[np.int64]) -> NDArray[np.float64]:
+        sides = torch.from_numpy(keys).split(2, 1)  # type: ignore[no-untyped-call]
+        return share(dict(zip(levels, sides, strict=True))).double().numpy()
 
     by_level = [tuple(row) for row in torch.cat([few[s] for s in levels], 1).tolist()]
     return {
         "kept": float(masks.float().mean()),
         "one box": sum(region.work.share(in_tiles(size)) for size in sizes) / len(masks),
         "as built": sum(map(region.work.share, sizes)) / len(masks),
-        "grouped": grouped(sizes, region.work.share),
+        "grouped": grouped(sizes, region.work.shares),
         "a box per level": float(share(tight).mean()),
-        "those grouped": grouped(by_level, share_of_sides),
+        "those grouped": grouped(by_level, shares_of_sides),
         "active cells": rest + sum(work[s] * float(cells[s].float().mean()) for s in levels),
     }
 
 
-def grouped(sizes: list[tuple[int, ...]], share: Callable[[tuple[int, ...]], float]) -> float:
+def grouped(sizes: list[tuple[int, ...]], shares: evaluate.Shares) -> float:
     """What the masks cost on average, in groups as `evaluate` makes them."""
-    groups = evaluate.merged(sizes, share, call=CALL)
-    return sum(len(members) * share(size) for size, members in groups.items()) / len(sizes)
+    groups = evaluate.merged(sizes, shares, call=CALL)
+    counts = [len(members) for members in groups.values()]
+    return float(shares(np.array(list(groups))) @ counts) / len(sizes)
 
 
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:

@@ -340,7 +340,8 @@ class Robustness(Study):
     def rows(self, number: int) -> list[Row]:
         network, asked, rows = self.network, self.asked, []
         x, others = network.photos[number], network.others(number)
-        plain = Remembering(network.model)
+        # on a GPU, to remember costs more than to ask again
+        plain = Remembering(network.model) if asked.device == "cpu" else network.model
         for label, masker in self.maskers.items():
             why = asked.explained(masker, x)
             row = {"model": network.name, "photo": photo_name(number), "masker": label}

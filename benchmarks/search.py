@@ -156,8 +156,10 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
 def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -> list[measure.Row]:
     torch.manual_seed(0)
     torch._dynamo.reset()  # networks of one class share code, and the limit of its recompiling
-    model = torchvision.models.get_model(name, weights=None).eval().to(asked.device)
-    x = torch.randn(1, 3, SIZE, SIZE, device=asked.device)
+    order = torch.channels_last if asked.channels_last else torch.contiguous_format
+    model = torchvision.models.get_model(name, weights=None).eval()
+    model.to(asked.device, memory_format=order)
+    x = torch.randn(1, 3, SIZE, SIZE, device=asked.device).to(memory_format=order)
     masked, masked_compiled = convad_fx.convert(model, x), convad_fx.convert(model, x)
     masked_compiled.compile()
     painted = Painting(model)
@@ -201,7 +203,7 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
             ]
         rows.append(
             {
-                "model": name,
+                "model": f"{name}, channels-last" if asked.channels_last else name,
                 "masks": f"{family} ({' + '.join(str(len(call)) for call in masks)})",
                 "active": float(together.float().mean()),
                 "computed": sum(one.area * one.passes for one in found)
@@ -233,6 +235,7 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=1200)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--channels-last", action="store_true", help="all of it in that order")
     measure.run(parser.parse_args(), rows_of)
 
 

@@ -13,7 +13,6 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -34,6 +33,8 @@ from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 CHUNK = 512
 #: Sizes of box among which groups are sought: pairs of them are compared.
 GROUPS = 64
+#: What boxes of these sizes (K, axes) cost, as shares of an image, (K,).
+Shares = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 #: Further than any cell.
 FAR = 1 << 40
 #: Arithmetic on patches costs so much more than on whole grids, for what is copied.
@@ -411,11 +412,13 @@ class Boxed:
     @property
     def costs(self) -> list[float]:
         """What each mask would cost, in images."""
-        return [self.share(size) for size in self.sizes]
+        found: list[float] = self.region.work.shares(np.array(self.sizes)).tolist()
+        return found
 
     def groups(self, members: list[int], batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of box -> the masks that run on it."""
-        return grouped(members, self.sizes, self.share, batch.call, self.region.grain)
+        shares = self.region.work.shares
+        return grouped(members, self.sizes, shares, batch.call, self.region.grain)
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some masks, and with what."""
@@ -449,8 +452,7 @@ class Patched:
         size = torch.minimum((-(-high // tile) - low).clamp(min=LEAST), tiles)
         self.tiles, self.tile, self.start = tiles, tile, low
         self.sizes = [tuple(row) for row in (size * tile).tolist()]
-        known = {size: self.share(size) for size in set(self.sizes)}
-        costs = [known[size] for size in self.sizes]
+        costs = self.reuse.work.shares(np.array(self.sizes)).tolist()
         gains = {k: o - COPYING * c for k, (o, c) in enumerate(zip(otherwise, costs, strict=True))}
         better = {k: gain for k, gain in gains.items() if gain > 0}
         # without a mask the network has to run once more
@@ -466,7 +468,7 @@ class Patched:
     def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of hidden box -> the masks that run on its patches."""
         members = sorted(self.members)
-        return grouped(members, self.sizes, self.share, batch.call, self.reuse.tile)
+        return grouped(members, self.sizes, self.reuse.work.shares, batch.call, self.reuse.tile)
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some masks, and with what."""
@@ -586,7 +588,7 @@ def _lines(known: list[tuple[Tensor, Level]]) -> list[tuple[Level, int, Tensor]]
 def grouped(
     members: list[int],
     sizes: list[tuple[int, ...]],
-    share: Callable[[tuple[int, ...]], float],
+    shares: Shares,
     call: float,
     unit: tuple[int, ...],
 ) -> dict[tuple[int, ...], list[int]]:
@@ -594,55 +596,51 @@ def grouped(
 
     Sizes are multiples of ``unit``, and remain so.
     """
-    found = merged(rounded([sizes[k] for k in members], GROUPS, unit), share, call)
+    found = merged(rounded([sizes[k] for k in members], GROUPS, unit), shares, call)
     return {size: [members[i] for i in chosen] for size, chosen in found.items()}
 
 
 def merged(
-    sizes: list[tuple[int, ...]], share: Callable[[tuple[int, ...]], float], call: float
+    sizes: list[tuple[int, ...]], shares: Shares, call: float
 ) -> dict[tuple[int, ...], list[int]]:
     """Size of box -> the masks that run on it. Small groups go on larger boxes, if that is cheaper.
 
     A mask costs its box's share of an image, and a call ``call`` images, whatever its size.
 
-    >>> merged([(2, 2), (9, 10), (10, 10)], lambda size: size[0] * size[1] / 100, call=0.2)
+    >>> merged([(2, 2), (9, 10), (10, 10)], lambda sizes: sizes.prod(1) / 100, call=0.2)
     {(2, 2): [0], (10, 10): [1, 2]}
     """
-    share = cache(share)
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, size in enumerate(sizes):
         groups[size].append(i)
     if len(groups) < 2:
         return dict(groups)
-    largest = tuple(map(max, *groups))
-    if sum(share(largest) - share(size) for size in sizes) <= call:
-        return {largest: list(range(len(sizes)))}  # no second call could save as much
-
-    def union(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
-        """The box that holds both, and what it costs more."""
-        c = tuple(map(max, a, b))
-        return c, sum(len(groups[g]) * (share(c) - share(g)) for g in (a, b))
-
-    unions = {(a, b): union(a, b) for a in groups for b in groups if a < b}
-    while unions:
-        (a, b), cost = min(
-            (
-                (ab, more - call * (1 + (c in groups and c not in ab)))
-                for ab, (c, more) in unions.items()
-            ),
-            key=lambda item: item[1],
-        )
-        if cost >= 0:
+    members, box = list(groups.values()), np.array(list(groups))
+    count, share = np.array([len(some) for some in members]), shares(box)
+    largest = box.max(0, keepdims=True)
+    if count @ (shares(largest) - share) <= call:  # no second call could save as much
+        return {tuple(largest[0].tolist()): list(range(len(sizes)))}
+    first, second = np.triu_indices(len(box), 1)
+    more = np.full((len(box), len(box)), np.inf)  # what a box that holds both costs more
+    both = shares(np.maximum(box[first], box[second]))
+    more[first, second] = count[first] * (both - share[first])
+    more[first, second] += count[second] * (both - share[second])
+    more = np.minimum(more, more.T)
+    alive = np.ones(len(box), bool)
+    while True:
+        a, b = divmod(int(more.argmin()), len(box))
+        if more[a, b] >= call:
             break
-        c, _ = unions[a, b]
-        members = groups.pop(a) + groups.pop(b)
-        groups[c] += members
-        unions = {ab: found for ab, found in unions.items() if not {a, b, c}.intersection(ab)}
-        for other in groups:
-            if other != c:
-                pair = (other, c) if other < c else (c, other)
-                unions[pair] = union(*pair)
-    return {size: sorted(members) for size, members in groups.items()}
+        box[a], members[a] = np.maximum(box[a], box[b]), members[a] + members[b]
+        share[a], count[a], alive[b] = shares(box[a : a + 1])[0], count[a] + count[b], False
+        both = shares(np.maximum(box[a], box))
+        row = count[a] * (both - share[a]) + count * (both - share)
+        more[a] = more[:, a] = np.where(alive & (np.arange(len(box)) != a), row, np.inf)
+        more[b] = more[:, b] = np.inf
+    found: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for a in np.flatnonzero(alive).tolist():
+        found[tuple(box[a].tolist())] += members[a]
+    return {size: sorted(some) for size, some in found.items()}
 
 
 def rounded(

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -158,7 +159,7 @@ class Patches(Builder):
                 for a, b in zip(strides, cost.strides if cost else strides, strict=True)
             )
             size = hidden_size(self.traced.grid, strides)
-            now = total - before + sum(c.of(size) for c in on_patches)
+            now = total - before + sum(float(c.of(np.array([size]))[0]) for c in on_patches)
             if on_patches and now < least:
                 best, least = node, now
             if cost is None:

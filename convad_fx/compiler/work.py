@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Sizes of boxes in image positions, (K, axes).
+Sizes = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +27,15 @@ class Cost:
     strides: tuple[int, ...]
     reach: tuple[int, ...]
 
-    def of(self, size: tuple[int, ...]) -> float:
-        """Multiplications for a box of this size, in image positions.
+    def of(self, sizes: Sizes) -> NDArray[np.float64]:
+        """Multiplications for boxes of these sizes, (K,).
 
-        >>> Cost(10.0, (2, 2), (0, 1)).of((5, 8))  # 3 x 5 cells
-        150.0
+        >>> Cost(10.0, (2, 2), (0, 1)).of(np.array([(5, 8)]))  # 3 x 5 cells
+        array([150.])
         """
-        sides = zip(size, self.strides, self.reach, strict=True)
-        return self.each * math.prod(-(-n // stride) + more for n, stride, more in sides)
+        cells = -(-sizes // np.array(self.strides)) + np.array(self.reach)
+        found: NDArray[np.float64] = self.each * cells.prod(1)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,13 @@ class Work:
         """The share of the operations on boxes."""
         return 1 - self.rest / self.total if self.total else 0.0
 
+    def shares(self, sizes: Sizes) -> NDArray[np.float64]:
+        """Of the whole image's, for boxes of these sizes, (K,); 1 at most."""
+        done = np.full(len(sizes), self.rest)
+        for cost in self.costs:
+            done += cost.of(sizes)
+        return np.minimum(1.0, done / self.total)
+
     def share(self, size: tuple[int, ...]) -> float:
-        """Of the whole image's, for a box of this size, in image positions; 1 at most."""
-        return min(1.0, (self.rest + sum(cost.of(size) for cost in self.costs)) / self.total)
+        """The same for one box."""
+        return float(self.shares(np.array([size]))[0])

@@ -9,10 +9,12 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -628,26 +630,25 @@ def test_boxes_hold_the_active_cells_of_every_level() -> None:
             assert not (activity[k, 0] & ~inside).any()
 
 
+def by_area(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Shares of an image of 10 x 10."""
+    return sizes.prod(1) / 100
+
+
 def test_where_calls_are_dear_one_box_holds_all() -> None:
     sizes = [(n, 11 - n) for n in range(1, 11)] * 3
 
-    def share(size: tuple[int, ...]) -> float:
-        return size[0] * size[1] / 100
-
-    saved = sum(1 - share(size) for size in sizes)
-    assert merged(sizes, share, call=saved) == {(10, 10): list(range(30))}
-    assert len(merged(sizes, share, call=0.4 * saved)) > 1
+    saved = float((1 - by_area(np.array(sizes))).sum())
+    assert merged(sizes, by_area, call=saved) == {(10, 10): list(range(30))}
+    assert len(merged(sizes, by_area, call=0.4 * saved)) > 1
 
 
 def test_a_few_small_boxes_are_not_worth_a_call_of_their_own() -> None:
-    def share(size: tuple[int, ...]) -> float:
-        return size[0] * size[1] / 100
-
-    alone = merged([(4, 5)] + [(5, 5)] * 9, share, call=0.1)
+    alone = merged([(4, 5)] + [(5, 5)] * 9, by_area, call=0.1)
     assert alone == {(5, 5): list(range(10))}
-    assert len(merged([(2, 2)] * 9 + [(9, 9)] * 9, share, call=0.1)) == 2
+    assert len(merged([(2, 2)] * 9 + [(9, 9)] * 9, by_area, call=0.1)) == 2
     every = [(i, j) for i in range(1, 29) for j in range(1, 29)]
-    groups = merged(rounded(every, GROUPS, (1, 1)), share, call=0)
+    groups = merged(rounded(every, GROUPS, (1, 1)), by_area, call=0)
     assert len(groups) <= GROUPS
     assert sorted(i for members in groups.values() for i in members) == list(range(784))
     for size, members in groups.items():
