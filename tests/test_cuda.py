@@ -18,7 +18,10 @@ from convad_fx import metrics
 from convad_fx.compiler.evaluate import packed_bits
 from convad_fx.demo import network, scenes
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32"),  # inductor's advice
+]
 
 SIZE = 128
 FAMILIES = (

@@ -435,7 +435,7 @@ class _Snapshot:
         self.model = model
         self.attributes = {module: dict(vars(module)) for module in model.modules()}
         self.buffers = {
-            name: (buffer, buffer._version, buffer.detach().clone())
+            name: (buffer, _version(buffer), buffer.detach().clone())
             for name, buffer in model.named_buffers()
         }
 
@@ -452,11 +452,20 @@ class _Snapshot:
             module.__dict__.update(before)
         written = []
         for name, (buffer, version, value) in self.buffers.items():
-            if buffer._version != version:
+            if version is None:  # made in inference mode: nobody has counted
+                changed = not bool(((buffer == value) | (buffer != buffer)).all())
+            else:
+                changed = buffer._version != version
+            if changed:
                 written.append(name)
-                with torch.no_grad():
+                with torch.inference_mode(version is None), torch.no_grad():
                     buffer.copy_(value)
         return constants, written
+
+
+def _version(buffer: Tensor) -> int | None:
+    """How often it was written to; tensors of inference mode do not know."""
+    return None if buffer.is_inference() else buffer._version
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:

@@ -98,6 +98,19 @@ def test_counting_calls_is_not_done_by_converting() -> None:
     assert model.calls.item() == 0
 
 
+def test_a_model_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model, counts = Wrapped(plain).eval(), Counts().eval()
+        model.register_buffer("nothing", torch.full((2,), torch.nan))
+        assert_laws(model)
+        counts.calls.fill_(7)
+    assert_laws(model)
+    # of its buffers nobody counts how often they are written to: the values tell
+    with torch.inference_mode():
+        assert convad_fx.check(counts, X).front_end == "torch.export"  # as without inference mode
+        assert counts.calls.item() == 7
+
+
 class Dropped(nn.Module):
     """An in-place dropout, which does nothing in eval mode, on memory that is read again."""
 
