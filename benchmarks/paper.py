@@ -27,7 +27,8 @@ does several photos at once, each in a process of its own.
 A run is written after every photo; photos are called by their numbers. `--resume` goes on with the
 file that an interrupted one left (or adds photos and networks to it); `--plot PNG` draws the second
 and the third experiment; `--tables FILE` prints the tables of an earlier run, and of several runs
-of the second with other seeds (`--seed`) what the seed changes.
+of the second with other seeds (`--seed`) what the seed changes, of two with other partitions what
+a longer search changes.
 
 Everything is paired by photo; intervals are 95 % bootstrap intervals over photos.
 docs/experiments.md has the tables, and the commands that made them.
@@ -458,6 +459,27 @@ def print_seeds(runs: list[list[Row]]) -> None:
             print(f"| {label} | {' | '.join(cells)} |")
 
 
+def print_longer(runs: list[list[Row]], partitions: list[int]) -> None:
+    """What more partitions change: the second run less the first, paired by photo."""
+    for (name,), group in grouped(runs[0], "model"):
+        later = [row for row in runs[1] if row["model"] == name]
+        shared = set(equal_sizes(group)) & set(equal_sizes(later)) if later else set()
+        keys = {"size": "size", "rho.colours": "rho, colours", "rho.photos": "rho, photos"}
+        keys |= {key: text for key, text in equal_sizes(group).items() if key in shared}
+        pairs = {
+            label: (by_photo(later, label), by_photo(group, label))
+            for (label,), _ in grouped(group, "masker")
+        }
+        number = max(len(set(after) & set(before)) for after, before in pairs.values())
+        if not number:
+            raise SystemExit(f"{name}: no photo and masker is in both of these runs")
+        print(f"\n**{name}**, {number} photos")
+        print_head(f"{partitions[1]} partitions less {partitions[0]}", keys.values())
+        for label, (after, before) in pairs.items():
+            if set(after) & set(before):
+                print(f"| {label} | {' | '.join(less(after, before, key) for key in keys)} |")
+
+
 def seeds_of(runs: list[list[Row]], masker: str) -> dict[str, list[Row]]:
     """Photo -> a masker's row of every run, where all have it."""
     each = [by_photo(rows, masker) for rows in runs]
@@ -841,15 +863,29 @@ def known(path: Path, about: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def check_alike(abouts: list[dict[str, Any]]) -> None:
-    """Runs that are compared by seed differ in it, and in nothing else that rows depend on."""
-    other = [k for k in SAME if k != "seed" and len({repr(a.get(k)) for a in abouts}) > 1]
-    if other:
+#: What is no choice of the experiment's: rows differ by rounding, and sizes may be more or fewer.
+CIRCUMSTANCES = ("torch", "machine", "sizes")
+
+
+def print_compared(runs: list[tuple[dict[str, Any], list[Row]]]) -> None:
+    """Runs of other seeds, or two of another number of partitions, and alike otherwise."""
+    abouts, rows = zip(*runs, strict=True)
+    other = {k for k in SAME if len({repr(about.get(k)) for about in abouts}) > 1}
+    longer = "partitions" in other and len(runs) == 2
+    unlike = other - {"partitions", *CIRCUMSTANCES} if longer else other - {"seed"}
+    if unlike:
         raise SystemExit(
-            f"these runs differ in {', '.join(other)}: name runs with other seeds only"
+            f"these runs differ in {', '.join(sorted(unlike))}: name runs with other seeds only, "
+            "or two with other partitions only"
         )
+    if longer:
+        if also := sorted(other - {"partitions"}):
+            print(f"These runs differ in {', '.join(also)}, too.")
+        print_longer(list(rows), [about["partitions"] for about in abouts])
+        return
     if len({repr(about.get("seed")) for about in abouts}) < len(abouts):
         raise SystemExit("two of these runs have the same seed")
+    print_seeds(list(rows))
 
 
 def check(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
@@ -915,7 +951,8 @@ def main() -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="print the tables of this JSON, run nothing; of several, what their seeds change",
+        help="print the tables of this JSON, run nothing; of several, what their seeds change, or "
+        "the partitions of two",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the file of --json")
     parser.add_argument("--plot", type=Path, help="draw the rows, measured or of --tables (PNG)")
@@ -924,8 +961,7 @@ def main() -> None:
     if asked.tables is not None:
         runs = [tabled(path, asked.experiment) for path in asked.tables]
         if len(runs) > 1:
-            check_alike([about for about, _ in runs])
-            print_seeds([rows for _, rows in runs])
+            print_compared(runs)
         else:
             finish(runs[0][1], asked)
         return

@@ -69,6 +69,13 @@ def masks_of_all_kinds() -> Tensor:
     return masks.cuda()
 
 
+def assert_close(found: Tensor, right: Tensor, share: float) -> None:
+    """To a share of the largest logit: those of random weights may all be tiny."""
+    largest = float(right.abs().max())
+    assert largest > 0
+    assert float((found - right).abs().max()) <= share * largest
+
+
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     torch._dynamo.reset()
@@ -103,7 +110,7 @@ def test_it_is_what_hooks_give(name: str) -> None:
     model, x, masks = of(name).double(), image().double(), masks_of_all_kinds()[:40:5]
     masked = convad_fx.convert(model, x)
     with torch.inference_mode(), HookBased(copy.deepcopy(model)) as hooked:
-        torch.testing.assert_close(masked(x, masks), hooked(x, masks), rtol=1e-9, atol=1e-9)
+        assert_close(masked(x, masks), hooked(x, masks), 1e-9)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -116,7 +123,7 @@ def test_boxes_and_patches_give_what_whole_images_give(name: str) -> None:
         masks = nn.functional.pad(masks, (more // 2, more - more // 2) * 2)
     masked = convad_fx.convert(of(name).double(), x)
     found = masked.evaluate(x, masks)
-    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-9, atol=1e-9)
+    assert_close(found.logits, masked(x, masks), 1e-9)
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
@@ -132,8 +139,7 @@ def test_what_is_compiled_gives_the_same(
     for some in (masks, masks[:30], masks[20:], masks[:9]):
         with torch.inference_mode():
             right = expected(x, some)
-        found = masked.evaluate(x, some).logits
-        torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4)
+        assert_close(masked.evaluate(x, some).logits, right, 1e-3)
     assert counters["stats"]["unique_graphs"] <= 6
 
 
@@ -167,7 +173,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert found.batches > 1
-    torch.testing.assert_close(found.logits, right, rtol=1e-2, atol=1e-2)
+    assert_close(found.logits, right, 1e-2)  # TF32
 
 
 def test_an_explanation_is_that_of_a_cpu() -> None:

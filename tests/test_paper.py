@@ -221,11 +221,48 @@ def test_what_the_seed_changes(
     monkeypatch.setattr(sys, "argv", [*ask[:-1], runs[0]])
     with pytest.raises(SystemExit, match="two of these runs have the same seed"):
         paper.main()
-    about = {"experiment": "robustness", "partitions": 3}
+    about = {"experiment": "robustness", "colours": 3}
     Path(none).write_text(json.dumps({"about": about, "rows": []}))
     monkeypatch.setattr(sys, "argv", [*ask[:-1], none])
-    with pytest.raises(SystemExit, match="these runs differ in partitions"):
+    with pytest.raises(SystemExit, match="these runs differ in colours"):
         paper.main()
+
+
+def test_what_a_longer_search_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(partitions: int, size: float, shares: tuple[float, ...], **more: Any) -> str:
+        rows = [
+            {
+                "model": "m", "photo": photo, "masker": "off", "size": size + i / 10,
+                "rho": {"colours": 0.5, "photos": size},
+                "at_size": {f"{share:g}": share * size for share in shares},
+            }
+            for i, photo in enumerate("abcde")
+        ]  # fmt: skip
+        about = {"experiment": "robustness", "partitions": partitions, "seed": 0, **more}
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        file.write_text(json.dumps({"about": about, "rows": rows}))
+        return str(file)
+
+    def compared(*files: str) -> str:
+        argv = ["paper", "--experiment", "robustness", "--tables", *files]
+        monkeypatch.setattr(sys, "argv", argv)
+        paper.main()
+        return capsys.readouterr().out
+
+    short, long = run(2, 0.2, (0.4, 0.6)), run(9, 0.4, (0.2, 0.4), machine="another")
+    printed = compared(short, long)
+    assert "These runs differ in machine, too." in printed
+    head = "| 9 partitions less 2 | size | rho, colours | rho, photos | rho, 40% |"
+    assert head in printed
+    line = next(line for line in printed.splitlines() if line.startswith("| off"))
+    means = [cell.split()[0] for cell in line.split(" | ")[1:]]
+    assert means == ["+0.20", "+0.00", "+0.20", "+0.08"]
+    with pytest.raises(SystemExit, match="these runs differ in seed"):
+        compared(short, run(9, 0.4, (0.4,), seed=1))
+    with pytest.raises(SystemExit, match="these runs differ in partitions"):
+        compared(short, long, run(3, 0.4, (0.4,)))
 
 
 def test_equivalence_has_no_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +467,7 @@ def test_the_page_says_what_the_rows_say(
     assert printed in PAGE.read_text()
 
 
-@pytest.mark.parametrize("network", ["mobilenet-v1", "mobilenet-v2"])
+@pytest.mark.parametrize("network", ["mobilenet-v1", "mobilenet-v2", "mobilenet-v2-h200"])
 def test_the_page_has_the_means_of_the_rows(
     network: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
