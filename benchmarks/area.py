@@ -2,11 +2,12 @@
 
     python -m benchmarks.area [--models NAME ...] [--plot docs/images/area.png] [--json FILE]
 
-Squares of 2 to 7 tiles a side (a tile is 32 pixels) are kept, at random places, but for one pixel
-of each, which makes all masks different; `masked.evaluate`, compiled, on --masks of each size,
-interleaved, medians. "active" is the share of the pixels kept, "computed" that of the arithmetic,
-"peak MB" what tensors take beyond what was held. The ideal is time in proportion to the active
-area, through the whole image. `--plot` draws both.
+Squares of 2 to 7 tiles a side (a tile is 32 pixels) are kept, at random places, but for two pixels
+of each, which makes all masks different: one in its first tile, one in its last, so that what is
+hidden is never a small box, which would run on patches. `masked.evaluate`, compiled, on --masks of
+each size, interleaved, medians. "active" is the share of the pixels kept, "computed" that of the
+arithmetic, "peak MB" what tensors take beyond what was held. The ideal is time in proportion to the
+active area, through the whole image. `--plot` draws both.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SIZE, TILE = 224, 32
 
 
 def squares(side: int, number: int) -> torch.Tensor:
-    """Masks that keep a square of so many tiles, but for a pixel."""
+    """Masks that keep a square of so many tiles, but for two pixels far from each other."""
     generator = torch.Generator().manual_seed(side)
     masks = torch.zeros(number, 1, SIZE, SIZE, dtype=torch.bool)
     for mask in masks:
@@ -35,8 +36,9 @@ def squares(side: int, number: int) -> torch.Tensor:
         top, left = places.tolist()
         kept = mask[0, top : top + side * TILE, left : left + side * TILE]
         kept[:] = True
-        hidden = torch.randint(1, side * TILE - 1, (2,), generator=generator).tolist()
-        kept[tuple(hidden)] = False
+        for tile in (0, side - 1):
+            hidden = torch.randint(1, TILE - 1, (2,), generator=generator) + tile * TILE
+            kept[tuple(hidden.tolist())] = False
     return masks
 
 

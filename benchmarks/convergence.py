@@ -31,7 +31,9 @@ from torch import Tensor
 import convad_fx
 from benchmarks.kit import Kit
 from benchmarks.measure import machine
-from benchmarks.paper import Row, grouped, less, new_figure, print_head, written
+from benchmarks.paper import written
+from benchmarks.paper_plots import new_figure
+from benchmarks.paper_tables import Row, grouped, less, print_head
 from convad_fx.explain.paint import Normalisation
 from convad_fx.metrics import robustness
 

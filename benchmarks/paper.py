@@ -52,13 +52,23 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 import convad_fx
 from benchmarks.kit import Kit
+from benchmarks.paper_plots import PLOTS
+from benchmarks.paper_tables import (
+    ROBUST,
+    Row,
+    describe,
+    print_equivalence,
+    print_longer,
+    print_robustness,
+    print_seeds,
+    print_threshold,
+)
 from convad_fx import images, models
 from convad_fx.compiler import Policy
 from convad_fx.errors import Unavailable
@@ -66,8 +76,7 @@ from convad_fx.explain import Explanation, Search, explain, occlusion
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.paint import Normalisation
 from convad_fx.explain.sufficient import order
-from convad_fx.metrics import agreement, bootstrap, localisation, paired, robustness
-from convad_fx.metrics.agreement import auc, rank_correlation
+from convad_fx.metrics import agreement, localisation, robustness
 
 TORCHVISION = "torchvision:"
 MODELS = ("mobilenet_v2", "mobilenet_v1_075_192", "cifar_resnet20", "cifar_resnet56")
@@ -75,11 +84,8 @@ MODELS = ("mobilenet_v2", "mobilenet_v1_075_192", "cifar_resnet20", "cifar_resne
 PAINTS = ("grey", "black", "white", "image-mean", "blur", "noise", "inpaint")
 SIZES = (0.2, 0.4, 0.6, 0.8)
 TAUS = (0.0, 0.1, 0.3, 0.5, 0.7)
-ROBUST = 0.8
-FEW = 5
 GAMMA = 0.9
 
-Row = dict[str, Any]
 Save = Callable[[list[Row]], None]
 
 
@@ -293,13 +299,6 @@ def equivalence(kit: Kit, asked: argparse.Namespace, save: Save) -> list[Row]:
     return rows
 
 
-def print_equivalence(rows: list[Row]) -> None:
-    print("| network | policy | photos | bit-equal | decisions changed |\n|---|---|---|---|---|")
-    for (name, policy), group in grouped(rows, "model", "policy"):
-        equal, changed = (sum(r[k] for r in group) for k in ("bit_equal", "changed"))
-        print(f"| {name} | {describe(policy)} | {len(group)} | {equal} | {changed} |")
-
-
 # -------------------------------------------------------------------------------------- robustness
 OFF = {
     "switched off": Policy(),
@@ -375,168 +374,6 @@ def on_random_masks(
         "confidence": found.confidence.tolist(),
         "sufficient": found.sufficient.tolist(),
         "rho": found.rho.tolist(),
-    }
-
-
-def print_robustness(rows: list[Row]) -> None:
-    """Each masker's means; what the default and the paper's policy have more than every other."""
-    more = [row | {"judged": judged(row), "ranked": ranked(row)} for row in rows]
-    for (name,), group in grouped(more, "model"):
-        labels = [label for (label,), _ in grouped(group, "masker")]
-        print(f"\n**{name}**, {len({row['photo'] for row in group})} photos")
-        for title, keys, means_only in (
-            ("the sets found", SETS, SETS_ALONE),
-            ("at equal size", equal_sizes(group), {}),
-            ("random masks", RANDOM, RANDOM_ALONE),
-        ):
-            columns = {**keys, **means_only}
-            print_head(f"{name}, {title}", columns.values())
-            for (label,), own in grouped(group, "masker"):
-                print(f"| {label} | {' | '.join(cell(own, key) for key in columns)} |")
-            for label in labels[:2]:  # switched off, as by default and as in the paper
-                print_head(f"{label} less", keys.values())
-                first = by_photo(group, label)
-                for other in labels:
-                    if other != label:
-                        second = by_photo(group, other)
-                        print(f"| {other} | {' | '.join(less(first, second, k) for k in keys)} |")
-
-
-SETS = {
-    "size": "size",
-    "relative": "confidence",
-    "rho.colours": "rho, colours",
-    "rho.photos": "rho, photos",
-    "ranked.photos": "rho, photos, with a map",
-}
-SETS_ALONE = {
-    "robust.photos": "robust, photos",
-    "evaluations": "masks asked",
-    "ranked.nothing": "without a map",
-    "ranked.empty": "empty",
-}
-#: Columns that count photos instead of averaging over them.
-COUNTED = ("ranked.nothing", "ranked.empty")
-RANDOM = {
-    "judged.auc": "AUC",
-    "judged.rank": "rank correlation",
-    "judged.good": "robust if called",
-}
-RANDOM_ALONE = {"judged.called": "called"}
-
-
-def equal_sizes(rows: list[Row]) -> dict[str, str]:
-    return {f"at_size.{s:g}": f"rho, {s:.0%}" for s in map(float, rows[0]["at_size"])}
-
-
-def print_seeds(runs: list[list[Row]]) -> None:
-    """What another seed changes, and the differences between maskers over all seeds.
-
-    Of the photos and maskers that all runs have. "apart": the mean distance, photo by photo,
-    between the largest and the smallest value that seeds gave. Differences are of means over seeds.
-    """
-    keys = {"size": "size", "rho.colours": "rho, colours", "rho.photos": "rho, photos"}
-    for (name,), group in grouped([row for rows in runs for row in rows], "model"):
-        own = [[row for row in rows if row["model"] == name] for rows in runs]
-        found = {label: seeds_of(own, label) for (label,), _ in grouped(group, "masker")}
-        found = {label: seeds for label, seeds in found.items() if seeds}
-        if not found:
-            raise SystemExit(f"{name}: no photo and masker is in all of these runs")
-        print(f"\n**{name}**, {max(map(len, found.values()))} photos, {len(runs)} seeds")
-        heads = [f"{t}, {w}" for t in keys.values() for w in (*range(1, len(runs) + 1), "apart")]
-        print_head("by seed", heads)
-        for label, seeds in found.items():
-            cells = []
-            for key in keys:
-                values = np.array([[value(row, key) for row in rows] for rows in seeds.values()])
-                cells += [*values.mean(0), np.ptp(values, axis=1).mean()]
-            print(f"| {label} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
-        first, *others = found
-        print_head(f"{first} less", keys.values())
-        means = {label: averaged(seeds) for label, seeds in found.items()}
-        for label in others:
-            cells = [less(means[first], means[label], key) for key in keys]
-            print(f"| {label} | {' | '.join(cells)} |")
-
-
-def print_longer(runs: list[list[Row]], partitions: list[int]) -> None:
-    """What more partitions change: the second run less the first, paired by photo."""
-    for (name,), group in grouped(runs[0], "model"):
-        later = [row for row in runs[1] if row["model"] == name]
-        shared = set(equal_sizes(group)) & set(equal_sizes(later)) if later else set()
-        keys = {"size": "size", "rho.colours": "rho, colours", "rho.photos": "rho, photos"}
-        keys |= {key: text for key, text in equal_sizes(group).items() if key in shared}
-        pairs = {
-            label: (by_photo(later, label), by_photo(group, label))
-            for (label,), _ in grouped(group, "masker")
-        }
-        number = max(len(set(after) & set(before)) for after, before in pairs.values())
-        if not number:
-            raise SystemExit(f"{name}: no photo and masker is in both of these runs")
-        print(f"\n**{name}**, {number} photos")
-        print_head(f"{partitions[1]} partitions less {partitions[0]}", keys.values())
-        for label, (after, before) in pairs.items():
-            if set(after) & set(before):
-                print(f"| {label} | {' | '.join(less(after, before, key) for key in keys)} |")
-
-
-def seeds_of(runs: list[list[Row]], masker: str) -> dict[str, list[Row]]:
-    """Photo -> a masker's row of every run, where all have it."""
-    each = [by_photo(rows, masker) for rows in runs]
-    return {
-        photo: [rows[photo] for rows in each] for photo in each[0] if all(photo in r for r in each)
-    }
-
-
-def averaged(seeds: dict[str, list[Row]]) -> dict[str, Row]:
-    """Photo -> the means over seeds."""
-
-    def mean(rows: list[Row], key: str) -> float:
-        return float(np.mean([value(row, key) for row in rows]))
-
-    return {
-        photo: {
-            "size": mean(rows, "size"),
-            "rho": {on: mean(rows, f"rho.{on}") for on in ("colours", "photos")},
-        }
-        for photo, rows in seeds.items()
-    }
-
-
-def print_head(first: str, heads: Iterable[str]) -> None:
-    """The head of a table, whose first column is called so."""
-    columns = [first, *heads]
-    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-
-
-def cell(rows: list[Row], key: str) -> str:
-    if key in COUNTED:
-        return f"{sum(value(row, key) for row in rows):.0f}"
-    return interval(rows, key)
-
-
-def ranked(row: Row) -> Row:
-    """The robustness of a set that a map gave; whether there was no map, or no set."""
-    return {
-        "photos": row["rho"]["photos"] if row["learnt"] else math.nan,
-        "nothing": not row["learnt"],
-        "empty": row["size"] == 0,
-    }
-
-
-def judged(row: Row) -> Row:
-    """How well a masker's confidence in random masks tells which of them survive.
-
-    "auc" and "rank" are of its order of the masks, "called" is the share that it calls sufficient,
-    and "good" the mean rho of those; NaN where there are none, or all survive, or none does.
-    """
-    confidence, rho = (np.array(row["random"][key]) for key in ("confidence", "rho"))
-    called = np.array(row["random"]["sufficient"], bool)
-    return {
-        "auc": auc(confidence, rho >= ROBUST),
-        "rank": rank_correlation(confidence, rho),
-        "called": called.mean(),
-        "good": rho[called].mean() if called.any() else math.nan,
     }
 
 
@@ -619,182 +456,6 @@ class Threshold(Study):
             )
             rows.append(row)
         return rows
-
-
-def print_threshold(rows: list[Row]) -> None:
-    keys = ("iou", "energy", "size", "relative", "rho.colours", "rho.photos")
-    for (name,), group in grouped(rows, "model"):
-        objects = {r["photo"]: r["object"] for r in group}
-        print(f"\n**{name}**, {len(objects)} photos; the object fills", end=" ")
-        print(f"{np.mean(list(objects.values())):.2f} of them on average\n")
-        print("| policy | IoU | energy inside | size | confidence | rho, colours | rho, photos |")
-        print("|---" * (1 + len(keys)) + "|")
-        default = describe(Policy().to_dict())
-        for (label,), own in grouped(group, "masker"):
-            shown = f"**{label}** (default)" if label == default else label
-            print(f"| {shown} | {' | '.join(interval(own, key) for key in keys)} |")
-        print(f"\n| less {default} | IoU | energy inside | size | rho, colours | rho, photos |")
-        print("|---" * 6 + "|")
-        second = by_photo(group, default)
-        for (label,), _ in grouped(group, "masker"):
-            if label != default:
-                first = by_photo(group, label)
-                cells = [less(first, second, k) for k in keys if k != "relative"]
-                print(f"| {label} | {' | '.join(cells)} |")
-
-
-# ------------------------------------------------------------------------------------------- plots
-def plot_robustness(rows: list[Row]) -> Any:
-    """For each network: size against rho, and rho at equal size; bars are the intervals.
-
-    The latter over the photos on which every masker ranked something.
-    """
-    networks = list(grouped(rows, "model"))
-    figure = new_figure(9, 3.8 * len(networks))
-    for panels, ((name,), group) in zip(
-        figure.subplots(len(networks), 2, squeeze=False), networks, strict=True
-    ):
-        n = len({r["photo"] for r in group})
-        unranked = {r["photo"] for r in group if any(map(math.isnan, r["at_size"].values()))}
-        for i, ((label,), own) in enumerate(grouped(group, "masker")):
-            style: dict[str, Any] = {
-                "color": f"C{i}",
-                "label": label,
-                "marker": "os^vDPX<>*"[i % 10],
-            }
-            size, rho = means(own, "size"), means(own, "rho.photos")
-            panels[0].errorbar(
-                size[0], rho[0], xerr=size[1], yerr=rho[1], alpha=0.8, linewidth=0.8, **style
-            )
-            shares = [float(s) for s in own[0]["at_size"]]
-            both = [row for row in own if row["photo"] not in unranked]
-            middle = [means(both, f"at_size.{s:g}")[0] for s in shares]
-            panels[1].plot(shares, middle, linewidth=1, markersize=4, **style)
-        panels[0].set(title=f"{name}, {n} photos", xlabel="size of the set")
-        same = f"at equal size, the {n - len(unranked)} photos that all rank"
-        panels[1].set(title=same, xlabel="share of the pixels, by responsibility")
-        for panel in panels:
-            panel.set(xlim=(0, 1), ylim=(0, 1), ylabel="rho on other photos")
-            panel.grid(alpha=0.3)
-        panels[1].legend(fontsize=7)
-    return figure
-
-
-def plot_threshold(rows: list[Row]) -> Any:
-    """For each network: tau against size, rho and IoU, a line for each policy."""
-    networks = list(grouped(rows, "model"))
-    figure = new_figure(12, 3.8 * len(networks))
-    for panels, ((name,), group) in zip(
-        figure.subplots(len(networks), 3, squeeze=False), networks, strict=True
-    ):
-        lines: dict[str, list[tuple[float, list[Row]]]] = {}
-        for (label,), own in grouped(group, "masker"):
-            policy, _, tau = label.removeprefix("the paper's: ").partition(", tau ")
-            lines.setdefault(policy, []).append((float(tau), own))
-        n = len({r["photo"] for r in group})
-        keys = {"size": "size", "rho.photos": "rho on other photos", "iou": "IoU with the object"}
-        for panel, (key, title) in zip(panels, keys.items(), strict=True):
-            for i, (label, found) in enumerate(lines.items()):
-                found.sort(key=lambda pair: pair[0])
-                values = [means(own, key) for _, own in found]
-                panel.errorbar(
-                    [tau + 0.004 * i for tau, _ in found],
-                    [middle for middle, _ in values],
-                    yerr=np.hstack([around for _, around in values]),
-                    label=label,
-                    color=f"C{i % 10}",
-                    marker="o" if i < 10 else "s",
-                    markersize=3,
-                    linewidth=1,
-                    elinewidth=0.5,
-                )
-            panel.set(title=f"{name}, {n} photos", xlabel="tau", ylabel=title, ylim=(0, 1))
-            panel.grid(alpha=0.3)
-        panels[-1].legend(fontsize=6)
-    return figure
-
-
-def new_figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def means(rows: list[Row], key: str) -> tuple[float, Any]:
-    """The mean over photos, and how far the interval reaches below and above, (2, 1)."""
-    sound = [v for v in (value(row, key) for row in rows) if math.isfinite(v)]
-    if not sound:
-        return math.nan, np.full((2, 1), math.nan)
-    found = bootstrap(sound)
-    around = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
-    return found.value, np.array(around)
-
-
-PLOTS = {"robustness": plot_robustness, "threshold": plot_threshold}
-
-
-# ----------------------------------------------------------------------------------------- numbers
-def describe(policy: dict[str, Any]) -> str:
-    plain = Policy(**policy)
-    if plain == Policy.paper():
-        return "the paper's: receptive raw dilute, tau 0"
-    return f"{plain.attribution} {plain.input} {plain.pool}, tau {plain.tau:g}"
-
-
-def grouped(rows: list[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
-    """Rows by some of their values, in the order in which these are met."""
-    found: dict[str, tuple[tuple[Any, ...], list[Row]]] = {}
-    for row in rows:
-        values = tuple(row[key] for key in keys)
-        found.setdefault(repr(values), (values, []))[1].append(row)
-    yield from found.values()
-
-
-def value(row: Row, key: str) -> float:
-    """`rho.photos` is the number so nested; what follows the first dot is one name."""
-    head, _, rest = key.partition(".")
-    return float(row[head][rest] if rest else row[head])
-
-
-def interval(rows: list[Row], key: str) -> str:
-    """Mean over photos and its interval; photos without an answer are counted."""
-    values = [value(row, key) for row in rows]
-    sound = [v for v in values if math.isfinite(v)]
-    if not sound:
-        return "-"
-    remark = f" (n = {len(sound)})" if len(sound) < len(values) else ""
-    return short(bootstrap(sound)) + remark
-
-
-def short(found: Any) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
-def by_photo(rows: list[Row], masker: str) -> dict[str, Row]:
-    return {row["photo"]: row for row in rows if row["masker"] == masker}
-
-
-def less(first: dict[str, Row], second: dict[str, Row], key: str) -> str:
-    """The mean difference, paired by photo, with its interval and the signed-rank test's p.
-
-    Photos without an answer on either side are left out, and how many remain is said; of fewer than
-    `FEW` there is no interval.
-    """
-    pairs = [(value(first[p], key), value(second[p], key)) for p in first if p in second]
-    sound = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
-    if not sound:
-        return "-"
-    a, b = zip(*sound, strict=True)
-    remark = f" (n = {len(sound)})" if len(sound) < len(pairs) else ""
-    if remark and len(sound) < FEW:
-        return f"{np.mean(np.subtract(a, b)):+.2f}{remark}"
-    # rows have five digits: equal differences are told by fewer
-    found = paired(np.subtract(a, b).round(4), np.zeros(len(a)))
-    d = found.difference
-    return f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}], p {found.p_value:.2g}{remark}"
 
 
 EXPERIMENTS = {

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import convad_fx
-from benchmarks import convergence, paper
+from benchmarks import convergence, paper, paper_plots, paper_tables
 from convad_fx.errors import Unavailable
 
 
@@ -104,12 +104,12 @@ def test_the_plot_of_robustness_has_every_masker_at_its_mean(tmp_path: Path) -> 
     ]
     unranked = [row | {"photo": "c", "at_size": {"0.2": 0.0, "0.4": 0.0}} for row in rows[1::2]]
     unranked[1]["at_size"] = {"0.2": np.nan, "0.4": np.nan}
-    left, right = paper.plot_robustness(rows).axes
+    left, right = paper_plots.plot_robustness(rows).axes
     points = [bar.lines[0].get_xydata()[0].tolist() for bar in left.containers]
     assert points == [pytest.approx([0.3, 0.15]), pytest.approx([0.7, 0.35])]
     assert [line.get_label() for line in right.lines] == ["off", "black"]
     assert right.lines[1].get_ydata() == pytest.approx([0.7, 1.0])
-    _, right = paper.plot_robustness(rows + unranked).axes
+    _, right = paper_plots.plot_robustness(rows + unranked).axes
     assert right.lines[0].get_ydata() == pytest.approx([0.3, 1.0])  # of a and b alone
     assert right.get_title() == "at equal size, the 2 photos that all rank"
 
@@ -123,7 +123,7 @@ def test_the_plot_of_thresholds_has_a_line_for_each_policy_by_tau(tmp_path: Path
             ("positional gate dilute, tau 0", 0.4),
         )
     ]
-    size = paper.plot_threshold(rows).axes[0]
+    size = paper_plots.plot_threshold(rows).axes[0]
     assert [bar.get_label() for bar in size.containers] == [
         "receptive raw dilute",
         "positional gate dilute",
@@ -303,7 +303,7 @@ def test_tables_compare_both_ways_of_switching_off_with_the_others(
         )
         for photo, shift in (("a", 0.0), ("b", 0.2))
     ]
-    paper.print_robustness(rows)
+    paper_tables.print_robustness(rows)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     rows_of = [cells for cells in table if not cells[0].startswith("---")]
@@ -472,7 +472,7 @@ def test_the_page_has_the_means_of_the_rows(
     network: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # exact tests of few photos with ties take a minute: here without them
-    monkeypatch.setattr(paper, "less", lambda *_: "left out")
+    monkeypatch.setattr(paper_tables, "less", lambda *_: "left out")
     printed = printed_of(network, monkeypatch, capsys).splitlines()
     means = [line for line in printed if line.startswith("| ") and "left out" not in line]
     assert len(means) > 30
@@ -483,7 +483,7 @@ def test_the_page_has_the_means_of_the_rows(
 def test_the_page_of_thresholds_has_the_means_of_the_rows(
     network: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(paper, "less", lambda *_: "left out")
+    monkeypatch.setattr(paper_tables, "less", lambda *_: "left out")
     rows = RESULTS / f"threshold-{network}.json"
     monkeypatch.setattr(sys, "argv", ["paper", "--experiment", "threshold", "--tables", str(rows)])
     paper.main()

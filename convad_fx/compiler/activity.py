@@ -32,8 +32,8 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
         return z & activity
     if torch.compiler.is_compiling():  # which chooses strides anyway; one operation, fused
         return torch.where(activity, z, fill)
-    repeated = len(z) != len(activity) and len(z) == 1  # no other axis is ever shorter than its own
-    if z.is_cuda:
+    repeated = len(z) == 1 != len(activity)  # for each mask; other axes of z are never the shorter
+    if z.is_cuda and z.is_floating_point():
         result = torch.where(activity, z, fill)
         if result.stride()[1:] == z.stride()[1:]:
             return result

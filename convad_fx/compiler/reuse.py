@@ -11,6 +11,7 @@ go back to their places in whole grids, and the rest runs as ever.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,7 +152,7 @@ class Patches(Builder):
         """The first operation that had better be given whole grids; None where all had."""
         total = sum(work for _, work, _ in self.done)
         best, least = None, WORTHWHILE * total
-        on_patches: list[Cost] = []
+        on_patches: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = defaultdict(float)
         strides, before = (1,) * len(self.traced.grid), 0.0
         for node, work, cost in self.done:
             tile = tuple(
@@ -159,14 +160,15 @@ class Patches(Builder):
                 for a, b in zip(strides, cost.strides if cost else strides, strict=True)
             )
             size = hidden_size(self.traced.grid, strides)
-            now = total - before + sum(float(c.of(np.array([size]))[0]) for c in on_patches)
+            patched = (Cost(each, *key).of(np.array([size])) for key, each in on_patches.items())
+            now = total - before + sum(float(one[0]) for one in patched)
             if on_patches and now < least:
                 best, least = node, now
             if cost is None:
                 if work:
                     break  # whole grids from here on
                 continue
-            on_patches.append(cost)
+            on_patches[cost.strides, cost.reach] += cost.each
             strides, before = tile, before + work
         return best
 
