@@ -97,7 +97,7 @@ class Remembering:
         self.known: dict[bytes, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        content = x.contiguous().cpu().numpy()
+        content = x.contiguous().numpy()
         keys = [blake2b(image.tobytes(), digest_size=16).digest() for image in content]
         fresh = [i for i, key in enumerate(keys) if key not in self.known]
         if fresh:
@@ -122,7 +122,7 @@ class Network:
     photos: list[Tensor]
 
     @classmethod
-    def load(cls, kit: Kit, name: str, device: str = "cpu") -> Network:
+    def load(cls, kit: Kit, name: str, device: str) -> Network:
         loaded = cls._load(kit, name)
         loaded.model.to(device)
         return replace(loaded, photos=[photo.to(device) for photo in loaded.photos])
@@ -226,8 +226,7 @@ class Study:
         with contextlib.ExitStack() as stack:
             measured: Iterable[tuple[list[Row], float]]
             if asked.workers == 1:
-                _own.update(studies)
-                measured = map(_measured, todo)
+                measured = (_timed(studies[name], number) for name, number in todo)
             else:
                 own = argparse.Namespace(**vars(asked) | {"known": [], "models": list(studies)})
                 pool = ProcessPoolExecutor(
@@ -244,7 +243,7 @@ class Study:
         return rows
 
 
-#: Studies of this process, by the names of their networks.
+#: Studies of a process that does nothing else, by the names of their networks.
 _own: dict[str, Study] = {}
 
 
@@ -259,15 +258,20 @@ def _start(study: type[Study], root: Path, asked: argparse.Namespace) -> None:
 def _measured(task: tuple[str, int]) -> tuple[list[Row], float]:
     """The rows of a photo, and the seconds they took."""
     name, number = task
+    return _timed(_own[name], number)
+
+
+def _timed(study: Study, number: int) -> tuple[list[Row], float]:
     began = time.perf_counter()
-    rows = _own[name].rows(number)
+    rows = study.rows(number)
     return rows, time.perf_counter() - began
 
 
 def prepare(asked: argparse.Namespace) -> None:
     """Settings of a process that measures."""
     torch.set_num_threads(asked.threads)
-    torch.backends.cudnn.allow_tf32 = False  # float32 as on a CPU
+    if asked.device != "cpu":
+        torch.backends.cudnn.allow_tf32 = False  # float32 as on a CPU
     convad_fx.keep_memory()
 
 
@@ -561,6 +565,8 @@ def check(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
             )
     elif asked.kit is None:
         parser.error("--kit is needed, the folder of real weights and photos")
+    if asked.workers is not None and (asked.experiment == "equivalence" or asked.workers < 1):
+        parser.error("--workers, 1 or more, are of the experiments robustness and threshold")
     for option in DEFAULTS:
         if option in given and option not in USED[asked.experiment]:
             parser.error(f"--{option} does nothing in the experiment {asked.experiment}")

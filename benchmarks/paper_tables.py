@@ -119,7 +119,8 @@ def print_longer(runs: list[list[Row]], partitions: list[int]) -> None:
         }
         number = max(len(set(after) & set(before)) for after, before in pairs.values())
         if not number:
-            raise SystemExit(f"{name}: no photo and masker is in both of these runs")
+            print(f"\n{name}: no photo and masker is in both of these runs")
+            continue
         print(f"\n**{name}**, {number} photos")
         print_head(f"{partitions[1]} partitions less {partitions[0]}", keys.values())
         for label, (after, before) in pairs.items():

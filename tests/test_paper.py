@@ -78,6 +78,57 @@ def test_a_resumed_run_has_the_rows_of_an_uninterrupted_one(
     assert json.loads(parts.read_text())["rows"] == rows
 
 
+SMALL_KIT = """
+import torch
+from torch import nn
+
+def load(name, root):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(body, nn.Flatten(), nn.Linear(4, 3)).eval()
+    return model, {"mean": [0.5] * 3, "std": [0.25] * 3, "size": 32}
+
+def preprocess(picture, info):
+    return torch.tensor(list(picture.tobytes())).reshape(1, 32, 32, 3).permute(0, 3, 1, 2) / 128 - 1
+"""
+
+
+@pytest.mark.heavy
+def test_workers_find_what_one_process_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models.py").write_text(SMALL_KIT)
+    photos = tmp_path / "images" / "imagenet"
+    photos.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(3):
+        pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(photos / f"{i}.jpg")
+    options = ["--experiment", "robustness", "--kit", str(tmp_path), "--models", "cifar_resnet20"]
+    options += ["--partitions", "1", "--colours", "2", "--others", "2", "--sizes", "0.5"]
+    found = []
+    for workers in ("1", "2"):
+        file = tmp_path / f"{workers}.json"
+        more = ["--paints", "black", "--workers", workers, "--json", str(file)]
+        monkeypatch.setattr(sys, "argv", ["paper", *options, *more])
+        paper.main()
+        found.append(json.loads(file.read_text())["rows"])
+    assert found[0] == found[1]
+    assert [row["photo"] for row in found[0][::4]] == ["00", "01", "02"]
+
+
+@pytest.mark.parametrize(("experiment", "number"), [("equivalence", "2"), ("threshold", "0")])
+def test_workers_that_would_do_nothing_are_refused(
+    experiment: str,
+    number: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--experiment", experiment, "--workers", number)
+    assert "--workers, 1 or more, are of the experiments" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -261,7 +312,7 @@ def test_what_a_longer_search_changes(
     assert means == ["+0.20", "+0.00", "+0.20", "+0.08"]
     with pytest.raises(SystemExit, match="these runs differ in seed"):
         compared(short, run(9, 0.4, (0.4,), seed=1))
-    with pytest.raises(SystemExit, match="these runs differ in partitions"):
+    with pytest.raises(SystemExit, match="these runs differ in .*partitions:"):
         compared(short, long, run(3, 0.4, (0.4,)))
 
 

@@ -35,7 +35,8 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
     repeated = len(z) == 1 != len(activity)  # for each mask; other axes of z are never the shorter
     if z.is_cuda and z.is_floating_point():
         result = torch.where(activity, z, fill)
-        if result.stride()[1:] == z.stride()[1:]:
+        first = int(repeated)  # a batch of its own has no strides to keep
+        if result.stride()[first:] == z.stride()[first:]:
             return result
     elif fill == 0 and not (torch.is_grad_enabled() and z.requires_grad):
         bits = _BITS.get(z.dtype)

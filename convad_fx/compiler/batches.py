@@ -63,7 +63,7 @@ class BatchSize:
 
     @classmethod
     def on_gpu(cls, most: int) -> BatchSize:
-        """There a call takes milliseconds, whatever its size, in which it does hundreds of images.
+        """On a GPU a call takes milliseconds, whatever its size, in which it does many images.
 
         >>> BatchSize.on_gpu(512).of(share=1.0, masks=1000)
         64
@@ -123,7 +123,9 @@ class BatchSize:
             return self.usual
         call, image, _ = self._fit()
         most = self._AT_MOST * self.usual
-        return float(np.clip(call / image, 0.02, most)) if image > 0 else most
+        if image > 0:
+            return float(np.clip(call / image, 0.02, most))
+        return most if call > 0 else self.usual
 
     def halve(self, share: float, masks: int) -> None:
         """So many boxes of this share of the image did not fit."""
@@ -140,9 +142,9 @@ class BatchSize:
         alike do not tell the three apart: two more rows then say what to expect.
         """
         images, each = np.array(self.calls).T
-        usual = np.median(each)
+        middle = np.median(each)
         expected = np.array([[1.0, -self.usual, 0.0], [0.0, 0.0, self.sizes[-1]]])
-        rows = np.concatenate([(_features(images) / each).T, self._TRUST * expected / usual])
+        rows = np.concatenate([(_features(images) / each).T, self._TRUST * expected / middle])
         found: NDArray[np.float64]
         found, _ = optimize.nnls(rows, np.append(np.ones_like(each), np.zeros(2)))
         return found

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -27,14 +27,15 @@ from torch import Tensor, nn
 from convad_fx.compiler.batches import LARGE, LEAST, BatchSize
 from convad_fx.compiler.region import Level, Region
 from convad_fx.compiler.ways import Ways
+from convad_fx.compiler.work import Sizes
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 
 #: Masks looked at together: enough to fill batches of every size of box, few enough for memory.
 CHUNK = 512
 #: Sizes of box among which groups are sought: pairs of them are compared.
 GROUPS = 64
-#: What boxes of these sizes (K, axes) cost, as shares of an image, (K,).
-Shares = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+#: What boxes of these sizes cost, as shares of an image, (K,).
+Shares = Callable[[Sizes], NDArray[np.float64]]
 #: Further than any cell.
 FAR = 1 << 40
 #: Arithmetic on patches costs so much more than on whole grids, for what is copied.
@@ -192,7 +193,7 @@ class _Run:
                 f"batch_size must be a positive whole number or 'auto', not {asked!r}",
                 hint="'auto' tries a few sizes and keeps the fastest",
             )
-        return BatchSize(asked, asked)
+        return replace(_batch_size_on(self.x), most=asked, fixed=asked)
 
     # --------------------------------------------------------------------------- which masks
 
@@ -277,7 +278,7 @@ class _Run:
         """Which way each mask may go; None where there is no memory to look at so many."""
         try:
             boxed = Boxed(self.engine, x, masks)
-            return boxed, Patched(self.engine, x, masks, boxed.costs)
+            return boxed, Patched(self.engine, x, masks, boxed.costs, self.size.call)
         except (RuntimeError, MemoryError) as error:
             if len(masks) == 1 or not is_out_of_memory(error):
                 raise
@@ -432,9 +433,16 @@ class Boxed:
 
 
 class Patched:
-    """Those masks of one image that hide so little that recomputing what changes costs less."""
+    """Those masks of one image that hide so little that recomputing what changes costs less.
 
-    def __init__(self, engine: Engine, x: Tensor, masks: Tensor, otherwise: list[float]) -> None:
+    Args:
+        otherwise: what each mask would cost, in images.
+        call: what a call costs, in images.
+    """
+
+    def __init__(
+        self, engine: Engine, x: Tensor, masks: Tensor, otherwise: list[float], call: float
+    ) -> None:
         self.engine, self.x, self.masks = engine, x, masks
         self.reuse = engine.ways.reuse
         self.members: set[int] = set()
@@ -455,8 +463,8 @@ class Patched:
         costs = self.reuse.work.shares(np.array(self.sizes)).tolist()
         gains = {k: o - COPYING * c for k, (o, c) in enumerate(zip(otherwise, costs, strict=True))}
         better = {k: gain for k, gain in gains.items() if gain > 0}
-        # without a mask the network has to run once more
-        if sum(better.values()) > 1:
+        # without a mask the network has to run once more; a call of its own for each
+        if sum(better.values()) > 1 + 2 * call:
             self.members = set(better)
             self.kept = engine.parts["unmasked"](x, None)
             self.activities = engine.parts["patched_activities"](x, masks)
@@ -682,8 +690,9 @@ def _chunks(masks: Tensor | Iterable[Tensor], x: Tensor) -> Iterator[Tensor]:
     """Masks (1, *grid) or (*grid) -> some of them, (K, 1, *grid), on the image's device."""
     whole = (1, *x.shape[2:])
     if isinstance(masks, Tensor) and masks.dim() > 0:
-        if len(masks):
-            _check(masks[0], x)
+        if not len(masks):
+            return
+        _check(masks[0], x)
         for chunk in torch.split(masks, CHUNK):
             yield chunk.reshape(-1, *whole).to(x.device)
         return
@@ -714,10 +723,13 @@ def packed_bits(masks: Tensor) -> NDArray[np.uint8]:
     cells = masks.flatten(1)
     if cells.device.type == "cpu":
         return np.packbits(cells.numpy(), axis=1)
-    # packed where they are: an eighth is to be transferred
-    eights = F.pad(cells.view(torch.uint8), (0, -cells.shape[1] % 8)).reshape(len(cells), -1, 8)
+    # packed where they are, a few at a time: an eighth is to be transferred
     bits = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
-    packed: NDArray[np.uint8] = (eights * bits).sum(2, dtype=torch.uint8).cpu().numpy()
+    found = []
+    for some in torch.split(cells.view(torch.uint8), 64):
+        eights = F.pad(some, (0, -some.shape[1] % 8)).reshape(len(some), -1, 8)
+        found.append((eights * bits).sum(2, dtype=torch.uint8).cpu())
+    packed: NDArray[np.uint8] = torch.cat(found).numpy()
     return packed
 
 

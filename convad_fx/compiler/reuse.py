@@ -11,7 +11,6 @@ go back to their places in whole grids, and the rest runs as ever.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,7 +151,7 @@ class Patches(Builder):
         """The first operation that had better be given whole grids; None where all had."""
         total = sum(work for _, work, _ in self.done)
         best, least = None, WORTHWHILE * total
-        on_patches: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = defaultdict(float)
+        on_patches: list[tuple[float, Cost]] = []
         strides, before = (1,) * len(self.traced.grid), 0.0
         for node, work, cost in self.done:
             tile = tuple(
@@ -160,15 +159,15 @@ class Patches(Builder):
                 for a, b in zip(strides, cost.strides if cost else strides, strict=True)
             )
             size = hidden_size(self.traced.grid, strides)
-            patched = (Cost(each, *key).of(np.array([size])) for key, each in on_patches.items())
-            now = total - before + sum(float(one[0]) for one in patched)
+            patched = Work.of(on_patches).multiplied(np.array([size]))
+            now = total - before + float(patched[0])
             if on_patches and now < least:
                 best, least = node, now
             if cost is None:
                 if work:
                     break  # whole grids from here on
                 continue
-            on_patches[cost.strides, cost.reach] += cost.each
+            on_patches.append((work, cost))
             strides, before = tile, before + work
         return best
 

@@ -453,7 +453,8 @@ class _Snapshot:
         written = []
         for name, (buffer, version, value) in self.buffers.items():
             if version is None:  # made in inference mode: nobody has counted
-                changed = not bool(((buffer == value) | (buffer != buffer)).all())
+                alike = (buffer == value) | ((buffer != buffer) & (value != value))  # NaN
+                changed = not bool(alike.all())
             else:
                 changed = buffer._version != version
             if changed:

@@ -70,12 +70,16 @@ class Work:
         """The share of the operations on boxes."""
         return 1 - self.rest / self.total if self.total else 0.0
 
-    def shares(self, sizes: Sizes) -> NDArray[np.float64]:
-        """Of the whole image's, for boxes of these sizes, (K,); 1 at most."""
+    def multiplied(self, sizes: Sizes) -> NDArray[np.float64]:
+        """For boxes of these sizes, (K,)."""
         done = np.full(len(sizes), self.rest)
         for cost in self.costs:
             done += cost.of(sizes)
-        return np.minimum(1.0, done / self.total)
+        return done
+
+    def shares(self, sizes: Sizes) -> NDArray[np.float64]:
+        """Of the whole image's, for boxes of these sizes, (K,); 1 at most."""
+        return np.minimum(1.0, self.multiplied(sizes) / self.total)
 
     def share(self, size: tuple[int, ...]) -> float:
         """The same for one box."""

@@ -111,6 +111,19 @@ def test_a_model_made_in_inference_mode() -> None:
         assert counts.calls.item() == 7
 
 
+class Forgets(Counts):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.fill_(torch.nan)
+        return self.conv(x).mean((2, 3))
+
+
+def test_nan_written_in_inference_mode_is_taken_back() -> None:
+    with torch.inference_mode():
+        model = Forgets().eval()
+        convad_fx.check(model, X)
+        assert model.calls.item() == 0
+
+
 class Dropped(nn.Module):
     """An in-place dropout, which does nothing in eval mode, on memory that is read again."""
 
