@@ -36,8 +36,7 @@ KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 def seconds(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    measure.wait()
     return time.perf_counter() - began
 
 

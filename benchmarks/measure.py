@@ -139,18 +139,18 @@ def interleaved(calls: Mapping[str, Callable[[], object]], runs: int, warm_up: i
     for call in calls.values():
         for _ in range(warm_up):
             call()
-    _wait()
+    wait()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(max(runs, 2)):
         for name, call in calls.items():
             began = time.perf_counter()
             call()
-            _wait()
+            wait()
             seconds[name].append(time.perf_counter() - began)
     return Timing(seconds)
 
 
-def _wait() -> None:
+def wait() -> None:
     """Until a GPU has done what it was asked."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -101,8 +101,7 @@ def _row(call: Callable[[], Evaluation], asked: argparse.Namespace) -> measure.R
     found: list[Evaluation] = []
     began = time.perf_counter()
     found.append(call())
-    if asked.device != "cpu":
-        torch.cuda.synchronize()
+    measure.wait()
     seconds = time.perf_counter() - began
     peak = measure.peak_mb(call, asked.device)
     logits = found[0].logits

@@ -17,7 +17,6 @@ from benchmarks.hook_based import HookBased
 from convad_fx import metrics
 from convad_fx.compiler import evaluate
 from convad_fx.compiler.batches import BatchSize
-from convad_fx.compiler.evaluate import packed_bits
 from convad_fx.demo import network, scenes
 
 pytestmark = [
@@ -154,11 +153,6 @@ def test_what_is_compiled_gives_the_same(
             right = expected(x, some)
         assert_close(masked.evaluate(x, some).logits, right, 1e-3)
     assert counters["stats"]["unique_graphs"] <= 6
-
-
-def test_masks_are_told_apart_by_the_same_bytes() -> None:
-    masks = torch.rand(9, 1, 13, 11, generator=torch.Generator().manual_seed(0)) < 0.5
-    assert (packed_bits(masks.cuda()) == packed_bits(masks)).all()
 
 
 def test_lower_precision_says_how_far_it_is() -> None:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -205,7 +204,8 @@ class _Run:
                 hint=f"one image, or as many as masks (at most {CHUNK})",
             )
         fresh, owners = [], []
-        for i, bits in enumerate(packed_bits(masks)):
+        packed = np.packbits(masks.flatten(1).cpu().numpy(), axis=1)
+        for i, bits in enumerate(packed):
             own = i.to_bytes(8, "little") if self.x.shape[0] > 1 else b""
             key = blake2b(own + bits.tobytes(), digest_size=16).digest()
             if key not in self.seen:
@@ -454,7 +454,7 @@ class Patched:
         tiles = -(-torch.tensor(self.reuse.canvas) // tile)
         hidden = Level(tuple(range(2, x.dim())), (1,) * (x.dim() - 2), ((0, 0),) * (x.dim() - 2))
         low, high = torch.zeros(2, len(masks), x.dim() - 2, dtype=torch.long)
-        for _, i, first, end in _spans([(~masks, hidden)]):
+        for i, first, end in _spans(~masks, hidden):
             low[:, i], high[:, i] = first, end
         low = torch.minimum(low // tile, tiles - 1)  # nothing hidden: any tile
         size = torch.minimum((-(-high // tile) - low).clamp(min=LEAST), tiles)
@@ -536,61 +536,43 @@ def boxes(
     masks = max(len(activity) for activity in activities)
     tile, grain, most = (torch.tensor(each) for each in (region.tile, region.grain, whole))
     first, end = (most - 1).repeat(masks, 1), torch.zeros(masks, len(whole), dtype=torch.long)
-    pairs = zip(activities, region.levels, strict=True)
-    known = [(activity, level) for activity, level in pairs if level is not None]
-    for level, axis, low, high in _spans(known):
-        stride = level.strides[axis]
-        first[:, axis] = torch.minimum(first[:, axis], low * stride)
-        # the last cell's first position: a box that ends there has that cell
-        end[:, axis] = torch.maximum(end[:, axis], (high - 1) * stride + 1)
+    for activity, level in zip(activities, region.levels, strict=True):
+        if level is None:
+            continue
+        for axis, low, high in _spans(activity, level):
+            stride = level.strides[axis]
+            first[:, axis] = torch.minimum(first[:, axis], low * stride)
+            # the last cell's first position: a box that ends there has that cell
+            end[:, axis] = torch.maximum(end[:, axis], (high - 1) * stride + 1)
     first = first // tile * tile
     least = (LEAST - 1) * tile + 1  # so many cells at the coarsest level
     size = -(-torch.maximum(torch.minimum(end, most) - first, least) // grain) * grain
     return first, [tuple(row) for row in torch.minimum(size, most).tolist()]
 
 
-def _spans(known: list[tuple[Tensor, Level]]) -> Iterator[tuple[Level, int, Tensor, Tensor]]:
-    """For each activity and grid axis: the first active cell and the one after the last, (K,) each.
+def _spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For each grid axis: the first active cell and the one after the last, (K,) each.
 
     Cells that padding has added are active but zero, as is everything around a box: left out. Where
     nothing is active, the span starts at the end and ends at the start.
     """
-    for level, i, lines in _lines(known):
-        n = lines.shape[1]
+    for axis, (before, after) in zip(level.axes, level.extra, strict=True):
+        if activity.shape[axis] > 1:
+            activity = activity.narrow(axis, before, activity.shape[axis] - before - after)
+    for i, axis in enumerate(level.axes):
+        n = activity.shape[axis]
+        others = tuple(other for other in range(1, activity.dim()) if other != axis)
+        if activity.device.type == "cpu":  # numpy's is several times faster there
+            lines = torch.from_numpy(activity.numpy().any(others))
+        else:
+            lines = activity.view(torch.uint8).amax(others).cpu() > 0
         if n == 1:  # activity is not known along this axis: it may be anywhere
-            low, high = torch.zeros(len(lines), dtype=torch.long), torch.full((len(lines),), FAR)
-            yield level, i, low, high
+            yield i, torch.zeros(len(lines), dtype=torch.long), torch.full((len(lines),), FAR)
             continue
         some = lines.any(1)
         low = lines.int().argmax(1)
         high = n - lines.flip(1).int().argmax(1)
-        yield level, i, torch.where(some, low, FAR), torch.where(some, high, 0)
-
-
-def _lines(known: list[tuple[Tensor, Level]]) -> list[tuple[Level, int, Tensor]]:
-    """For each activity and grid axis: which of its lines hold an active cell, (K, n)."""
-    found = []
-    for activity, level in known:
-        for axis, (before, after) in zip(level.axes, level.extra, strict=True):
-            if activity.shape[axis] > 1:
-                activity = activity.narrow(axis, before, activity.shape[axis] - before - after)
-        for i, axis in enumerate(level.axes):
-            others = tuple(other for other in range(1, activity.dim()) if other != axis)
-            if activity.device.type == "cpu":  # numpy's is the fastest there
-                lines = torch.from_numpy(activity.numpy().any(others))
-            else:
-                lines = activity.view(torch.uint8).amax(others) > 0
-            found.append((level, i, lines))
-    if not found or found[0][2].device.type == "cpu":
-        return found
-    # one transfer for all of them
-    widths = [lines.shape[1] for _, _, lines in found]
-    most = max(len(lines) for _, _, lines in found)
-    together = torch.cat([lines.expand(most, -1) for _, _, lines in found], 1).cpu()
-    return [
-        (level, i, lines[: len(old)])
-        for (level, i, old), lines in zip(found, torch.split(together, widths, 1), strict=True)
-    ]
+        yield i, torch.where(some, low, FAR), torch.where(some, high, 0)
 
 
 def grouped(
@@ -716,21 +698,6 @@ def _check(mask: Tensor, x: Tensor) -> None:
             f"a mask has shape {tuple(mask.shape)}; {expected}",
             hint="masks are (K, 1, H, W) in all, of the image's size",
         )
-
-
-def packed_bits(masks: Tensor) -> NDArray[np.uint8]:
-    """The cells of each mask, eight to a byte, (K, n)."""
-    cells = masks.flatten(1)
-    if cells.device.type == "cpu":
-        return np.packbits(cells.numpy(), axis=1)
-    # packed where they are, a few at a time: an eighth is to be transferred
-    bits = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
-    found = []
-    for some in torch.split(cells.view(torch.uint8), 64):
-        eights = F.pad(some, (0, -some.shape[1] % 8)).reshape(len(some), -1, 8)
-        found.append((eights * bits).sum(2, dtype=torch.uint8).cpu())
-    packed: NDArray[np.uint8] = torch.cat(found).numpy()
-    return packed
 
 
 def _batch_size_on(x: Tensor) -> BatchSize:
