@@ -150,17 +150,23 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """The options of benchmarks that count and time nothing."""
+    found = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
-    parser.add_argument("--kit", type=Path, help="folder of real weights and photos")
-    parser.add_argument("--photos", type=int, default=4)
-    parser.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
-    parser.add_argument("--masks", type=int, default=1200)
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    asked = parser.parse_args()
+    found.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
+    found.add_argument("--kit", type=Path, help="folder of real weights and photos")
+    found.add_argument("--photos", type=int, default=4)
+    found.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
+    found.add_argument("--masks", type=int, default=1200)
+    found.add_argument("--json", type=Path, help="write the rows to this file")
+    found.set_defaults(device="cpu")
+    return found
+
+
+def main() -> None:
+    asked = parser(__doc__).parse_args()
     measure.show(rows_of(asked), asked.json)
 
 

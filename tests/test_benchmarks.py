@@ -13,7 +13,7 @@ import torchvision
 from PIL import Image
 
 import convad_fx
-from benchmarks import calls, convert, incremental, limits, many, measure, scale, signs
+from benchmarks import calls, convert, incremental, limits, many, measure, scale, sharing, signs
 from benchmarks.hook_based import HookBased
 from benchmarks.search import rise_masks, sliding_masks
 from convad_fx.demo import scenes
@@ -116,6 +116,58 @@ def test_what_is_computed_on_no_grid_counts_as_whole():
     masks = torch.zeros(2, 1, 96, 96, dtype=torch.bool)
     masks[:, :, 40:44, 40:44] = True
     assert limits.row_of(masked, work, x, masks)["active cells"] > work[1]
+
+
+def test_cells_that_masks_share_have_equal_values():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18().double().eval()
+    x = torch.rand(1, 3, 64, 64, dtype=torch.double) + 1
+    masks = torch.ones(2, 1, 64, 64, dtype=torch.bool)
+    masks[1, :, 30:32, 10:14] = False
+    values = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda *call: values.append(call[2]))
+    layers = sharing.layers_of(model, x)
+    values.clear()
+    with torch.inference_mode():
+        model(x * masks)
+    sums, stems = sharing.kept_sums(masks), 0
+    for layer, value in zip(layers, values, strict=True):
+        keys = sharing.kept_in(sums, layer.field, layer.side, 1)
+        alike, equal = keys[0] == keys[1], torch.isclose(value[0], value[1]).all(0)
+        assert equal[alike].all()
+        stems += layer.field.stride == 2
+        if layer.field.stride == 2:
+            assert torch.equal(alike, equal)
+            assert 0 < (~alike).sum() < 40
+    assert stems == 1
+    assert sum(layer.work for layer in layers) == pytest.approx(1)
+
+
+def test_what_masks_share_is_counted_once():
+    x = torch.randn(1, 3, 128, 128)
+    model = torchvision.models.resnet18().eval()
+    masked, layers = convad_fx.convert(model, x), sharing.layers_of(model, x)
+    wholes = torch.ones(4, 1, 128, 128, dtype=torch.bool)
+    *grids, together = sharing._rows_of({}, masked, x, layers, [wholes])
+    assert [row["grid"] for row in grids] == [64, 32, 16, 8, 4]
+    for row in (*grids, together):
+        assert row["active cells"] == pytest.approx(1)
+        assert row["different"] == row["in tiles"] == pytest.approx(1 / 4)
+    apart = torch.zeros(2, 1, 128, 128, dtype=torch.bool)
+    apart[0, :, 4:12, 4:12] = apart[1, :, 116:124, 116:124] = True
+    finest, *_, together = sharing._rows_of({}, masked, x, layers, [apart])
+    assert finest["different"] == finest["active cells"] < finest["in tiles"] == 1 / 16
+    assert finest["in tiles"] < together["in tiles"] < 1
+
+
+def test_nothing_is_shared_behind_squeeze_and_excitation():
+    x = torch.randn(1, 3, 96, 96)
+    layers = sharing.layers_of(torchvision.models.mobilenet_v3_small().eval(), x)
+    known = [layer.field is not None for layer in layers]
+    assert known[:2] == [True, True]
+    assert not any(known[2:])  # the first block has one
 
 
 def test_a_square_of_a_grid_is_as_large_as_it_is():

@@ -1,0 +1,227 @@
+"""What masks of one call could share, at most: the values that several of them have alike.
+
+    python -m benchmarks.sharing [--kit DIR] [--models NAME ...] [--masks 1200] [--json FILE]
+
+A cell depends on the mask only within its receptive field; masks that agree there have the same
+value in it, which would have to be computed once for all of them. Nothing is timed: multiplications
+of convolutions are counted, grid by grid and in all, as a share of those on whole images, for the
+masks of `benchmarks.search`, call by call. "active cells": those alone that some gate of the grid
+reads as active, for each mask by itself (as in `benchmarks.limits`); "different": of these, cells
+that differ from those of every mask before, in what their receptive field keeps; "in tiles": the
+same for squares of 32 pixels with any active cell, of which one cell that differs makes all differ.
+Beyond that a method that shares has to compute, or to copy, what windows read around a tile, and to
+put tiles together: the inverse, "at most", is a bound and no forecast. Where a network leaves the
+grid (squeeze-and-excitation, the head) each mask counts by itself from there on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.fx
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import convad_fx
+from benchmarks import limits, measure
+from benchmarks.search import FAMILIES, SIZE, masks_of, recorded
+
+TILE = 32
+#: What stands for a cell that is not computed.
+NONE = -(1 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Which image positions cell i of a grid depends on: from stride * i - before to + after."""
+
+    stride: int = 1
+    before: int = 0
+    after: int = 0
+
+    def through(self, kernel: int, stride: int, padding: int, dilation: int) -> Field:
+        """Of the result of a window.
+
+        >>> Field().through(7, 2, 3, 1).through(3, 2, 1, 1)
+        Field(stride=4, before=5, after=5)
+        """
+        before = self.before + padding * self.stride
+        after = self.after + (dilation * (kernel - 1) - padding) * self.stride
+        return Field(self.stride * stride, before, after)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution: cells of its result along an axis, what they depend on, its work's share."""
+
+    side: int
+    field: Field | None
+    work: float
+
+
+class Fields(torch.fx.Interpreter):
+    """Runs a network; knows the field of every tensor that has a grid, None after it has not."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.fields: dict[torch.fx.Node, Field | None] = {}
+        self.layers: list[Layer] = []
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        answer = super().run_node(n)
+        if n.op == "placeholder":
+            self.fields[n] = Field()
+            return answer
+        known = [self.fields[a] for a in n.all_input_nodes if a in self.fields]
+        if not known or not isinstance(answer, Tensor):
+            return answer
+        on_grid = answer.dim() == 4 and answer.shape[-1] > 1
+        field = _joined(known) if on_grid else None
+        module = self.submodules.get(n.target) if n.op == "call_module" else None
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and field is not None:
+            asked = (module.kernel_size, module.stride, module.padding)
+            kernel, stride, padding = map(_one, asked)
+            field = field.through(kernel, stride, padding, _one(getattr(module, "dilation", 1)))
+        self.fields[n] = field
+        if isinstance(module, nn.Conv2d):
+            work = module.weight.numel() * answer.shape[-1] * answer.shape[-2]
+            self.layers.append(Layer(answer.shape[-1], field, work))
+        return answer
+
+
+def _joined(known: list[Field | None]) -> Field | None:
+    """The field of what is computed from all of them, cell by cell."""
+    fields = [field for field in known if field is not None]
+    if len(fields) < len(known):
+        return None
+    assert len({field.stride for field in fields}) == 1
+    before, after = max(f.before for f in fields), max(f.after for f in fields)
+    return Field(fields[0].stride, before, after)
+
+
+def _one(value: Any) -> int:
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
+    """Of a network's convolutions, in order; their work adds up to 1."""
+    fields = Fields(torch.fx.symbolic_trace(model))
+    with torch.inference_mode():
+        fields.run(x)
+    total = sum(layer.work for layer in fields.layers)
+    return [Layer(layer.side, layer.field, layer.work / total) for layer in fields.layers]
+
+
+def kept_sums(masks: Tensor) -> Tensor:
+    """Masks (K, 1, H, W) -> (K, H + 1, W + 1): random numbers of kept positions, summed up.
+
+    Of integers modulo 2^64: sums over two different sets are equal with probability 2^-64.
+    """
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(-(1 << 63), (1 << 63) - 1, masks.shape[-2:], generator=generator)
+    return F.pad((masks[:, 0] * numbers).cumsum(1).cumsum(2), (1, 0, 1, 0))
+
+
+def kept_in(sums: Tensor, field: Field, side: int, cells: int) -> Tensor:
+    """What stands for the kept positions in the fields of squares of so many cells, (K, n, n)."""
+    start = torch.arange(0, side, cells) * field.stride
+    most = sums.shape[-1] - 1
+    low = (start - field.before).clamp(0, most)
+    high = (start + (cells - 1) * field.stride + field.after + 1).clamp(0, most)
+
+    def at(rows: Tensor, columns: Tensor) -> Tensor:
+        return sums[:, rows][:, :, columns]
+
+    return at(high, high) - at(low, high) - at(high, low) + at(low, low)
+
+
+def different(keys: Tensor, asked: Tensor) -> float:
+    """How many of these cells (K, n, n) differ from those before, as a share of all.
+
+    >>> keys = torch.tensor([7, 7, 8, 9]).reshape(4, 1, 1)
+    >>> different(keys, torch.tensor([True, True, True, False]).reshape(4, 1, 1))
+    0.5
+    """
+    ordered = torch.where(asked, keys, NONE).flatten(1).sort(0).values
+    new = torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    return float((new & (ordered != NONE)).sum()) / ordered.numel()
+
+
+def shares(layers: list[Layer], cells: dict[int, Tensor], masks: Tensor) -> NDArray[np.float64]:
+    """For each layer: active cells, those that differ, and those in tiles that do."""
+    sums, known, found = kept_sums(masks), dict[Any, Any](), []
+    for layer in layers:
+        key = layer.side, layer.field
+        if key not in known:
+            active = cells.get(layer.side)
+            alone = 1.0 if active is None else float(active.float().mean())
+            known[key] = (alone,) * 3
+            if layer.field is not None and active is not None:
+                n = max(1, TILE // layer.field.stride)
+                tiles = F.max_pool2d(active.float(), n, ceil_mode=True)[:, 0] > 0
+                each = kept_in(sums, layer.field, layer.side, 1)
+                together = kept_in(sums, layer.field, layer.side, n)
+                known[key] = alone, different(each, active[:, 0]), different(together, tiles)
+        found.append(known[key])
+    return np.array(found)
+
+
+def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
+    rows = []
+    steps = recorded(asked)
+    for name in asked.models:
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name, weights=None).eval()
+        x = torch.randn(1, 3, SIZE, SIZE)
+        masked = convad_fx.convert(model, x)
+        if not masked.ways.region.ok:
+            print(f"skipped: {name} {masked.ways.region}")
+            continue
+        layers = layers_of(model, x)
+        for family in FAMILIES:
+            calls = masks_of(family, masked, x, steps, asked.masks)
+            rows += _rows_of({"model": name, "masks": family}, masked, x, layers, calls)
+    return rows
+
+
+def _rows_of(
+    about: measure.Row,
+    masked: convad_fx.MaskedModule,
+    x: Tensor,
+    layers: list[Layer],
+    calls: list[Tensor],
+) -> list[measure.Row]:
+    """One for each grid, and one for all."""
+    each = []
+    for masks in calls:
+        with torch.inference_mode():
+            activities = masked.__dict__["engine"].parts["boxed_activities"](x, masks)
+        each.append(shares(layers, limits.active_cells(masked.ways.region, activities), masks))
+    mean = np.average(each, axis=0, weights=[len(masks) for masks in calls])
+    by_grid = defaultdict(list)
+    for k, layer in enumerate(layers):
+        by_grid[layer.side].append(k)
+    rows = []
+    for side, chosen in [*by_grid.items(), ("all", range(len(layers)))]:
+        work = np.array([layers[k].work for k in chosen])
+        active, cells, tiles = work @ mean[list(chosen)] / work.sum()
+        row = {**about, "number": sum(map(len, calls)), "grid": side, "work": float(work.sum())}
+        row |= {"active cells": active, "different": cells, "in tiles": tiles}
+        rows.append({**row, "at most": 1 / tiles})
+    return rows
+
+
+def main() -> None:
+    asked = limits.parser(__doc__).parse_args()
+    measure.show(rows_of(asked), asked.json)
+
+
+if __name__ == "__main__":
+    main()
