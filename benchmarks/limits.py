@@ -19,7 +19,9 @@ masks could share work. Convolutions on no grid of the image's count as whole.
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +46,7 @@ def work_by_grid(model: nn.Module, x: Tensor) -> dict[int, float]:
     found = Counter[int]()
 
     def count(module: nn.Module, given: tuple[Tensor], result: Tensor) -> None:
-        cells = result.shape[-1] * result.shape[-2]
-        found[result.shape[-1]] += module.weight.numel() * cells
+        found[result.shape[-1]] += multiplications(module, result.shape)
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
     with torch.inference_mode():
@@ -54,6 +55,11 @@ def work_by_grid(model: nn.Module, x: Tensor) -> dict[int, float]:
         hook.remove()
     total = sum(found.values())
     return {side: n / total for side, n in sorted(found.items(), reverse=True)}
+
+
+def multiplications(conv: nn.Module, result: tuple[int, ...]) -> int:
+    """Of a convolution with a result (N, C, H, W), for one image."""
+    return int(conv.weight.numel() * math.prod(result[2:]))
 
 
 def active_cells(region: Region, activities: tuple[Tensor, ...]) -> dict[int, Tensor]:
@@ -130,17 +136,25 @@ def grouped(sizes: list[tuple[int, ...]], shares: evaluate.Shares) -> float:
     return float(shares(np.array(list(groups))) @ counts) / len(sizes)
 
 
-def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
-    rows = []
-    known = recorded(asked)
+def networks(
+    asked: argparse.Namespace,
+) -> Iterator[tuple[str, nn.Module, Tensor, convad_fx.MaskedModule]]:
+    """Those asked for that run on boxes: name, model, image, and what it was converted to."""
     for name in asked.models:
         torch.manual_seed(0)
         model = torchvision.models.get_model(name, weights=None).eval()
         x = torch.randn(1, 3, SIZE, SIZE)
         masked = convad_fx.convert(model, x)
-        if not masked.ways.region.ok:
+        if masked.ways.region.ok:
+            yield name, model, x, masked
+        else:
             print(f"skipped: {name} {masked.ways.region}")
-            continue
+
+
+def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
+    rows = []
+    known = recorded(asked)
+    for name, model, x, masked in networks(asked):
         work = work_by_grid(model, x)
         for family in ("search", "rise"):
             masks = torch.cat(masks_of(family, masked, x, known, asked.masks))

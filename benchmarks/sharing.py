@@ -11,27 +11,30 @@ that differ from those of every mask before, in what their receptive field keeps
 same for squares of 32 pixels with any active cell, of which one cell that differs makes all differ.
 Beyond that a method that shares has to compute, or to copy, what windows read around a tile, and to
 put tiles together: the inverse, "at most", is a bound and no forecast. Where a network leaves the
-grid (squeeze-and-excitation, the head) each mask counts by itself from there on.
+grid (squeeze-and-excitation, the head), or does what is not followed here (transposed grids,
+windows that are not square), each mask counts by itself from there on.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.fx
-import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convad_fx
 from benchmarks import limits, measure
-from benchmarks.search import FAMILIES, SIZE, masks_of, recorded
+from benchmarks.search import FAMILIES, masks_of, recorded
+from convad_fx.compiler import steps
+from convad_fx.compiler.plan import plan
+from convad_fx.compiler.trace import facts, trace
 
 TILE = 32
 #: What stands for a cell that is not computed.
@@ -47,11 +50,7 @@ class Field:
     after: int = 0
 
     def through(self, kernel: int, stride: int, padding: int, dilation: int) -> Field:
-        """Of the result of a window.
-
-        >>> Field().through(7, 2, 3, 1).through(3, 2, 1, 1)
-        Field(stride=4, before=5, after=5)
-        """
+        """Of the result of a window over it."""
         before = self.before + padding * self.stride
         after = self.after + (dilation * (kernel - 1) - padding) * self.stride
         return Field(self.stride * stride, before, after)
@@ -66,57 +65,47 @@ class Layer:
     work: float
 
 
-class Fields(torch.fx.Interpreter):
-    """Runs a network; knows the field of every tensor that has a grid, None after it has not."""
-
-    def __init__(self, module: torch.fx.GraphModule) -> None:
-        super().__init__(module)
-        self.fields: dict[torch.fx.Node, Field | None] = {}
-        self.layers: list[Layer] = []
-
-    def run_node(self, n: torch.fx.Node) -> Any:
-        answer = super().run_node(n)
-        if n.op == "placeholder":
-            self.fields[n] = Field()
-            return answer
-        known = [self.fields[a] for a in n.all_input_nodes if a in self.fields]
-        if not known or not isinstance(answer, Tensor):
-            return answer
-        on_grid = answer.dim() == 4 and answer.shape[-1] > 1
-        field = _joined(known) if on_grid else None
-        module = self.submodules.get(n.target) if n.op == "call_module" else None
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and field is not None:
-            asked = (module.kernel_size, module.stride, module.padding)
-            kernel, stride, padding = map(_one, asked)
-            field = field.through(kernel, stride, padding, _one(getattr(module, "dilation", 1)))
-        self.fields[n] = field
-        if isinstance(module, nn.Conv2d):
-            work = module.weight.numel() * answer.shape[-1] * answer.shape[-2]
-            self.layers.append(Layer(answer.shape[-1], field, work))
-        return answer
-
-
-def _joined(known: list[Field | None]) -> Field | None:
-    """The field of what is computed from all of them, cell by cell."""
-    fields = [field for field in known if field is not None]
-    if len(fields) < len(known):
-        return None
-    assert len({field.stride for field in fields}) == 1
-    before, after = max(f.before for f in fields), max(f.after for f in fields)
-    return Field(fields[0].stride, before, after)
-
-
-def _one(value: Any) -> int:
-    return int(value[0] if isinstance(value, tuple) else value)
-
-
 def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
     """Of a network's convolutions, in order; their work adds up to 1."""
-    fields = Fields(torch.fx.symbolic_trace(model))
-    with torch.inference_mode():
-        fields.run(x)
-    total = sum(layer.work for layer in fields.layers)
-    return [Layer(layer.side, layer.field, layer.work / total) for layer in fields.layers]
+    traced = trace(model, x)
+    decided = plan(traced, convad_fx.Policy())
+    fields: dict[torch.fx.Node, Field | None] = {}
+    layers = []
+    for node in traced.module.graph.nodes:
+        if node.op == "placeholder":
+            fields[node] = Field()
+        elif node.name in decided.nodes:
+            known = [fields[operand] for operand in node.all_input_nodes if operand in fields]
+            fields[node] = _field(decided.nodes[node.name].step, known)
+        module = traced.module.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, nn.Conv2d):
+            shape = facts(node).shape
+            layers.append(Layer(shape[-1], fields[node], limits.multiplications(module, shape)))
+    total = sum(layer.work for layer in layers)
+    return [replace(layer, work=layer.work / total) for layer in layers]
+
+
+def _field(step: steps.Step | None, known: list[Field | None]) -> Field | None:
+    """Of the result of an operation on tensors of these; None where it is not known to have one."""
+    fields = [field for field in known if field is not None]
+    if len(fields) < len(known) or not fields or len({field.stride for field in fields}) > 1:
+        return None
+    field = Field(fields[0].stride, max(f.before for f in fields), max(f.after for f in fields))
+    match step:
+        case (
+            steps.SameCell()
+            | steps.Join()
+            | steps.ChannelShuffle()
+            | steps.Concat(axis=1, new=False)
+        ):
+            return field
+        case steps.Window(transposed=False):
+            sides = (step.kernel, step.stride, step.padding, step.dilation)
+            square = [side[0] for side in sides if len(set(side)) == 1]
+            if len(square) == len(sides) and square[2] is not steps.SAME:
+                kernel, stride, (padding, _), dilation = square
+                return field.through(kernel, stride, padding, dilation)
+    return None
 
 
 def kept_sums(masks: Tensor) -> Tensor:
@@ -143,12 +132,7 @@ def kept_in(sums: Tensor, field: Field, side: int, cells: int) -> Tensor:
 
 
 def different(keys: Tensor, asked: Tensor) -> float:
-    """How many of these cells (K, n, n) differ from those before, as a share of all.
-
-    >>> keys = torch.tensor([7, 7, 8, 9]).reshape(4, 1, 1)
-    >>> different(keys, torch.tensor([True, True, True, False]).reshape(4, 1, 1))
-    0.5
-    """
+    """How many of these cells (K, n, n) differ from those before, as a share of all."""
     ordered = torch.where(asked, keys, NONE).flatten(1).sort(0).values
     new = torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]])
     return float((new & (ordered != NONE)).sum()) / ordered.numel()
@@ -175,23 +159,16 @@ def shares(layers: list[Layer], cells: dict[int, Tensor], masks: Tensor) -> NDAr
 
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     rows = []
-    steps = recorded(asked)
-    for name in asked.models:
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None).eval()
-        x = torch.randn(1, 3, SIZE, SIZE)
-        masked = convad_fx.convert(model, x)
-        if not masked.ways.region.ok:
-            print(f"skipped: {name} {masked.ways.region}")
-            continue
+    known = recorded(asked)
+    for name, model, x, masked in limits.networks(asked):
         layers = layers_of(model, x)
         for family in FAMILIES:
-            calls = masks_of(family, masked, x, steps, asked.masks)
-            rows += _rows_of({"model": name, "masks": family}, masked, x, layers, calls)
+            calls = masks_of(family, masked, x, known, asked.masks)
+            rows += rows_by_grid({"model": name, "masks": family}, masked, x, layers, calls)
     return rows
 
 
-def _rows_of(
+def rows_by_grid(
     about: measure.Row,
     masked: convad_fx.MaskedModule,
     x: Tensor,

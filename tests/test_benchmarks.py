@@ -124,12 +124,10 @@ def test_cells_that_masks_share_have_equal_values():
     x = torch.rand(1, 3, 64, 64, dtype=torch.double) + 1
     masks = torch.ones(2, 1, 64, 64, dtype=torch.bool)
     masks[1, :, 30:32, 10:14] = False
-    values = []
+    layers, values = sharing.layers_of(model, x), []
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda *call: values.append(call[2]))
-    layers = sharing.layers_of(model, x)
-    values.clear()
     with torch.inference_mode():
         model(x * masks)
     sums, stems = sharing.kept_sums(masks), 0
@@ -150,16 +148,37 @@ def test_what_masks_share_is_counted_once():
     model = torchvision.models.resnet18().eval()
     masked, layers = convad_fx.convert(model, x), sharing.layers_of(model, x)
     wholes = torch.ones(4, 1, 128, 128, dtype=torch.bool)
-    *grids, together = sharing._rows_of({}, masked, x, layers, [wholes])
+    *grids, together = sharing.rows_by_grid({}, masked, x, layers, [wholes])
     assert [row["grid"] for row in grids] == [64, 32, 16, 8, 4]
     for row in (*grids, together):
         assert row["active cells"] == pytest.approx(1)
         assert row["different"] == row["in tiles"] == pytest.approx(1 / 4)
     apart = torch.zeros(2, 1, 128, 128, dtype=torch.bool)
     apart[0, :, 4:12, 4:12] = apart[1, :, 116:124, 116:124] = True
-    finest, *_, together = sharing._rows_of({}, masked, x, layers, [apart])
+    finest, *_, together = sharing.rows_by_grid({}, masked, x, layers, [apart])
     assert finest["different"] == finest["active cells"] < finest["in tiles"] == 1 / 16
     assert finest["in tiles"] < together["in tiles"] < 1
+
+
+def test_fields_grow_with_windows_and_cells_that_are_not_asked_for_are_not_different():
+    stem = sharing.Field().through(7, 2, 3, 1)
+    assert stem.through(3, 2, 1, 1) == sharing.Field(4, 5, 5)
+    keys = torch.tensor([7, 7, 8, 9]).reshape(4, 1, 1)
+    asked = torch.tensor([True, True, True, False]).reshape(4, 1, 1)
+    assert sharing.different(keys, asked) == 1 / 2
+
+
+def test_windows_that_are_functions_count_as_those_that_are_modules():
+    class Pooled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = (torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+        def forward(self, x):
+            return self.last(torch.nn.functional.max_pool2d(self.first(x), 2)).mean((2, 3))
+
+    _, last = sharing.layers_of(Pooled().eval(), torch.randn(1, 3, 16, 16))
+    assert last.field == sharing.Field(2, 3, 4)
 
 
 def test_nothing_is_shared_behind_squeeze_and_excitation():
