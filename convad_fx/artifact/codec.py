@@ -12,7 +12,7 @@ import keyword
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from convad_fx.compiler.plan import Finding
 from convad_fx.compiler.policy import Policy
 from convad_fx.compiler.region import Level, Region
 from convad_fx.compiler.reuse import Reuse
+from convad_fx.compiler.share import Read, Share, Stage
 from convad_fx.compiler.ways import Ways
 from convad_fx.compiler.work import Cost, Work
 from convad_fx.errors import ArtifactError
@@ -154,7 +155,7 @@ def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
     }
     writer = _Writer(masked, frozenset(_all_paths(masked, called)))
     writer.module(masked, "")
-    region, reuse = masked.ways.region, masked.ways.reuse
+    region, reuse, share = masked.ways.region, masked.ways.reuse, masked.ways.share
     data = {
         "tensors": writer.tensors,
         "modules": writer.modules,
@@ -178,8 +179,43 @@ def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
             "until": reuse.until,
             "why": reuse.why,
         },
+        "share": {
+            "stages": [_stage_to_data(stage) for stage in share.stages],
+            "tile": share.tile,
+            "canvas": share.canvas,
+            "work": _work_to_data(share.work),
+            "until": share.until,
+            "why": share.why,
+        },
     }  # fmt: skip
     return data, writer.contents
+
+
+def _stage_to_data(stage: Stage) -> Json:
+    return {
+        name: value
+        for name, value in asdict(replace(stage, values=None)).items()
+        if name != "values"
+    }
+
+
+def _stage(about: Json) -> Stage:
+    return Stage(
+        values=None,
+        strides=as_tuples(about["strides"]),
+        grid=as_tuples(about["grid"]),
+        reach=as_tuples(about["reach"]),
+        cuts=tuple(map(_read, about["cuts"])),
+        depends=tuple(map(_read, about["depends"])),
+        result=as_tuples(about["result"]),
+        cells=as_tuples(about["cells"]),
+        work=float(about["work"]),
+    )
+
+
+def _read(about: Json) -> Read:
+    shape = (as_tuples(about[key]) for key in ("axes", "grid", "strides", "reach"))
+    return Read(int(about["activity"]), *shape)
 
 
 def _work_to_data(work: Work) -> Json:
@@ -282,7 +318,18 @@ def from_data(
         until=str(about["until"]),
         why=str(about["why"]),
     )
-    return MaskedModule(tree, masked, policy, report, Ways(region, reuse).with_graphs(graphs))
+    about = data["share"]
+    share = Share(
+        stages=tuple(_stage(one) for one in about["stages"]),
+        rest=None,
+        tile=as_tuples(about["tile"]),
+        canvas=as_tuples(about["canvas"]),
+        work=_work(about["work"]),
+        until=str(about["until"]),
+        why=str(about["why"]),
+    )
+    ways = Ways(region, reuse, share).with_graphs(graphs)
+    return MaskedModule(tree, masked, policy, report, ways)
 
 
 def _work(about: Json) -> Work:

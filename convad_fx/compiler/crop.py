@@ -67,6 +67,17 @@ def fitted(z: Tensor, cells: Cells, axes: Axes) -> Tensor:
     return z
 
 
+def trimmed(z: Tensor, axes: Axes, less: Extra) -> Tensor:
+    """Fewer cells before and after, along each axis.
+
+    >>> trimmed(torch.arange(5).reshape(1, 1, 5), (2,), ((1, 2),))
+    tensor([[[1, 2]]])
+    """
+    for axis, (before, after) in zip(axes, less, strict=True):
+        z = z.narrow(axis, before, z.shape[axis] - before - after)
+    return z
+
+
 def of_whole(mean: Tensor, box: Tensor, axes: Axes, canvas: tuple[int, ...]) -> Tensor:
     """A mean over a box as the mean over the whole grid, all zero around the box."""
     cells, full = 1, 1

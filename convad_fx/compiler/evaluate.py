@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from convad_fx.compiler.batches import LARGE, LEAST, BatchSize
 from convad_fx.compiler.region import Level, Region
+from convad_fx.compiler.tiles import Tiles
 from convad_fx.compiler.ways import Ways
 from convad_fx.compiler.work import Sizes
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
@@ -39,6 +40,10 @@ Shares = Callable[[Sizes], NDArray[np.float64]]
 FAR = 1 << 40
 #: Arithmetic on patches costs so much more than on whole grids, for what is copied.
 COPYING = 1.2
+#: Arithmetic on tiles costs so much more than on whole grids: they are put together from others.
+SHARING = 3.0
+#: Less than any share of an image that takes time.
+LITTLE = 1e-3
 #: Masks of each size of box whose answers in lower precision are held against float32's.
 COMPARED = 2
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -261,11 +266,18 @@ class _Run:
                 own = [owners[i] for i in some.tolist()]
                 self._by_way(x if x.shape[0] == 1 else x[some], masks[some], own)
             return
-        boxed, patched = ways
+        boxed, patched, shared = ways
         for size, members in patched.groups(self.patch_size).items():
             ask, share = patched.asks(size), patched.share(size)
             self._batches(members, owners, share, ask, ("patches", *size), self.patch_size)
         rest = sorted(set(range(len(masks))) - patched.members)
+        if shared is not None:
+            self.area += shared.done
+            for size, members in shared.groups(self.size).items():
+                kind = ("shared", *boxed.in_tiles(size))
+                share, ask = shared.share(size), shared.asks(size)
+                self._batches(members, owners, share, ask, kind, self.size)
+            return
         for size, members in boxed.groups(rest, self.size).items():
             if size == boxed.whole:
                 self._whole(x, masks, owners, members)
@@ -274,16 +286,39 @@ class _Run:
                 share, ask = boxed.share(size), boxed.asks(size)
                 self._batches(members, owners, share, ask, kind, self.size)
 
-    def _ways(self, x: Tensor, masks: Tensor) -> tuple[Boxed, Patched] | None:
+    def _ways(self, x: Tensor, masks: Tensor) -> tuple[Boxed, Patched, Shared | None] | None:
         """Which way each mask may go; None where there is no memory to look at so many."""
         try:
             boxed = Boxed(self.engine, x, masks)
-            return boxed, Patched(self.engine, x, masks, boxed.costs, self.size.call)
+            patched = Patched(self.engine, x, masks, boxed.costs, self.size.call)
+            return (
+                boxed,
+                patched,
+                self._shared(boxed, sorted(set(range(len(masks))) - patched.members)),
+            )
         except (RuntimeError, MemoryError) as error:
             if len(masks) == 1 or not is_out_of_memory(error):
                 raise
         _release(self.x)
         return None
+
+    def _shared(self, boxed: Boxed, members: list[int]) -> Shared | None:
+        """The tiles that these masks share, computed, if that is less work than their boxes."""
+        share = self.engine.ways.share
+        if "rest" not in self.engine.parts or boxed.x.shape[0] > 1 or self.lower is not None:
+            return None
+        if not members:
+            return None
+        sizes = np.array([boxed.sizes[k] for k in members])
+        most = sum(boxed.costs[k] for k in members) - float(share.work.shares(sizes).sum())
+        calls = 1.0 + len(share.stages) * self.size.call
+        if most <= calls:
+            return None
+        shared = Shared(self.engine, boxed, members)
+        if most - SHARING * shared.done <= calls:
+            return None
+        shared.tiles.compute(boxed.x, self.engine.parts, self.size)
+        return shared
 
     def _whole(self, x: Tensor, masks: Tensor, owners: list[int], members: list[int]) -> None:
         def ask(chosen: list[int]) -> tuple[Any, ...]:
@@ -487,6 +522,47 @@ class Patched:
             places = _places(first[chosen], size, self.reuse.tile, self.x.device)
             cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in self.activities]
             return self.engine.parts["patched"], self.x, *places, *cut, *self.kept
+
+        return ask
+
+
+class Shared:
+    """Masks on boxes of a tensor amid the network, put together from tiles that they share."""
+
+    def __init__(self, engine: Engine, boxed: Boxed, members: list[int]) -> None:
+        self.engine, self.boxed, self.members = engine, boxed, members
+        self.way = engine.ways.share
+        self.first = boxed.first[members]
+        end = self.first + torch.tensor([boxed.sizes[k] for k in members])
+        activities = tuple(a if len(a) == 1 else a[members] for a in boxed.activities)
+        self.tiles = Tiles(self.way, activities, self.first, end)
+        self.place = {k: i for i, k in enumerate(members)}
+
+    @property
+    def done(self) -> float:
+        """What all tiles cost, in images."""
+        return self.tiles.work / self.way.work.total
+
+    def share(self, size: tuple[int, ...]) -> float:
+        """Of the whole image's arithmetic, after the tiles; never nothing, so that it is timed."""
+        return max(self.way.work.share(size), LITTLE)
+
+    def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
+        """Size of box -> the masks that run on it."""
+        shares, grain = self.way.work.shares, self.boxed.region.grain
+        return grouped(self.members, self.boxed.sizes, shares, batch.call, grain)
+
+    def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
+        """What to call for some masks, and with what."""
+        boxed = self.boxed
+
+        def ask(chosen: list[int]) -> tuple[Any, ...]:
+            first = boxed.first[chosen]
+            cells = _cells(first, size, boxed.region, boxed.x.device)
+            cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in boxed.activities]
+            owner = torch.tensor([self.place[k] for k in chosen])
+            box = _dynamic(self.tiles.boxes(owner, first, size))
+            return self.engine.parts["rest"], box, *cells, *cut
 
         return ask
 

@@ -170,10 +170,10 @@ class MaskedModule(Emitted):
             return
         args, kwargs = self._compiled_as
         engine: Engine = self.__dict__["engine"]
-        for name in ("boxed", "patched"):
-            if name in engine.parts:
-                part: Any = engine.parts[name]
-                part.compile(*args, **kwargs)  # sizes that vary are marked
+        for name, part in engine.parts.items():
+            if name in ("boxed", "patched", "rest") or name.startswith("tiles_"):
+                emitted: Any = part
+                emitted.compile(*args, **kwargs)  # sizes that vary are marked
 
     def train(self, mode: bool = True) -> MaskedModule:
         """Refuses training mode: dropout and batch statistics would break every law."""

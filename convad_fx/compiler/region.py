@@ -133,12 +133,9 @@ class Passes:
     mean_of: tuple[int, ...] = ()
 
 
-def region_of(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Region:
-    """Decide whether, and from where to where, a simplified masked graph runs on boxes."""
-    return Builder(traced, plan, graph).build()
-
-
 class Builder:
+    """Decides whether, and from where to where, a simplified masked graph runs on boxes."""
+
     def __init__(self, traced: Trace, plan: Plan, graph: torch.fx.Graph) -> None:
         self.traced, self.plan, self.old = traced, plan, graph
         self.originals = {node.name: node for node in traced.module.graph.nodes}
@@ -159,6 +156,7 @@ class Builder:
         self.on_box = False  # whether the operation at hand is given boxes
 
     def build(self) -> Region:
+        """The result; `boxes` and `asked` say where each tensor and activity is in it."""
         roles = {role_of(node) for node in self.old.nodes}
         if "renormalise" in roles:
             return self._none("means are divided by the active count, which a box does not know")
@@ -778,4 +776,4 @@ def role_of(node: Node) -> str:
     return known.role if isinstance(known, Inserted) else ""
 
 
-__all__ = ["Level", "Region", "region_of"]
+__all__ = ["Builder", "Level", "Region"]

@@ -8,22 +8,25 @@ from dataclasses import dataclass, replace
 import torch.fx
 
 from convad_fx.compiler.plan import Plan
-from convad_fx.compiler.region import Region, region_of
+from convad_fx.compiler.region import Builder, Region
 from convad_fx.compiler.reuse import Reuse, reuse_of
+from convad_fx.compiler.share import Share, share_of
 from convad_fx.compiler.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """How a network may run: on boxes that hold what is active, on patches that hold what changed.
+    """How a network may run: on boxes of what is active, patches of what changed, shared tiles.
 
     Attributes:
         region: on boxes, where a mask keeps little.
         reuse: on patches, where a mask hides little.
+        share: on tiles, which masks share that keep the same there.
     """
 
     region: Region
     reuse: Reuse
+    share: Share
 
     def graphs(self) -> dict[str, torch.fx.Graph]:
         """Those that there are, by name."""
@@ -33,6 +36,8 @@ class Ways:
             "patched": self.reuse.values,
             "patched_activities": self.reuse.activities,
             "unmasked": self.reuse.kept,
+            "rest": self.share.rest,
+            **{f"tiles_{i}": stage.values for i, stage in enumerate(self.share.stages)},
         }
         return {name: graph for name, graph in found.items() if graph is not None}
 
@@ -47,12 +52,20 @@ class Ways:
             activities=graphs.get("patched_activities"),
             kept=graphs.get("unmasked"),
         )
-        return Ways(region, reuse)
+        stages = tuple(
+            replace(stage, values=graphs.get(f"tiles_{i}"))
+            for i, stage in enumerate(self.share.stages)
+        )
+        return Ways(region, reuse, replace(self.share, stages=stages, rest=graphs.get("rest")))
 
     def __str__(self) -> str:
-        return f"{self.region}, and {self.reuse}"
+        shared = f"; {self.share}" if self.share.ok else ""
+        return f"{self.region}, and {self.reuse}{shared}"
 
 
 def ways_of(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Ways:
     """Decide on the simplified masked graph how it may run."""
-    return Ways(region_of(traced, plan, graph), reuse_of(traced, plan, graph))
+    boxes = Builder(traced, plan, graph)
+    region = boxes.build()
+    share = share_of(traced, plan, graph, boxes, region)
+    return Ways(region, reuse_of(traced, plan, graph), share)

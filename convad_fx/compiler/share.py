@@ -1,0 +1,573 @@
+"""From the masked graph to stages on tiles, which masks that agree there share.
+
+What a cell is depends on the mask only within its receptive field. Masks of one search differ in
+few places each, so in the first layers most tiles (squares of cells) of one mask are those of
+others, too: each different tile is computed once. A stage computes tiles of one tensor from patches
+(tiles and what windows read around them) of the one before; between stages patches are put together
+from the tiles that each mask has. Tensors between stages are those that everything later depends on
+alone: dominators of the graph. The rest runs on boxes, as in `region`, from the last of them on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import networkx as nx
+import torch
+import torch.fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+from convad_fx.compiler import crop, steps
+from convad_fx.compiler.activity import gate, written
+from convad_fx.compiler.ops import OpView, TensorView
+from convad_fx.compiler.plan import NodePlan, Plan
+from convad_fx.compiler.region import Builder, Leaves, Level, Passes, Region, Unsupported, role_of
+from convad_fx.compiler.trace import META, Trace, facts
+from convad_fx.compiler.work import Work
+
+Node = torch.fx.Node
+Reach = tuple[tuple[int, int], ...]
+
+#: The side of a tile, as a share of the image's, about.
+SIDE = 1 / 7
+#: What copying a value costs, in multiplications.
+COPY = 40.0
+#: What boxes save of the same arithmetic, on average over a search.
+BOXES = 0.55
+#: Less of the network's arithmetic than this to be saved, and sharing is not worth its while.
+WORTHWHILE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The patch of an activity that a tile depends on.
+
+    Attributes:
+        activity: its number among those of `Region`.
+        axes: of the activity, those on the image's grid.
+        grid: which axis of the image each of them is.
+        strides: image positions per cell.
+        reach: cells before and after the tile, for each of them.
+    """
+
+    activity: int
+    axes: tuple[int, ...]
+    grid: tuple[int, ...]
+    strides: tuple[int, ...]
+    reach: Reach
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Tiles of one tensor from patches of the one before.
+
+    Attributes:
+        values: graph of ``(patch, *activities) -> tile``.
+        strides: of the grid of the patch's tensor.
+        grid: its cells along each axis.
+        reach: cells of the patch around the tile.
+        cuts: the activities that values reads.
+        depends: what tells tiles apart: every activity on their way from the image on.
+        result: strides of the grid of the tile's tensor.
+        cells: its cells along each axis.
+        work: what a tile multiplies.
+    """
+
+    values: torch.fx.Graph | None
+    strides: tuple[int, ...]
+    grid: tuple[int, ...]
+    reach: Reach
+    cuts: tuple[Read, ...]
+    depends: tuple[Read, ...]
+    result: tuple[int, ...]
+    cells: tuple[int, ...]
+    work: float
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How masks share what they have alike, if they do.
+
+    Attributes:
+        stages: from the image on.
+        rest: graph of ``(box, *cells, *activities) -> answer``, activities as in `Region`.
+        tile: image positions of a tile.
+        canvas: the image size this holds for.
+        work: what the rest multiplies on a box, as a share of the whole network.
+        until: path of the operation whose tiles are shared last.
+        why: what keeps masks from sharing anything, or "".
+    """
+
+    stages: tuple[Stage, ...]
+    rest: torch.fx.Graph | None
+    tile: tuple[int, ...]
+    canvas: tuple[int, ...]
+    work: Work
+    until: str = ""
+    why: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Masks share tiles."""
+        return not self.why
+
+    def __str__(self) -> str:
+        if not self.ok:
+            return f"masks share nothing: {self.why}"
+        tile = " x ".join(map(str, self.tile))
+        return f"masks share tiles of {tile} positions that they keep alike, until {self.until}"
+
+
+def share_of(
+    traced: Trace, plan: Plan, graph: torch.fx.Graph, boxes: Builder, region: Region
+) -> Share:
+    """Decide whether, and until where, masks share tiles of a simplified masked graph."""
+    none = Share((), None, (1,) * len(traced.grid), traced.grid, Work())
+    if not region.ok:
+        return replace(none, why="it runs on no boxes")
+    try:
+        return Stages(traced, plan, graph, boxes, region).built()
+    except Unsupported as unsupported:
+        return replace(none, why=str(unsupported))
+
+
+class Stages(Builder):
+    """Writes what lies between tensors that everything later depends on alone, on tiles."""
+
+    def __init__(
+        self, traced: Trace, plan: Plan, graph: torch.fx.Graph, boxes: Builder, region: Region
+    ) -> None:
+        super().__init__(traced, plan, graph)
+        self.on_boxes, self.region = boxes, region
+        self.windows: dict[Node, tuple[steps.Window, OpView]] = {}
+        self.window: Any = None
+        self.image = next(n for n in graph.nodes if n.op == "placeholder" and n.name != "mask")
+        self.works: dict[Node, float] = {}  # multiplications per cell
+        self.whole_works: dict[Node, float] = {}  # and of the whole grid
+        self.total = 0.0
+        self.activity_numbers = {node: i for i, node in enumerate(boxes.asked)}
+        self.place = {node: i for i, node in enumerate(graph.nodes)}
+        self.in_order = list(graph.nodes)
+
+    # ------------------------------------------------------------------- what each tensor is
+
+    def survey(self) -> None:
+        """Levels of all tensors on tiles, in order; from the first that is on none, None."""
+        dims = len(self.traced.grid)
+        for node in self.old.nodes:
+            role = role_of(node)
+            if node is self.image:
+                self.levels[node] = Level(tuple(range(2, 2 + dims)), (1,) * dims, ((0, 0),) * dims)
+                self.unmasked.add(node)
+            elif role in ("gate", "per_mask", "refill"):
+                self.levels[node] = self.levels.get(node.args[0])
+            elif node.op in ("placeholder", "output") or role or META not in node.meta:
+                continue
+            elif facts(node).has_tensors and self._is_value(node):
+                self._survey_operation(node)
+
+    def _survey_operation(self, node: Node) -> None:
+        decided = self.plan.nodes.get(facts(node).name)
+        operands = list(node.all_input_nodes)
+        self.window, passes = None, None
+        try:
+            passes = None if decided is None else self._through(node, decided)
+        except Leaves:
+            passes = None
+        level = passes.level if passes is not None else None
+        depends = [n for n in operands if n in self.levels]
+        if depends and not all(isinstance(self.levels[n], Level | tuple) for n in depends):
+            level = None
+        if depends:
+            self.levels[node] = level
+        work = self._work(node)
+        self.total += work
+        if isinstance(level, Level):
+            cells = math.prod(facts(node).shape[axis] for axis in level.axes)
+            self.works[node], self.whole_works[node] = work / cells, work
+            if self.window is not None:
+                self.windows[node] = self.window
+
+    def _window(
+        self, step: steps.Window, op: OpView, item: TensorView, level: Level, decided: NodePlan
+    ) -> Passes:
+        dims = len(step.kernel)
+        if level.axes != tuple(range(2, 2 + dims)):
+            raise Leaves("its grid is not the image's")
+        if step.transposed or step.mode != "constant":
+            raise Leaves("no patch is known for transposed convolutions and copying padding")
+        if steps.SAME in step.padding or op.kind not in ("conv", "max_pool", "avg_pool"):
+            raise Leaves(f"no patch is known for {op.spelling}")
+        if op.kind == "avg_pool" and (op.get("divisor_override") or self._counts_cells(step, op)):
+            raise Leaves("it divides by another number of cells at the border")
+        if not (self._gated(item, decided) or step.one_cell):
+            raise Leaves("it reads cells that are not gated")
+        strides = tuple(a * b for a, b in zip(level.strides, step.stride, strict=True))
+        if not (step.one_cell and set(step.stride) == {1}):
+            self.window = step, op
+        return Passes(replace(level, strides=strides))
+
+    @staticmethod
+    def _pad(step: steps.Pad, op: OpView, level: Level) -> Level:
+        if any(any(step.padding[axis]) for axis in level.axes):
+            raise Leaves("no patch is known for explicit padding")
+        return level
+
+    @staticmethod
+    def _take(step: steps.Take, level: Level) -> Level:
+        taken = Builder._take(step, level)
+        if taken.strides != level.strides:
+            raise Leaves("it takes every so many cells")
+        return taken
+
+    # ---------------------------------------------------------------------- where to cut
+
+    def candidates(self) -> list[Node]:
+        """Tensors on the grid that everything later depends on alone, from the image on."""
+        values = nx.DiGraph()
+        output = next(n for n in self.old.nodes if n.op == "output")
+        for node in self.old.nodes:
+            for operand in self._operands(node):
+                values.add_edge(operand, node)
+        if output not in values or self.image not in values:
+            return []
+        above = nx.immediate_dominators(values, self.image)
+        chain, node = [], output
+        while node is not self.image:
+            node = above[node]
+            chain.append(node)
+        tensors = self.on_boxes.boxes
+        return [self.image] + [
+            n for n in reversed(chain[:-1])
+            if isinstance(self.levels.get(n), Level) and n.target is not gate and n in tensors
+            and role_of(n) != "per_mask"
+            and self.levels[n].axes == self.levels[self.image].axes  # type: ignore[union-attr]
+        ]  # fmt: skip
+
+    def _operands(self, node: Node) -> Iterable[Node]:
+        """What a value depends on, but for activities."""
+        if node.op == "output":
+            return node.all_input_nodes
+        if role_of(node) in ("gate", "per_mask", "refill"):
+            return [node.args[0]]  # type: ignore[list-item]
+        if node in self.levels or (META in node.meta and not role_of(node)):
+            return node.all_input_nodes
+        return []
+
+    def between(self, start: Node, end: Node) -> dict[Node, Reach]:
+        """What tiles of `end` need, cells before and after, of each tensor down to `start`."""
+        zero = ((0, 0),) * len(self.traced.grid)
+        reaches, waiting = {end: zero}, {end}
+        some = self.in_order[self.place[start] + 1 : self.place[end] + 1]
+        for node in reversed(some):
+            if node not in waiting:
+                continue
+            reads = self._reads(node, reaches[node])
+            for operand in self._operands(node):
+                if not isinstance(self.levels.get(operand), Level | tuple):
+                    continue
+                known = reaches.get(operand, reads)
+                reaches[operand] = tuple(
+                    (max(a, c), max(b, d)) for (a, b), (c, d) in zip(known, reads, strict=True)
+                )
+                waiting.add(operand)
+        return reaches
+
+    def _reads(self, node: Node, reach: Reach) -> Reach:
+        if node not in self.windows:
+            return reach
+        step, _ = self.windows[node]
+        found = []
+        rows = zip(reach, step.kernel, step.dilation, step.stride, step.padding, strict=True)
+        for (before, after), kernel, dilation, stride, pair in rows:
+            pad = 0 if pair is None else pair[0]
+            end = (after - 1) * stride - pad + dilation * (kernel - 1) + 1
+            found.append((before * stride + pad, end))
+        return tuple(found)
+
+    def cost(self, start: Node, end: Node, tile: tuple[int, ...]) -> float:
+        """Of a tile, in multiplications."""
+        reaches = self.between(start, end)
+        done = self._work_on(start, reaches, tile)
+        for node in (start, end):
+            done += COPY * self._channels(node) * self._cells(node, reaches[node], tile)
+        return done
+
+    def _work_on(self, start: Node, reaches: dict[Node, Reach], tile: tuple[int, ...]) -> float:
+        """Multiplications between tensors, for a tile."""
+        some = [node for node in reaches if node in self.works and node is not start]
+        return sum(self.works[node] * self._cells(node, reaches[node], tile) for node in some)
+
+    def _grid(self, node: Node) -> tuple[int, ...]:
+        if node is self.image:
+            return self.traced.grid
+        level = self.levels[node]
+        assert isinstance(level, Level)
+        return tuple(facts(node).shape[axis] for axis in level.axes)
+
+    def _channels(self, node: Node) -> int:
+        return int(facts(node).shape[1])
+
+    def _cells(self, node: Node, reach: Reach, tile: tuple[int, ...]) -> int:
+        level = self.levels[node]
+        assert isinstance(level, Level)
+        rows = zip(tile, level.strides, reach, strict=True)
+        return math.prod(t // s + a + b for t, s, (a, b) in rows)
+
+    def plan_stages(self) -> list[Node]:
+        """Where to cut: what stages give, the image first; [] where nothing is saved."""
+        known = self.candidates()
+        best: dict[Node, tuple[float, Node | None]] = {self.image: (0.0, None)}
+        gains: dict[Node, float] = {}
+        for k, end in enumerate(known[1:], 1):
+            tile = self.tile_of(end)
+            behind = self.between(self.image, end)
+            size = zip(tile, behind[self.image], self.traced.grid, strict=True)
+            different = min(1.0, math.prod((t + a + b) / n for t, (a, b), n in size))
+            if different >= 1:
+                break
+            per_image = math.prod(-(-n // t) for n, t in zip(self.traced.grid, tile, strict=True))
+            options = [
+                (best[start][0] + self.cost(start, end, tile) * per_image * different, start)
+                for start in known[max(0, k - 12) : k]
+            ]
+            best[end] = min(options, key=lambda option: option[0])
+            work = sum(self.whole_works.get(node, 0.0) for node in behind)
+            copies = COPY * BOXES * self._channels(end) * math.prod(self._grid(end))
+            gains[end] = BOXES * work - best[end][0] - copies
+        if not gains:
+            return []
+        last = max(gains, key=gains.__getitem__)
+        if gains[last] < WORTHWHILE * self.total:
+            return []
+        chain: list[Node] = [last]
+        while (before := best[chain[-1]][1]) is not None:
+            chain.append(before)
+        return chain[::-1]
+
+    def tile_of(self, end: Node) -> tuple[int, ...]:
+        """Image positions of a tile: a multiple of the strides, about a seventh of the image."""
+        level = self.levels[end]
+        assert isinstance(level, Level)
+        return tuple(
+            s * max(1, round(n * SIDE / s))
+            for n, s in zip(self.traced.grid, level.strides, strict=True)
+        )
+
+    # --------------------------------------------------------------------------- the graphs
+
+    def built(self) -> Share:
+        """The stages, where they save enough."""
+        self.survey()
+        chain = self.plan_stages()
+        if not chain:
+            raise Unsupported("too little of its arithmetic depends on little of the image")
+        tile = self.tile_of(chain[-1])
+        stages = tuple(self._stage(a, b, tile) for a, b in itertools.pairwise(chain))
+        self._check_shapes(stages, chain, tile)
+        rest = self._rest(chain[-1])
+        behind = set(self.between(self.image, chain[-1]))
+        left = [(work, cost) for node, work, cost in self.on_boxes.done if node not in behind]
+        work = replace(Work.of(left), total=self.region.work.total)
+        return Share(stages, rest, tile, self.traced.grid, work, facts(chain[-1]).path)
+
+    def _check_shapes(
+        self, stages: tuple[Stage, ...], chain: list[Node], tile: tuple[int, ...]
+    ) -> None:
+        """Run stages without values, on two tiles: each must be as large as said."""
+        root, activities = self.traced.module, self.region.activities
+        assert activities is not None
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            x = self._image()
+            mask = torch.ones(1, 1, *self.traced.grid, dtype=torch.bool, device=x.device)
+            given = torch.fx.Interpreter(root, graph=activities).run(x, mask)
+            for stage, (start, end) in zip(stages, itertools.pairwise(chain), strict=True):
+                rows = zip(tile, stage.strides, stage.reach, strict=True)
+                patch = x.new_empty(
+                    2, self._channels(start), *(t // s + a + b for t, s, (a, b) in rows)
+                )
+                try:
+                    cuts = (_cut_shape(given[read.activity], read, tile) for read in stage.cuts)
+                    assert stage.values is not None
+                    answer = torch.fx.Interpreter(root, graph=stage.values).run(patch, *cuts)
+                except Exception as error:
+                    why = f"it does not run on another size than the example's ({error})"
+                    raise Unsupported(why) from error
+                sides = tuple(t // s for t, s in zip(tile, stage.result, strict=True))
+                if tuple(answer.shape) != (2, self._channels(end), *sides):
+                    raise Unsupported(f"{end.name} has another size on a tile than its windows say")
+
+    def _stage(self, start: Node, end: Node, tile: tuple[int, ...]) -> Stage:
+        reaches = self.between(start, end)
+        graph = self.graph = torch.fx.Graph()
+        made: dict[Node, Node] = {start: graph.placeholder("patch")}
+        cuts: dict[Read, Node] = {}
+        narrowed: dict[tuple[Node, Reach], Node] = {}
+        self.numbers.clear()
+
+        def read(source: Node, wanted: Reach) -> Node:
+            level = self.levels.get(source)
+            if level is None:
+                return self._parameter_or_number(source, made)
+            have = reaches[source]
+            if have == wanted or not isinstance(level, Level):
+                return made[source]
+            if (source, wanted) not in narrowed:
+                less = tuple((a - c, b - d) for (a, b), (c, d) in zip(have, wanted, strict=True))
+                args = (made[source], level.axes, less)
+                narrowed[source, wanted] = self._call(crop.trimmed, args, f"{source.name}_part")
+            return narrowed[source, wanted]
+
+        for node in self.old.nodes:
+            if node is start or node not in reaches:
+                continue
+            reach = reaches[node]
+            if role_of(node) in ("gate", "refill"):
+                value, activity, *fill = node.args
+                key = self._read_of(node, activity, reach)
+                if key not in cuts:
+                    last = list(cuts.values())[-1] if cuts else made[start]
+                    with graph.inserting_after(last):
+                        cuts[key] = graph.placeholder(f"activity_{len(cuts)}")
+                cut = self._call(written, (cuts[key],), "cut")
+                args = (read(value, reach), cut, *fill)
+                made[node] = self._call(gate, args, node.name)
+            elif role_of(node) == "per_mask":
+                made[node] = read(node.args[0], reach)
+            elif node in self.windows:
+                made[node] = self._on_window(node, reach, read)
+            else:
+                made[node] = self._copied(node, reach, reaches, read)
+        graph.output(made[end])
+        graph.lint()
+        level, result = self.levels[start], self.levels[end]
+        assert isinstance(level, Level)
+        assert isinstance(result, Level)
+        everything = self.between(self.image, end)
+        depends = {
+            self._read_of(node, node.args[1], reach): None  # type: ignore[arg-type]
+            for node, reach in everything.items()
+            if role_of(node) in ("gate", "refill")
+        }
+        return Stage(
+            values=graph,
+            strides=level.strides,
+            grid=self._grid(start),
+            reach=reaches[start],
+            cuts=tuple(cuts),
+            depends=widest(depends),
+            result=result.strides,
+            cells=self._grid(end),
+            work=self._work_on(start, reaches, tile),
+        )
+
+    def _copied(
+        self, node: Node, reach: Reach, reaches: dict[Node, Reach], read: Callable[..., Node]
+    ) -> Node:
+        """An operation cell by cell, on tensors of its own reach."""
+        copied = self.graph.node_copy(node, lambda source: read(source, reach))
+        copied.meta = {}
+        level = self.levels[node]
+        for source in node.all_input_nodes:
+            # of several tensors, of which others may reach further
+            if isinstance(self.levels.get(source), tuple) and isinstance(level, Level):
+                rows = zip(reaches[source], reach, strict=True)
+                less = tuple((a - c, b - d) for (a, b), (c, d) in rows)
+                copied = self._call(crop.trimmed, (copied, level.axes, less), f"{node.name}_part")
+        return copied
+
+    def _parameter_or_number(self, node: Node, made: dict[Node, Node]) -> Node:
+        if node not in made:
+            made[node] = self.graph.node_copy(node, lambda n: self._parameter_or_number(n, made))
+            made[node].meta = {}
+        return made[node]
+
+    def _read_of(self, gated: Node, activity: Node, reach: Reach) -> Read:
+        level = self.levels[gated]
+        assert isinstance(level, Level)
+        full = self.plan.activities[gated.meta[META].row].full
+        kept = [i for i, axis in enumerate(level.axes) if full[axis]]
+        number = self.activity_numbers[activity]  # boxes are cut by the same gates
+        return Read(
+            number,
+            tuple(level.axes[i] for i in kept),
+            tuple(kept),
+            tuple(level.strides[i] for i in kept),
+            tuple(reach[i] for i in kept),
+        )
+
+    def _on_window(self, node: Node, reach: Reach, read: Any) -> Node:
+        """A window without padding, on a patch that has what surrounds it."""
+        step, op = self.windows[node]
+        source = next(n for n in self._operands(node) if isinstance(self.levels.get(n), Level))
+        z = read(source, self._reads(node, reach))
+        dims = len(step.kernel)
+        call: Any
+        args: tuple[Any, ...]
+        if op.kind == "conv":
+            weight = self._weight(node, op, "weight", 1, read)
+            bias = self._weight(node, op, "bias", 2, read)
+            call = getattr(torch, f"conv{dims}d")
+            args = (z, weight, bias, step.stride, 0, step.dilation, step.groups)
+        elif op.kind == "max_pool":
+            call = getattr(torch, f"max_pool{dims}d")
+            args = (z, step.kernel, step.stride, 0, step.dilation)
+        else:
+            call = getattr(F, f"avg_pool{dims}d")
+            args = (z, step.kernel, step.stride)
+        return self._call(call, args, node.name)
+
+    def _weight(self, node: Node, op: OpView, name: str, place: int, read: Any) -> Node | None:
+        if op.get(name) is None:
+            return None
+        if node.op == "call_module":
+            return self.graph.get_attr(f"{node.target}.{name}")
+        given = node.args[place] if len(node.args) > place else node.kwargs[name]
+        return read(given, ())  # type: ignore[no-any-return]
+
+    def _rest(self, last: Node) -> torch.fx.Graph:
+        """The graph on boxes, from this tensor on."""
+        graph, copies = torch.fx.Graph(), dict[Node, Node]()
+        box, shared = self.on_boxes.boxes[last], graph.placeholder("shared")
+        for node in self.on_boxes.graph.nodes:
+            if node is box:
+                copies[node] = shared
+                continue
+            if node is self.on_boxes.heads["x"]:
+                continue  # nothing is left that reads it
+            if all(operand in copies for operand in node.all_input_nodes):
+                copies[node] = graph.node_copy(node, lambda n: copies[n])
+        graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
+        graph.lint()
+        return graph
+
+
+def _cut_shape(activity: torch.Tensor, read: Read, tile: tuple[int, ...]) -> torch.Tensor:
+    shape = [2, *activity.shape[1:]]
+    for axis, grid, stride, reach in zip(
+        read.axes, read.grid, read.strides, read.reach, strict=True
+    ):
+        shape[axis] = tile[grid] // stride + sum(reach)
+    return activity.new_empty(shape)
+
+
+def widest(reads: Iterable[Read]) -> tuple[Read, ...]:
+    """Without those that another read of the same activity holds."""
+    known = list(dict.fromkeys(reads))
+    return tuple(
+        read
+        for read in known
+        if not any(
+            other != read
+            and replace(other, reach=read.reach) == read
+            and all(
+                a <= c and b <= d for (a, b), (c, d) in zip(read.reach, other.reach, strict=True)
+            )
+            for other in known
+        )
+    )
