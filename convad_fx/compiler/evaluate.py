@@ -2,7 +2,8 @@
 
 The way of a mask: met before? nothing kept? else on the box of what it keeps, from the activities
 of every level, or on the patches that what it hides can change, whichever is less; boxes of one
-size form a batch. What a network allows was decided on the graph (`region`, `reuse`).
+size form a batch. Those on boxes share tiles of the first layers, if that is less again. What a
+network allows was decided on the graph (`region`, `reuse`, `share`).
 """
 
 from __future__ import annotations

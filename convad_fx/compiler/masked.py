@@ -130,8 +130,8 @@ class MaskedModule(Emitted):
         once, the empty mask once as long as the weights stay (after writing to them through
         ``.data``, which nobody can see, convert again), and where the graph allows it (see
         ``masked.ways``, or `convad_fx.check`) a box stands for the image where a mask keeps little,
-        and where it hides little only what that changes is computed again. Gradients are not
-        recorded.
+        and where it hides little only what that changes is computed again; and of the first layers
+        what masks of one image have alike is computed once. Gradients are not recorded.
 
         Args:
             x: one image (1, C, *grid), or one for each mask (at most 512 then).
@@ -156,7 +156,7 @@ class MaskedModule(Emitted):
         return engine.evaluate(x, masks, batch_size, precision, told, compared)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`torch.compile`, with its arguments, of this network and its ways on boxes and patches.
+        """`torch.compile`, with its arguments, of this network and all its ways (`masked.ways`).
 
         Nothing is compiled until the first call.
         """

@@ -13,6 +13,8 @@ from convad_fx.compiler.share import Read, Share, Stage
 
 #: Of random numbers that stand for activities.
 SEED = 0
+#: Masks whose sums are held at once: eight bytes for each cell of each.
+SUMMED = 64
 
 
 class Tiles:
@@ -35,7 +37,6 @@ class Tiles:
             for axis, tile in enumerate(share.tile)
         )
         masks = len(first)
-        self.sums = Sums(activities)
         self.views: dict[Read, Tensor] = {}
         tile = torch.tensor(share.tile)
         needed = torch.ones(masks, *self.counts, dtype=torch.bool)
@@ -45,14 +46,25 @@ class Tiles:
             needed &= _along((place >= low) & (place < high), axis, len(self.counts))
         self.rows: list[Tensor] = []  # for each stage: mask and place -> row of its tiles
         self.of: list[tuple[Tensor, Tensor]] = []  # mask and place (axes) of each row
-        for stage in reversed(share.stages):
-            needed = self._find(stage, needed)
+        for stage, keys in zip(share.stages[::-1], self._keys(masks)[::-1], strict=True):
+            needed = self._find(stage, keys, needed)
         self.rows.reverse()
         self.of.reverse()
 
-    def _find(self, stage: Stage, needed: Tensor) -> Tensor:
+    def _keys(self, masks: int) -> list[Tensor]:
+        """What tells tiles apart, for each stage, (K, *tiles)."""
+        found: list[list[Tensor]] = []
+        for start in range(0, masks, SUMMED):
+            some = slice(start, min(start + SUMMED, masks))
+            # the same numbers for all of them: drawn anew, in the same order
+            sums = Sums(tuple(None if len(a) == 1 else a[some] for a in self.activities))
+            size = some.stop - some.start
+            keys = [sums.keys(s.depends, self.share, self.counts, size) for s in self.share.stages]
+            found.append(keys)
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def _find(self, stage: Stage, keys: Tensor, needed: Tensor) -> Tensor:
         """The different tiles of a stage; returns which tiles of the stage before they need."""
-        keys = self.sums.keys(stage.depends, self.share, self.counts, len(needed))
         flat = needed.flatten(1)
         mask, place = flat.nonzero(as_tuple=True)
         chosen = keys.flatten(1)[mask, place].numpy()
@@ -84,8 +96,7 @@ class Tiles:
 
     def compute(self, x: Tensor, parts: Any, batch: BatchSize) -> None:
         """All tiles, stage by stage."""
-        channels_last = x[0].movedim(0, -1)
-        self.values = channels_last.reshape(-1, x.shape[1])
+        self.values = x[0].movedim(0, -1).reshape(-1, x.shape[1])  # a row for each position
         before: Tensor | None = None
         for i, (stage, (owner, places)) in enumerate(zip(self.share.stages, self.of, strict=True)):
             call, found, done = parts[f"tiles_{i}"], [], 0
@@ -142,10 +153,9 @@ class Tiles:
         return found.reshape(*index.shape, -1).movedim(-1, 1)
 
     def _cut(self, read: Read, owner: Tensor, places: Tensor) -> Tensor:
-        key = read
-        if key not in self.views:
-            self.views[key] = self._unfolded(read)
-        view = self.views[key]
+        if read not in self.views:
+            self.views[read] = self._unfolded(read)
+        view = self.views[read]
         if len(view) == 1:
             owner = torch.zeros_like(owner)
         index: list[Any] = [slice(None)] * (view.dim() - len(read.axes))
@@ -191,9 +201,12 @@ class Sums:
     """Sums of random numbers over active cells: equal where activities are equal.
 
     Of integers modulo 2^64: of two that differ they are equal with probability 2^-63.
+
+    Args:
+        activities: (K, C, *grid); None for what no mask touches.
     """
 
-    def __init__(self, activities: tuple[Tensor, ...]) -> None:
+    def __init__(self, activities: tuple[Tensor | None, ...]) -> None:
         self.activities = activities
         self.random = torch.Generator().manual_seed(SEED)
         self.known: dict[Any, Tensor] = {}
@@ -208,15 +221,17 @@ class Sums:
         """(K, *tiles): what stands for all that a tile depends on, its place among it."""
         found = self._numbers((1, *counts)).expand(masks, *counts)
         for read in reads:
-            if len(self.activities[read.activity]) == 1:
-                continue
-            factor = self.factors.setdefault(read, int(self._numbers((1,))) | 1)
-            found = found + factor * self._within(read, share, counts)
+            activity = self.activities[read.activity]
+            if activity is not None:
+                factor = self.factors.setdefault(read, int(self._numbers((1,))) | 1)
+                found = found + factor * self._within(activity, read, share, counts)
         return found
 
-    def _within(self, read: Read, share: Share, counts: tuple[int, ...]) -> Tensor:
+    def _within(
+        self, activity: Tensor, read: Read, share: Share, counts: tuple[int, ...]
+    ) -> Tensor:
         """Sums over patches, (K, *tiles)."""
-        sums = self._summed(read)
+        sums = self._summed(activity, read)
         for i, grid in enumerate(read.grid):
             n = share.tile[grid] // read.strides[i]
             low, high = read.reach[i]
@@ -228,10 +243,10 @@ class Sums:
                 sums = sums.unsqueeze(1 + axis)
         return sums
 
-    def _summed(self, read: Read) -> Tensor:
+    def _summed(self, activity: Tensor, read: Read) -> Tensor:
         key = read.activity, read.axes
         if key not in self.known:
-            activity = self.activities[read.activity].cpu()
+            activity = activity.cpu()
             numbers = self._numbers((1, *activity.shape[1:]))
             others = [a for a in range(1, activity.dim()) if a not in read.axes]
             sums = torch.where(activity, numbers, 0)

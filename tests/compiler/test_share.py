@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx.compiler import evaluate, region, share
+from convad_fx.compiler import evaluate, region, share, tiles
 from convad_fx.compiler.batches import BatchSize
 from convad_fx.compiler.share import Read, widest
 from convad_fx.compiler.tiles import Sums
@@ -94,13 +94,13 @@ def test_what_masks_have_alike_is_computed_once(eager_to_share: None) -> None:
     whole = torch.ones(1, 1, 64, 64, dtype=torch.bool)
     other = whole.clone()
     other[..., 28:30, 28:30] = False
-    alone, both = calls_of(masked), {}
+    alone = calls_of(masked)
     masked.evaluate(x, whole)
-    tiles = {name: sum(n) for name, n in alone.items() if name != "rest"}
+    once = {name: sum(n) for name, n in alone.items() if name != "rest"}
     masked = convad_fx.convert(model, x)
     both = calls_of(masked)
     masked.evaluate(x, torch.cat([whole, other]))
-    for name, number in tiles.items():
+    for name, number in once.items():
         side = -(-64 // masked.ways.share.tile[0])
         assert number == side**2
         assert number < sum(both[name]) <= number + 4  # those around what is hidden
@@ -154,11 +154,25 @@ def test_equal_activities_have_equal_sums_and_others_do_not() -> None:
     activity[20:] = activity[:20]
     activity[25, 0, 5, 5] ^= True
     read = Read(0, (2, 3), (0, 1), (1, 1), ((1, 1), (1, 1)))
-    tiles = share.Share((), None, (4, 4), (16, 16), Work())
-    keys = Sums((activity,)).keys((read,), tiles, (4, 4), 40)
+    way = share.Share((), None, (4, 4), (16, 16), Work())
+    keys = Sums((activity,)).keys((read,), way, (4, 4), 40)
     alike = keys[:20] == keys[20:]
     assert (~alike).nonzero().tolist() == [[5, 1, 1]]
     assert len(keys.unique()) == 20 * 16 + 1
+
+
+def test_a_last_mask_by_itself_is_told_from_the_others(eager_to_share: None) -> None:
+    """Sums are made for so many masks at once; the one that is left over hides all but a corner."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, *GRID, dtype=torch.double)
+    masked = convad_fx.convert(built("strided"), x)
+    masks = torch.zeros(tiles.SUMMED + 1, 1, *GRID, dtype=torch.bool)
+    masks[:, :, :9, :9] = torch.rand(len(masks), 1, 9, 9) < 0.5
+    masks[-1, :, -9:, -9:] = True
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+    assert sum(calls["rest"]) == len(masks)
 
 
 def test_only_the_widest_reads_count() -> None:
