@@ -209,6 +209,8 @@ def _stage(about: Json) -> Stage:
         depends=tuple(map(_read, about["depends"])),
         result=as_tuples(about["result"]),
         cells=as_tuples(about["cells"]),
+        channels=int(about["channels"]),
+        copied=int(about["copied"]),
         work=float(about["work"]),
     )
 

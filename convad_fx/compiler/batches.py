@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import optimize
+from torch import Tensor
 
 #: Boxes have two cells at least at every level, hidden boxes two tiles, and compiled code gets two
 #: masks at least: torch.compile takes 1 for a constant, and would compile again.
@@ -154,3 +156,11 @@ def _features(images: float | NDArray[np.float64]) -> NDArray[np.float64]:
     """Of the seconds per image, in a call on so many."""
     images = np.asarray(images)
     return np.stack([1 / images, np.ones_like(images), images])
+
+
+def marked(t: Tensor, axes: int = 1) -> Tensor:
+    """Tell torch.compile, should it be used, that these sizes vary: it then compiles once."""
+    for axis in range(axes):
+        if t.shape[axis] > 1:
+            torch._dynamo.maybe_mark_dynamic(t, axis)
+    return t

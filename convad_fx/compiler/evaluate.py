@@ -9,6 +9,7 @@ network allows was decided on the graph (`region`, `reuse`, `share`).
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import weakref
 from collections import defaultdict
@@ -24,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convad_fx.compiler.batches import LARGE, LEAST, BatchSize
+from convad_fx.compiler.batches import LARGE, LEAST, BatchSize, marked
 from convad_fx.compiler.region import Level, Region
 from convad_fx.compiler.tiles import Tiles
 from convad_fx.compiler.ways import Ways
@@ -41,8 +42,14 @@ Shares = Callable[[Sizes], NDArray[np.float64]]
 FAR = 1 << 40
 #: Arithmetic on patches costs so much more than on whole grids, for what is copied.
 COPYING = 1.2
-#: Arithmetic on tiles costs so much more than on whole grids: they are put together from others.
-SHARING = 3.0
+#: Work on tiles costs so much more than on boxes.
+SHARING = 1.2
+#: Masks that are looked at first, to see whether masks share anything.
+FEW = 64
+#: Many masks share so many times as much as a few, at most.
+AT_MOST = 2
+#: A call is to take as many tiles as boxes of this share of an image.
+OF_TILE = 1 / 8
 #: Less than any share of an image that takes time.
 LITTLE = 1e-3
 #: Masks of each size of box whose answers in lower precision are held against float32's.
@@ -181,6 +188,12 @@ class _Run:
         self.key = (str(x.device), x.dtype, tuple(x.shape[2:]), precision, outer)
         self.size = self._batch_size(batch_size, "whole images and boxes")
         self.patch_size = self._batch_size(batch_size, "patches")
+        self.rest_size = self._batch_size(batch_size, "after tiles")
+        share = engine.ways.share
+        self.tile_sizes = [
+            self._batch_size(batch_size, f"tiles {i}", math.prod(share.counts))
+            for i in range(len(share.stages))
+        ]
         self.seen: dict[bytes, int] = {}
         self.rows: list[int] = []
         self.found: list[Tensor] = []  # answers, in the order they came
@@ -189,8 +202,10 @@ class _Run:
         self.area = 0.0
         self.deviation: float | None = None
         self.compared = compared
+        self.nothing_shared = False
 
-    def _batch_size(self, asked: int | str, way: str) -> BatchSize:
+    def _batch_size(self, asked: int | str, way: str, each: int = 1) -> BatchSize:
+        """Found out from call to call, or so many masks, each of which may count several times."""
         if asked == "auto":
             return self.engine.sizes.setdefault((*self.key, way), _batch_size_on(self.x))
         if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
@@ -198,7 +213,7 @@ class _Run:
                 f"batch_size must be a positive whole number or 'auto', not {asked!r}",
                 hint="'auto' tries a few sizes and keeps the fastest",
             )
-        return replace(_batch_size_on(self.x), most=asked, fixed=asked)
+        return replace(_batch_size_on(self.x), most=asked * each, fixed=asked * each)
 
     # --------------------------------------------------------------------------- which masks
 
@@ -274,10 +289,10 @@ class _Run:
         rest = sorted(set(range(len(masks))) - patched.members)
         if shared is not None:
             self.area += shared.done
-            for size, members in shared.groups(self.size).items():
+            for size, members in shared.groups(self.rest_size).items():
                 kind = ("shared", *boxed.in_tiles(size))
                 share, ask = shared.share(size), shared.asks(size)
-                self._batches(members, owners, share, ask, kind, self.size)
+                self._batches(members, owners, share, ask, kind, self.rest_size)
             return
         for size, members in boxed.groups(rest, self.size).items():
             if size == boxed.whole:
@@ -292,11 +307,8 @@ class _Run:
         try:
             boxed = Boxed(self.engine, x, masks)
             patched = Patched(self.engine, x, masks, boxed.costs, self.size.call)
-            return (
-                boxed,
-                patched,
-                self._shared(boxed, sorted(set(range(len(masks))) - patched.members)),
-            )
+            rest = sorted(set(range(len(masks))) - patched.members)
+            return boxed, patched, self._shared(boxed, rest)
         except (RuntimeError, MemoryError) as error:
             if len(masks) == 1 or not is_out_of_memory(error):
                 raise
@@ -305,25 +317,47 @@ class _Run:
 
     def _shared(self, boxed: Boxed, members: list[int]) -> Shared | None:
         """The tiles that these masks share, computed, if that is less work than their boxes."""
-        share = self.engine.ways.share
-        if "rest" not in self.engine.parts or boxed.x.shape[0] > 1 or self.lower is not None:
+        able = "rest" in self.engine.parts and boxed.x.shape[0] == 1 and self.lower is None
+        if not (able and members) or self.nothing_shared:
             return None
-        if not members:
+        if len(members) >= 2 * FEW:  # looking at all takes longer
+            few = Shared(self.engine, boxed, members[:FEW])
+            self.nothing_shared = few.saves < few.cost / AT_MOST
+        if not self.nothing_shared:
+            shared = Shared(self.engine, boxed, members)
+            self.nothing_shared = not self._worthwhile(shared) or not self._computed(shared)
+        if self.nothing_shared:  # nor will there be in the masks that follow
+            _release(self.x)
             return None
-        sizes = np.array([boxed.sizes[k] for k in members])
-        most = sum(boxed.costs[k] for k in members) - float(share.work.shares(sizes).sum())
-        calls = 1.0 + len(share.stages) * self.size.call
-        if most <= calls:
-            return None
-        shared = Shared(self.engine, boxed, members)
-        if most - SHARING * shared.done <= calls:
-            return None
-        shared.tiles.compute(boxed.x, self.engine.parts, self.size)
         return shared
+
+    def _worthwhile(self, shared: Shared) -> bool:
+        """It is less work, and there is memory for it."""
+        numbers = zip(shared.tiles.numbers, self.tile_sizes, strict=True)
+        calls = sum(-(-number // size.of(OF_TILE, number)) for number, size in numbers)
+        call = self.size.call / (1 + len(self.tile_sizes))  # of a part of the network
+        fits = shared.tiles.held * self.x.element_size() < _free(self.x) / 2
+        return fits and shared.saves > shared.cost + calls * call
+
+    def _computed(self, shared: Shared) -> bool:
+        """Whether there was memory for all tiles."""
+        try:
+            for i, (number, size) in enumerate(
+                zip(shared.tiles.numbers, self.tile_sizes, strict=True)
+            ):
+                ask = shared.tiles.asks(i, self.x, self.engine.parts[f"tiles_{i}"])
+                every = list(range(number))
+                for some, tiles in self._answers(every, OF_TILE, ask, (f"tiles {i}",), size):
+                    shared.tiles.keep(i, some, tiles)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def _whole(self, x: Tensor, masks: Tensor, owners: list[int], members: list[int]) -> None:
         def ask(chosen: list[int]) -> tuple[Any, ...]:
-            return self.engine.network, _rows(x, chosen), _dynamic(masks[chosen])
+            return self.engine.network, _rows(x, chosen), marked(masks[chosen])
 
         self._batches(members, owners, 1.0, ask, ("whole",), self.size)
 
@@ -337,6 +371,25 @@ class _Run:
         batch: BatchSize,
     ) -> None:
         """Ask for these masks. Their kind is the way they go and their size in tiles."""
+        for chosen, answer in self._answers(members, share, ask, kind, batch):
+            if self.lower is not None and kind not in self.compared:
+                self.compared.add(kind)
+                self._compare(ask, chosen[:COMPARED], answer[:COMPARED])
+            self._keep(answer, [owners[i] for i in chosen])
+            self.passes += len(chosen)
+            self.area += share * len(chosen)
+            if self.told is not None:
+                self.told(len(chosen))
+
+    def _answers(
+        self,
+        members: list[int],
+        share: float,
+        ask: Callable[[list[int]], tuple[Any, ...]],
+        kind: tuple[Any, ...],
+        batch: BatchSize,
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Some of these, masks or tiles, and the answer to them, until all have been asked."""
         done = 0
         while left := len(members) - done:
             # as even as can be: no small rest
@@ -347,19 +400,12 @@ class _Run:
                 batch.halve(share, len(chosen))
                 continue
             seconds = time.perf_counter() - began
-            if self.lower is not None and kind not in self.compared:
-                self.compared.add(kind)
-                self._compare(ask, chosen[:COMPARED], answer[:COMPARED])
             version = kind[0], len(chosen) >= LARGE
             if version in batch.met:  # the first may have compiled
                 batch.record(len(chosen) * share, seconds)
             batch.met.add(version)
-            self._keep(answer, [owners[i] for i in chosen])
-            done += len(chosen)
-            self.passes, self.batches = self.passes + len(chosen), self.batches + 1
-            self.area += share * len(chosen)
-            if self.told is not None:
-                self.told(len(chosen))
+            done, self.batches = done + len(chosen), self.batches + 1
+            yield chosen, answer
 
     def _tried(
         self, ask: Callable[[list[int]], tuple[Any, ...]], chosen: list[int], *, exact: bool = False
@@ -462,7 +508,7 @@ class Boxed:
 
         def ask(chosen: list[int]) -> tuple[Any, ...]:
             cells = _cells(self.first[chosen], size, self.region, self.x.device)
-            cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in self.activities]
+            cut = [a if len(a) == 1 else marked(a[chosen]) for a in self.activities]
             return self.engine.parts["boxed"], _rows(self.x, chosen), *cells, *cut
 
         return ask
@@ -521,7 +567,7 @@ class Patched:
 
         def ask(chosen: list[int]) -> tuple[Any, ...]:
             places = _places(first[chosen], size, self.reuse.tile, self.x.device)
-            cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in self.activities]
+            cut = [a if len(a) == 1 else marked(a[chosen]) for a in self.activities]
             return self.engine.parts["patched"], self.x, *places, *cut, *self.kept
 
         return ask
@@ -535,13 +581,24 @@ class Shared:
         self.way = engine.ways.share
         self.first = boxed.first[members]
         end = self.first + torch.tensor([boxed.sizes[k] for k in members])
-        activities = tuple(a if len(a) == 1 else a[members] for a in boxed.activities)
-        self.tiles = Tiles(self.way, activities, self.first, end)
+        self.tiles = Tiles(self.way, boxed.activities, members, self.first, end)
         self.place = {k: i for i, k in enumerate(members)}
 
     @property
-    def done(self) -> float:
+    def saves(self) -> float:
+        """What their boxes would cost more than what follows the tiles, in images."""
+        sizes = np.array([self.boxed.sizes[k] for k in self.members])
+        work = self.boxed.region.work.shares(sizes) - self.way.work.shares(sizes)
+        return float(work.sum())
+
+    @property
+    def cost(self) -> float:
         """What all tiles cost, in images."""
+        return SHARING * self.tiles.cost / self.way.work.total
+
+    @property
+    def done(self) -> float:
+        """What all tiles multiply, in images."""
         return self.tiles.work / self.way.work.total
 
     def share(self, size: tuple[int, ...]) -> float:
@@ -560,9 +617,9 @@ class Shared:
         def ask(chosen: list[int]) -> tuple[Any, ...]:
             first = boxed.first[chosen]
             cells = _cells(first, size, boxed.region, boxed.x.device)
-            cut = [a if len(a) == 1 else _dynamic(a[chosen]) for a in boxed.activities]
+            cut = [a if len(a) == 1 else marked(a[chosen]) for a in boxed.activities]
             owner = torch.tensor([self.place[k] for k in chosen])
-            box = _dynamic(self.tiles.boxes(owner, first, size))
+            box = marked(self.tiles.boxes(owner, first, size))
             return self.engine.parts["rest"], box, *cells, *cut
 
         return ask
@@ -575,7 +632,7 @@ def _cells(
     found = []
     for axis, stride in region.cells:
         steps = torch.arange(-(-size[axis] // stride))
-        found.append(_dynamic((first[:, axis, None] // stride + steps).to(device), axes=2))
+        found.append(marked((first[:, axis, None] // stride + steps).to(device), axes=2))
     return found
 
 
@@ -586,7 +643,7 @@ def _places(
     found = []
     for axis, (n, t) in enumerate(zip(size, tile, strict=True)):
         steps = torch.arange(n).reshape(n // t, t)
-        found.append(_dynamic((first[:, axis, None, None] + steps).to(device), axes=2))
+        found.append(marked((first[:, axis, None, None] + steps).to(device), axes=2))
     return found
 
 
@@ -734,15 +791,7 @@ def rounded(
 
 
 def _rows(x: Tensor, chosen: list[int]) -> Tensor:
-    return x if x.shape[0] == 1 else _dynamic(x[chosen])
-
-
-def _dynamic(t: Tensor, axes: int = 1) -> Tensor:
-    """Tell torch.compile, should it be used, that these sizes vary: it then compiles once."""
-    for axis in range(axes):
-        if t.shape[axis] > 1:
-            torch._dynamo.maybe_mark_dynamic(t, axis)
-    return t
+    return x if x.shape[0] == 1 else marked(x[chosen])
 
 
 def _chunks(masks: Tensor | Iterable[Tensor], x: Tensor) -> Iterator[Tensor]:
@@ -780,9 +829,15 @@ def _check(mask: Tensor, x: Tensor) -> None:
 def _batch_size_on(x: Tensor) -> BatchSize:
     """What is to be found out on the image's device, as far as half of its free memory allows."""
     each = VALUES * x[0, 0].numel() * x.element_size()
-    free = torch.cuda.mem_get_info(x.device)[0] if x.is_cuda else psutil.virtual_memory().available
-    most = max(1, min(CHUNK, free // 2 // max(each, 1)))
+    most = max(1, min(CHUNK, _free(x) // 2 // max(each, 1)))
     return BatchSize.on_gpu(most) if x.is_cuda else BatchSize(most)
+
+
+def _free(x: Tensor) -> int:
+    """Bytes of memory on the image's device."""
+    if x.is_cuda:
+        return int(torch.cuda.mem_get_info(x.device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def check_precision(precision: str | None, own: torch.dtype = torch.float32) -> None:

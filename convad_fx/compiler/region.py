@@ -149,6 +149,7 @@ class Builder:
         self.inputs: dict[Node, Node] = {}  # activity -> placeholder
         self.cuts: dict[tuple[Node, Level], Node] = {}
         self.asked: dict[Node, Level | None] = {}
+        self.shapes: list[tuple[int, ...]] = []  # of these activities, of two masks
         self.leaves: list[tuple[str, str]] = []
         self.done: list[tuple[Node, float, Cost | None]] = []  # operations, and what they multiply
         self.whole_cells: list[tuple[int, ...]] = []  # strides at whose multiples boxes must end
@@ -720,6 +721,7 @@ class Builder:
             mask = torch.ones(2, 1, *region.canvas, dtype=torch.bool, device=x.device)
             try:
                 given = torch.fx.Interpreter(self._root(), graph=region.activities).run(x, mask)
+                self.shapes = [tuple(activity.shape) for activity in given]
                 run = Shapes(self._root(), region.values)
                 shapes = ((2, -(-sizes[axis] // stride)) for axis, stride in region.cells)
                 cells = (torch.zeros(n, dtype=torch.long, device=x.device) for n in shapes)

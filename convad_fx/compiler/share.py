@@ -36,7 +36,7 @@ Reach = tuple[tuple[int, int], ...]
 #: The side of a tile, as a share of the image's, about.
 SIDE = 1 / 7
 #: What copying a value costs, in multiplications.
-COPY = 40.0
+COPY = 100.0
 #: What boxes save of the same arithmetic, on average over a search.
 BOXES = 0.55
 #: Less of the network's arithmetic than this to be saved, and sharing is not worth its while.
@@ -75,6 +75,8 @@ class Stage:
         depends: what tells tiles apart: every activity on their way from the image on.
         result: strides of the grid of the tile's tensor.
         cells: its cells along each axis.
+        channels: of that tensor.
+        copied: values of a patch and of a tile.
         work: what a tile multiplies.
     """
 
@@ -86,6 +88,8 @@ class Stage:
     depends: tuple[Read, ...]
     result: tuple[int, ...]
     cells: tuple[int, ...]
+    channels: int
+    copied: int
     work: float
 
 
@@ -115,6 +119,18 @@ class Share:
     def ok(self) -> bool:
         """Masks share tiles."""
         return not self.why
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tiles along each axis, of the largest grid: padding may make it larger than the image."""
+        grids = [
+            (self.canvas, (1,) * len(self.canvas)),
+            *((s.cells, s.result) for s in self.stages),
+        ]
+        return tuple(
+            max(-(-cells[axis] * strides[axis] // tile) for cells, strides in grids)
+            for axis, tile in enumerate(self.tile)
+        )
 
     def __str__(self) -> str:
         if not self.ok:
@@ -153,6 +169,7 @@ class Stages(Builder):
         self.activity_numbers = {node: i for i, node in enumerate(boxes.asked)}
         self.place = {node: i for i, node in enumerate(graph.nodes)}
         self.in_order = list(graph.nodes)
+        self.needs: dict[Node, dict[Node, Reach]] = {}  # of tiles of a tensor, down to the image
 
     # ------------------------------------------------------------------- what each tensor is
 
@@ -179,6 +196,8 @@ class Stages(Builder):
             passes = None if decided is None else self._through(node, decided)
         except Leaves:
             passes = None
+        if self.window is not None and self._has_hooks(node):
+            passes = None  # they may make the weight, and its window is called without them
         level = passes.level if passes is not None else None
         depends = [n for n in operands if n in self.levels]
         if depends and not all(isinstance(self.levels[n], Level | tuple) for n in depends):
@@ -211,6 +230,12 @@ class Stages(Builder):
         if not (step.one_cell and set(step.stride) == {1}):
             self.window = step, op
         return Passes(replace(level, strides=strides))
+
+    def _has_hooks(self, node: Node) -> bool:
+        if node.op != "call_module":
+            return False
+        module = self.traced.module.get_submodule(str(node.target))
+        return bool(module._forward_hooks or module._forward_pre_hooks)
 
     @staticmethod
     def _pad(step: steps.Pad, op: OpView, level: Level) -> Level:
@@ -261,11 +286,16 @@ class Stages(Builder):
 
     def between(self, start: Node, end: Node) -> dict[Node, Reach]:
         """What tiles of `end` need, cells before and after, of each tensor down to `start`."""
-        zero = ((0, 0),) * len(self.traced.grid)
-        reaches, waiting = {end: zero}, {end}
-        some = self.in_order[self.place[start] + 1 : self.place[end] + 1]
-        for node in reversed(some):
-            if node not in waiting:
+        if end not in self.needs:
+            self.needs[end] = self._needed(end)
+        # all else that comes later depends on start: it is a dominator
+        first = self.place[start]
+        return {n: reach for n, reach in self.needs[end].items() if self.place[n] >= first}
+
+    def _needed(self, end: Node) -> dict[Node, Reach]:
+        reaches: dict[Node, Reach] = {end: ((0, 0),) * len(self.traced.grid)}
+        for node in reversed(self.in_order[: self.place[end] + 1]):
+            if node not in reaches:
                 continue
             reads = self._reads(node, reaches[node])
             for operand in self._operands(node):
@@ -275,7 +305,6 @@ class Stages(Builder):
                 reaches[operand] = tuple(
                     (max(a, c), max(b, d)) for (a, b), (c, d) in zip(known, reads, strict=True)
                 )
-                waiting.add(operand)
         return reaches
 
     def _reads(self, node: Node, reach: Reach) -> Reach:
@@ -293,10 +322,15 @@ class Stages(Builder):
     def cost(self, start: Node, end: Node, tile: tuple[int, ...]) -> float:
         """Of a tile, in multiplications."""
         reaches = self.between(start, end)
-        done = self._work_on(start, reaches, tile)
-        for node in (start, end):
-            done += COPY * self._channels(node) * self._cells(node, reaches[node], tile)
-        return done
+        copied = self._copied_values(start, end, reaches, tile)
+        return self._work_on(start, reaches, tile) + COPY * copied
+
+    def _copied_values(
+        self, start: Node, end: Node, reaches: dict[Node, Reach], tile: tuple[int, ...]
+    ) -> int:
+        """Of a patch and its tile."""
+        some = (self._channels(n) * self._cells(n, reaches[n], tile) for n in (start, end))
+        return sum(some)
 
     def _work_on(self, start: Node, reaches: dict[Node, Reach], tile: tuple[int, ...]) -> float:
         """Multiplications between tensors, for a tile."""
@@ -380,27 +414,32 @@ class Stages(Builder):
         self, stages: tuple[Stage, ...], chain: list[Node], tile: tuple[int, ...]
     ) -> None:
         """Run stages without values, on two tiles: each must be as large as said."""
-        root, activities = self.traced.module, self.region.activities
-        assert activities is not None
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             x = self._image()
-            mask = torch.ones(1, 1, *self.traced.grid, dtype=torch.bool, device=x.device)
-            given = torch.fx.Interpreter(root, graph=activities).run(x, mask)
             for stage, (start, end) in zip(stages, itertools.pairwise(chain), strict=True):
                 rows = zip(tile, stage.strides, stage.reach, strict=True)
                 patch = x.new_empty(
                     2, self._channels(start), *(t // s + a + b for t, s, (a, b) in rows)
                 )
                 try:
-                    cuts = (_cut_shape(given[read.activity], read, tile) for read in stage.cuts)
+                    cuts = (self._fake_cut(read, tile, x.device) for read in stage.cuts)
                     assert stage.values is not None
-                    answer = torch.fx.Interpreter(root, graph=stage.values).run(patch, *cuts)
+                    run = torch.fx.Interpreter(self._root(), graph=stage.values)
+                    answer = run.run(patch, *cuts)
                 except Exception as error:
                     why = f"it does not run on another size than the example's ({error})"
                     raise Unsupported(why) from error
                 sides = tuple(t // s for t, s in zip(tile, stage.result, strict=True))
                 if tuple(answer.shape) != (2, self._channels(end), *sides):
                     raise Unsupported(f"{end.name} has another size on a tile than its windows say")
+
+    def _fake_cut(self, read: Read, tile: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """An activity, cut to tiles."""
+        shape = list(self.on_boxes.shapes[read.activity])
+        rows = zip(read.axes, read.grid, read.strides, read.reach, strict=True)
+        for axis, grid, stride, reach in rows:
+            shape[axis] = tile[grid] // stride + sum(reach)
+        return torch.empty(shape, dtype=torch.bool, device=device)
 
     def _stage(self, start: Node, end: Node, tile: tuple[int, ...]) -> Stage:
         reaches = self.between(start, end)
@@ -463,6 +502,8 @@ class Stages(Builder):
             depends=widest(depends),
             result=result.strides,
             cells=self._grid(end),
+            channels=self._channels(end),
+            copied=self._copied_values(start, end, reaches, tile),
             work=self._work_on(start, reaches, tile),
         )
 
@@ -545,15 +586,6 @@ class Stages(Builder):
         graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
         graph.lint()
         return graph
-
-
-def _cut_shape(activity: torch.Tensor, read: Read, tile: tuple[int, ...]) -> torch.Tensor:
-    shape = [2, *activity.shape[1:]]
-    for axis, grid, stride, reach in zip(
-        read.axes, read.grid, read.strides, read.reach, strict=True
-    ):
-        shape[axis] = tile[grid] // stride + sum(reach)
-    return activity.new_empty(shape)
 
 
 def widest(reads: Iterable[Read]) -> tuple[Read, ...]:

@@ -1,77 +1,95 @@
-"""Tiles that masks of one image share: which there are, and putting them together for each mask."""
+"""Tiles that masks of one image share: which there are, and putting them together for each mask.
+
+Two tiles at one place are the same if the activities on their way from the image are the same as
+far around them as they depend on. Random numbers stand for active cells, and their sums for
+activities, so that equal ones are found by sorting. Stages then go from the last to the first, to
+see which tiles anybody needs, and are computed from the first to the last.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from convad_fx.compiler.batches import BatchSize
-from convad_fx.compiler.share import Read, Share, Stage
+from convad_fx.compiler.batches import marked
+from convad_fx.compiler.share import COPY, Read, Share, Stage
 
-#: Of random numbers that stand for activities.
+#: Of random numbers that stand for active cells.
 SEED = 0
-#: Masks whose sums are held at once: eight bytes for each cell of each.
+#: Masks whose sums are held at once: about a byte for each cell of each.
 SUMMED = 64
 
 
+Numbers = NDArray[np.uint64]
+Bytes = NDArray[np.uint8]
+Places = NDArray[np.int64]
+
+
 class Tiles:
-    """Different tiles of each stage, for these masks, as far as these boxes need them.
+    """Different tiles of each stage, for these masks, as far as the boxes of masks need them.
 
     Args:
         share: how masks share.
-        activities: (K or 1, C, *grid), those that stages read.
-        first, end: where the boxes of masks start and end, in image positions, (K, axes).
+        activities: (K or 1, C, *grid), as in `Region`; those that stages read count.
+        members: which of the K masks share.
+        first, end: where their boxes start and end, in image positions, (members, axes).
     """
 
     def __init__(
-        self, share: Share, activities: tuple[Tensor, ...], first: Tensor, end: Tensor
+        self,
+        share: Share,
+        activities: Sequence[Tensor],
+        members: Sequence[int],
+        first: Tensor,
+        end: Tensor,
     ) -> None:
         self.share, self.activities = share, activities
-        # padding may make a grid larger than the image
-        grids = [(stage.cells, stage.result) for stage in share.stages]
-        self.counts = tuple(
-            max(-(-cells[axis] * strides[axis] // tile) for cells, strides in grids)
-            for axis, tile in enumerate(share.tile)
-        )
-        masks = len(first)
-        self.views: dict[Read, Tensor] = {}
-        tile = torch.tensor(share.tile)
-        needed = torch.ones(masks, *self.counts, dtype=torch.bool)
+        self.members = torch.tensor(members)
+        self.counts = share.counts
+        needed = torch.ones(len(members), *self.counts, dtype=torch.bool)
         for axis, n in enumerate(self.counts):
-            place = torch.arange(n)
-            low, high = first[:, axis, None] // tile[axis], -(-end[:, axis, None] // tile[axis])
-            needed &= _along((place >= low) & (place < high), axis, len(self.counts))
-        self.rows: list[Tensor] = []  # for each stage: mask and place -> row of its tiles
-        self.of: list[tuple[Tensor, Tensor]] = []  # mask and place (axes) of each row
-        for stage, keys in zip(share.stages[::-1], self._keys(masks)[::-1], strict=True):
+            tile, place = share.tile[axis], torch.arange(n)
+            low = (first[:, axis, None] // tile).clamp(max=n - 1)
+            some = (place >= low) & (place * tile < end[:, axis, None])
+            needed &= _along(some, axis, len(self.counts))
+        self.rows: list[Tensor] = []  # for each stage: member and place -> row of its tile
+        self.of: list[tuple[Tensor, Tensor]] = []  # member and place (axes) of each row
+        for stage, keys in zip(share.stages[::-1], self._keys()[::-1], strict=True):
             needed = self._find(stage, keys, needed)
         self.rows.reverse()
         self.of.reverse()
+        self.values: list[Tensor | None] = [None] * len(share.stages)  # (rows * cells, C)
+        self.views: dict[Read, Tensor] = {}
 
-    def _keys(self, masks: int) -> list[Tensor]:
-        """What tells tiles apart, for each stage, (K, *tiles)."""
-        found: list[list[Tensor]] = []
-        for start in range(0, masks, SUMMED):
-            some = slice(start, min(start + SUMMED, masks))
-            # the same numbers for all of them: drawn anew, in the same order
-            sums = Sums(tuple(None if len(a) == 1 else a[some] for a in self.activities))
-            size = some.stop - some.start
-            keys = [sums.keys(s.depends, self.share, self.counts, size) for s in self.share.stages]
-            found.append(keys)
-        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+    def _keys(self) -> list[Numbers]:
+        """What tells tiles apart, for each stage, (members, *tiles)."""
+        reads = {read.activity: None for stage in self.share.stages for read in stage.depends}
+        touched = {i: a for i in reads if len(a := self.activities[i]) > 1}
+        sums = Sums(self.share, {i: tuple(a.shape[1:]) for i, a in touched.items()})
+        found = []
+        for start in range(0, len(self.members), SUMMED):
+            some = self.members[start : start + SUMMED]
+            chosen = {i: a[some.to(a.device)] for i, a in touched.items()}
+            found.append(sums.keys(chosen, len(some)))
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    def _find(self, stage: Stage, keys: Tensor, needed: Tensor) -> Tensor:
+    def _find(self, stage: Stage, keys: Numbers, needed: Tensor) -> Tensor:
         """The different tiles of a stage; returns which tiles of the stage before they need."""
         flat = needed.flatten(1)
-        mask, place = flat.nonzero(as_tuple=True)
-        chosen = keys.flatten(1)[mask, place].numpy()
+        member, place = flat.nonzero(as_tuple=True)
+        chosen = keys.reshape(flat.shape)[member, place]
         _, where, inverse = np.unique(chosen, return_index=True, return_inverse=True)
         rows = torch.zeros(flat.shape, dtype=torch.long)
-        rows[mask, place] = torch.from_numpy(inverse)
-        owner, at = mask[where], place[where]
+        rows[member, place] = torch.from_numpy(inverse)
+        owner, at = member[where], place[where]
         places = torch.stack(torch.unravel_index(at, self.counts), 1)
         self.rows.append(rows.reshape(needed.shape))
         self.of.append((owner, places))
@@ -89,79 +107,115 @@ class Tiles:
         return before
 
     @property
+    def numbers(self) -> list[int]:
+        """How many different ones each stage has."""
+        return [len(owner) for owner, _ in self.of]
+
+    @property
     def work(self) -> float:
         """What all of them multiply."""
-        rows = zip(self.share.stages, self.of, strict=True)
-        return sum(stage.work * len(owner) for stage, (owner, _) in rows)
+        rows = zip(self.share.stages, self.numbers, strict=True)
+        return sum(number * stage.work for stage, number in rows)
 
-    def compute(self, x: Tensor, parts: Any, batch: BatchSize) -> None:
-        """All tiles, stage by stage."""
-        self.values = x[0].movedim(0, -1).reshape(-1, x.shape[1])  # a row for each position
-        before: Tensor | None = None
-        for i, (stage, (owner, places)) in enumerate(zip(self.share.stages, self.of, strict=True)):
-            call, found, done = parts[f"tiles_{i}"], [], 0
-            share = stage.work / self.share.work.total
-            while left := len(owner) - done:
-                n = batch.of(max(share, 0.001), left)
-                n = -(-left // -(-left // n))
-                some = slice(done, done + n)
-                own, at = owner[some], places[some]
-                patch = self._patch(before, own, at, stage)
-                cuts = [self._cut(read, own, at) for read in stage.cuts]
-                if len(own) == 1:
-                    patch, cuts = (
-                        patch.expand(2, *patch.shape[1:]),
-                        [c.expand(2, *c.shape[1:]) for c in cuts],
-                    )
-                for tensor in (patch, *cuts):
-                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
-                z = call(patch, *cuts)[: len(own)]
-                found.append(z.movedim(1, -1).reshape(-1, z.shape[1]))
-                done += n
-            self.values = torch.cat(found)
-            before = self.rows[i]
-        self.last = before
+    @property
+    def cost(self) -> float:
+        """The same, and what copying costs."""
+        rows = zip(self.share.stages, self.numbers, strict=True)
+        return sum(number * (stage.work + COPY * stage.copied) for stage, number in rows)
 
-    def _patch(self, before: Tensor | None, owner: Tensor, places: Tensor, stage: Stage) -> Tensor:
+    @property
+    def held(self) -> float:
+        """Values of two stages, the most that are there at once."""
+        each = [0.0]
+        for stage, number in zip(self.share.stages, self.numbers, strict=True):
+            each.append(float(number * self._cells(stage.result) * stage.channels))
+        return max(a + b for a, b in itertools.pairwise(each))
+
+    def _cells(self, strides: tuple[int, ...]) -> int:
+        """Of a tile."""
+        return math.prod(t // s for t, s in zip(self.share.tile, strides, strict=True))
+
+    # ------------------------------------------------------------------ from stage to stage
+
+    def asks(
+        self, i: int, x: Tensor, part: Callable[..., Any]
+    ) -> Callable[[list[int]], tuple[Any, ...]]:
+        """What to call for some tiles of a stage, and with what; of stages before, all are kept."""
+        stage, (owner, places) = self.share.stages[i], self.of[i]
+        self.views = {read: self._unfolded(read) for read in stage.cuts}
+        if i == 0:
+            before, rows = x[0].movedim(0, -1).reshape(-1, x.shape[1]), None  # of each position
+        else:
+            kept = self.values[i - 1]
+            assert kept is not None
+            before, rows = kept, self.rows[i - 1]
+
+        def ask(chosen: list[int]) -> tuple[Any, ...]:
+            own, at = owner[chosen], places[chosen]
+            cells = []
+            for axis, (low, high) in enumerate(stage.reach):
+                n = self.share.tile[axis] // stage.strides[axis]
+                steps = torch.arange(-low, n + high)
+                cells.append((at[:, axis, None] * n + steps).clamp(0, stage.grid[axis] - 1))
+            patch = self._gathered(before, rows, own, cells, stage.strides)
+            return part, *(marked(t) for t in (patch, *(self._cut(r, own, at) for r in stage.cuts)))
+
+        return ask
+
+    def keep(self, i: int, chosen: list[int], tiles: Tensor) -> None:
+        """What some tiles of a stage are, (N, C, *tile): copied, in the order of rows."""
+        cells = self._cells(self.share.stages[i].result)
+        kept, number = self.values[i], self.numbers[i]
+        if kept is None:
+            kept = self.values[i] = tiles.new_empty((number * cells, tiles.shape[1]))
+        some = slice(chosen[0] * cells, (chosen[-1] + 1) * cells)
+        kept[some] = tiles.movedim(1, -1).reshape(-1, tiles.shape[1])
+        if chosen[-1] + 1 == number:  # nobody reads what it was made from any more
+            self.views = {}
+            self.values[:i] = [None] * i
+
+    def boxes(self, owner: Tensor, first: Tensor, size: tuple[int, ...]) -> Tensor:
+        """The last stage's tensor on the boxes of these members, (N, C, *box)."""
+        last, kept = self.share.stages[-1], self.values[-1]
+        assert kept is not None
         cells = []
-        for axis, (low, high) in enumerate(stage.reach):
-            stride = stage.strides[axis]
-            n = self.share.tile[axis] // stride
-            steps = torch.arange(-low, n + high)
-            cells.append((places[:, axis, None] * n + steps).clamp(0, stage.grid[axis] - 1))
-        return self._gathered(before, owner, cells, stage.strides)
+        for axis, stride in enumerate(last.result):
+            steps = torch.arange(-(-size[axis] // stride))
+            cells.append((first[:, axis, None] // stride + steps).clamp(max=last.cells[axis] - 1))
+        return self._gathered(kept, self.rows[-1], owner, cells, last.result)
 
     def _gathered(
-        self, rows: Tensor | None, owner: Tensor, cells: list[Tensor], strides: tuple[int, ...]
+        self,
+        values: Tensor,
+        rows: Tensor | None,
+        owner: Tensor,
+        cells: list[Tensor],
+        strides: tuple[int, ...],
     ) -> Tensor:
-        """Cells (N, n) along each axis of the grid of these masks -> (N, C, n, ...)."""
+        """Cells (N, n) along each axis of the grid of these members -> (N, C, n, ...)."""
+        index: Any = 0
         dims = len(cells)
         if rows is None:
-            index: Any = 0
             for axis, cell in enumerate(cells):
                 index = index * self.share.canvas[axis] + _along(cell, axis, dims)
         else:
             sizes = [t // s for t, s in zip(self.share.tile, strides, strict=True)]
-            where = tuple(
-                _along(c // n, axis, dims)
-                for axis, (c, n) in enumerate(zip(cells, sizes, strict=True))
-            )
+            pairs = list(zip(cells, sizes, strict=True))
+            where = (_along(cell // n, axis, dims) for axis, (cell, n) in enumerate(pairs))
             index = rows[(_along(owner[:, None], 0, dims), *where)]
-            for axis, (cell, n) in enumerate(zip(cells, sizes, strict=True)):
+            for axis, (cell, n) in enumerate(pairs):
                 index = index * n + _along(cell % n, axis, dims)
-        found = self.values.index_select(0, index.flatten().to(self.values.device))
+        found = values.index_select(0, index.flatten().to(values.device))
         return found.reshape(*index.shape, -1).movedim(-1, 1)
 
     def _cut(self, read: Read, owner: Tensor, places: Tensor) -> Tensor:
-        if read not in self.views:
-            self.views[read] = self._unfolded(read)
+        """The patches of an activity that these tiles read."""
         view = self.views[read]
-        if len(view) == 1:
-            owner = torch.zeros_like(owner)
+        owner = self.members[owner] if len(view) > 1 else torch.zeros_like(owner)
         index: list[Any] = [slice(None)] * (view.dim() - len(read.axes))
-        index[0] = owner
+        index[0] = owner.to(view.device)
         for axis, grid in zip(read.axes, read.grid, strict=True):
-            index[axis] = places[:, grid]
+            index[axis] = places[:, grid].to(view.device)
         z = view[tuple(index)]
         if not read.axes:
             return z
@@ -172,95 +226,116 @@ class Tiles:
         """All patches of an activity, as a view: (K, C, *tiles, *patch), False outside the grid."""
         z = self.activities[read.activity]
         pads = [0] * (2 * z.dim())
-        for axis, grid, stride, (low, high) in zip(
-            read.axes, read.grid, read.strides, read.reach, strict=True
-        ):
+        rows = list(zip(read.axes, read.grid, read.strides, read.reach, strict=True))
+        for axis, grid, stride, (low, high) in rows:
             n = self.share.tile[grid] // stride
             more = self.counts[grid] * n + high - z.shape[axis]  # fewer, if it is negative
             at = 2 * (z.dim() - 1 - axis)
             pads[at], pads[at + 1] = low, more
-        z = torch.nn.functional.pad(z, pads)
-        for axis, grid, stride, (low, high) in zip(
-            read.axes, read.grid, read.strides, read.reach, strict=True
-        ):
+        z = F.pad(z, pads)
+        for axis, grid, stride, (low, high) in rows:
             n = self.share.tile[grid] // stride
             z = z.unfold(axis, n + low + high, n)
         return z
 
-    def boxes(self, owner: Tensor, first: Tensor, size: tuple[int, ...]) -> Tensor:
-        """The last stage's tensor on the boxes of these masks, (N, C, *box)."""
-        last = self.share.stages[-1]
-        cells = []
-        for axis, stride in enumerate(last.result):
-            steps = torch.arange(-(-size[axis] // stride))
-            cells.append((first[:, axis, None] // stride + steps).clamp(max=last.cells[axis] - 1))
-        return self._gathered(self.last, owner, cells, last.result)
-
 
 class Sums:
-    """Sums of random numbers over active cells: equal where activities are equal.
+    """Sums of random numbers over what is active: equal where activities are equal.
 
-    Of integers modulo 2^64: of two that differ they are equal with probability 2^-63.
+    Eight cells of a line are a byte, and the sums are of bytes times random numbers, modulo 2^64:
+    of two activities that differ they are equal with a probability of 2^-57.
 
     Args:
-        activities: (K, C, *grid); None for what no mask touches.
+        share: how masks share.
+        shapes: (C, *grid) of each activity that masks touch.
     """
 
-    def __init__(self, activities: tuple[Tensor | None, ...]) -> None:
-        self.activities = activities
-        self.random = torch.Generator().manual_seed(SEED)
-        self.known: dict[Any, Tensor] = {}
-        self.factors: dict[Read, int] = {}
+    def __init__(self, share: Share, shapes: Mapping[int, Sequence[int]]) -> None:
+        self.share = share
+        self.random = np.random.default_rng(SEED)
+        self.places = [self._drawn(1, *share.counts) for _ in share.stages]
+        reads = dict.fromkeys(read for stage in share.stages for read in stage.depends)
+        self.factors = {r: self._drawn() | np.uint64(1) for r in reads if r.activity in shapes}
+        self.numbers = {
+            (r.activity, r.axes): self._drawn(
+                *_packed(np.empty((1, *shapes[r.activity]), np.bool_), r.axes).shape
+            )
+            for r in self.factors
+        }
 
-    def _numbers(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randint(-(1 << 63), (1 << 63) - 1, shape, generator=self.random)
+    def _drawn(self, *shape: int) -> Numbers:
+        drawn: Numbers = self.random.integers(0, 1 << 64, shape, np.uint64)
+        return drawn
 
-    def keys(
-        self, reads: tuple[Read, ...], share: Share, counts: tuple[int, ...], masks: int
-    ) -> Tensor:
-        """(K, *tiles): what stands for all that a tile depends on, its place among it."""
-        found = self._numbers((1, *counts)).expand(masks, *counts)
-        for read in reads:
-            activity = self.activities[read.activity]
-            if activity is not None:
-                factor = self.factors.setdefault(read, int(self._numbers((1,))) | 1)
-                found = found + factor * self._within(activity, read, share, counts)
+    def keys(self, activities: Mapping[int, Tensor], masks: int) -> list[Numbers]:
+        """(K, *tiles) for each stage: what stands for all that a tile depends on, and its place."""
+        lines = {}
+        for key, numbers in self.numbers.items():
+            activity, axes = key
+            packed = _packed(activities[activity].cpu().numpy(), axes)
+            lines[key] = packed, _cumulative(packed * numbers)
+        found = []
+        for stage, places in zip(self.share.stages, self.places, strict=True):
+            keys = np.broadcast_to(places, (masks, *self.share.counts))
+            for read in stage.depends:
+                if (key := (read.activity, read.axes)) in lines:
+                    within = self._within(*lines[key], self.numbers[key], read)
+                    keys = keys + self.factors[read] * within
+            found.append(keys)
         return found
 
-    def _within(
-        self, activity: Tensor, read: Read, share: Share, counts: tuple[int, ...]
-    ) -> Tensor:
-        """Sums over patches, (K, *tiles)."""
-        sums = self._summed(activity, read)
-        for i, grid in enumerate(read.grid):
-            n = share.tile[grid] // read.strides[i]
-            low, high = read.reach[i]
-            start, most = torch.arange(counts[grid]) * n, sums.shape[1 + i] - 1
-            ends = [(start + by).clamp(0, most) for by in (n + high, -low)]
-            sums = sums.index_select(1 + i, ends[0]) - sums.index_select(1 + i, ends[1])
-        for axis in range(len(counts)):
-            if axis not in read.grid:
-                sums = sums.unsqueeze(1 + axis)
-        return sums
+    def _within(self, packed: Bytes, sums: Numbers, numbers: Numbers, read: Read) -> Numbers:
+        """Sums over patches, (K, *tiles); of lines there are those over all bytes before."""
+        if not read.axes:
+            result = sums[-1]
+        else:
+            first, end = self._spans(read, -1, 8 * len(packed))
+            low, high = first // 8, np.maximum(end - 1, 0) // 8
+            before = np.uint8(255) >> (first % 8).astype(np.uint8)  # bits start at the highest
+            after = np.uint8(255) << (7 - (end - 1) % 8).astype(np.uint8)
+            after[end <= first] = 0
+            alone = low >= high
+            shape = (-1, *[1] * (packed.ndim - 1))
+            starts = packed[low] & np.where(alone, before & after, before).reshape(shape)
+            ends = packed[high] & np.where(alone, np.uint8(0), after).reshape(shape)
+            result = sums[high] - sums[np.minimum(low + 1, high)]
+            result += starts * numbers[low]
+            result += ends * numbers[high]
+        for i in reversed(range(len(read.axes) - 1)):
+            lines = np.moveaxis(result, -1, 0)
+            first, end = self._spans(read, i, len(lines))
+            total = _cumulative(lines)
+            result = total[end] - total[first]
+        tiles = len(read.axes)
+        result = np.moveaxis(result, tiles, 0)
+        result = result.sum(tuple(range(1 + tiles, result.ndim)))
+        missing = [1 + axis for axis in range(len(self.share.counts)) if axis not in read.grid]
+        return np.expand_dims(result, missing)
 
-    def _summed(self, activity: Tensor, read: Read) -> Tensor:
-        key = read.activity, read.axes
-        if key not in self.known:
-            activity = activity.cpu()
-            numbers = self._numbers((1, *activity.shape[1:]))
-            others = [a for a in range(1, activity.dim()) if a not in read.axes]
-            sums = torch.where(activity, numbers, 0)
-            sums = sums.sum(others) if others else sums
-            for i in range(len(read.axes)):
-                sums = sums.cumsum(1 + i)
-                pads = [0] * (2 * (sums.dim() - 1 - (1 + i))) + [1, 0]
-                sums = torch.nn.functional.pad(sums, pads)
-            self.known[key] = sums
-        return self.known[key]
+    def _spans(self, read: Read, i: int, cells: int) -> tuple[Places, Places]:
+        """Where patches start and end along an axis, inside the grid."""
+        n = self.share.tile[read.grid[i]] // read.strides[i]
+        low, high = read.reach[i]
+        start = np.arange(self.share.counts[read.grid[i]]) * n
+        return (start - low).clip(0, cells), (start + n + high).clip(0, cells)
 
 
-def _along(cell: Tensor, axis: int, dims: int) -> Tensor:
+def _packed(activity: NDArray[np.bool_], axes: tuple[int, ...]) -> Bytes:
+    """(K, C, *grid) -> (last of the axes, K, *others, *axes before), eight of the last a byte."""
+    others = [axis for axis in range(1, activity.ndim) if axis not in axes]
+    packed = np.packbits(activity.transpose(0, *others, *axes), axis=-1)
+    return np.ascontiguousarray(np.moveaxis(packed, -1, 0))
+
+
+def _cumulative(numbers: Numbers) -> Numbers:
+    """Sums over the first 0, 1, ... along the first axis."""
+    sums = np.zeros((1 + len(numbers), *numbers.shape[1:]), np.uint64)
+    np.cumsum(numbers, 0, out=sums[1:])
+    return sums
+
+
+def _along(cells: Tensor, axis: int, dims: int) -> Tensor:
     """(N, n) -> (N, 1, .., n, .., 1), n at an axis of so many."""
     shape = [1] * (1 + dims)
-    shape[0], shape[1 + axis] = cell.shape
-    return cell.reshape(shape)
+    shape[0], shape[1 + axis] = cells.shape
+    return cells.reshape(shape)
