@@ -24,7 +24,7 @@ import torchvision
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.compiler.evaluate import Boxed
+from convad_fx.compiler.boxed import Boxed
 
 MODELS = ("mobilenet_v2", "resnet50")
 SIZE = 224
@@ -54,7 +54,7 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         region = masked.ways.region
         work = region.work
         with torch.inference_mode():
-            boxed = Boxed(masked.__dict__["engine"], x, masks)
+            boxed = Boxed(masked.ways.region, masked.__dict__["engine"].parts, x, masks)
 
             def call(shape: tuple[int, int, int], boxed: Boxed = boxed) -> None:
                 network, *given = boxed.asks(shape[:2])(list(range(shape[2])))

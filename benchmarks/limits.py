@@ -33,7 +33,8 @@ from torch import Tensor, nn
 import convad_fx
 from benchmarks import measure
 from benchmarks.search import MODELS, SIZE, masks_of, recorded
-from convad_fx.compiler import evaluate
+from convad_fx.compiler.boxed import boxes, extent
+from convad_fx.compiler.groups import Shares, merged
 from convad_fx.compiler.region import Region
 
 ROUNDED = 16
@@ -96,8 +97,8 @@ def row_of(
     region = masked.ways.region
     with torch.inference_mode():
         activities = masked.__dict__["engine"].parts["boxed_activities"](x, masks)
-    extent = evaluate.extent(region, activities)
-    _, sizes = evaluate.boxes(region, activities, extent)
+    whole = extent(region, activities)
+    _, sizes = boxes(region, activities, whole)
     cells = active_cells(region, activities)
     levels = [side for side in work if side in cells]
     rest = sum(n for side, n in work.items() if side not in cells)
@@ -110,7 +111,7 @@ def row_of(
         return torch.stack(parts).sum(0) + rest
 
     def in_tiles(size: tuple[int, ...]) -> tuple[int, ...]:
-        rows = zip(size, region.tile, extent, strict=True)
+        rows = zip(size, region.tile, whole, strict=True)
         return tuple(min(-(-n // tile) * tile, most) for n, tile, most in rows)
 
     def shares_of_sides(keys: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -129,9 +130,9 @@ def row_of(
     }
 
 
-def grouped(sizes: list[tuple[int, ...]], shares: evaluate.Shares) -> float:
+def grouped(sizes: list[tuple[int, ...]], shares: Shares) -> float:
     """What the masks cost on average, in groups as `evaluate` makes them."""
-    groups = evaluate.merged(sizes, shares, call=CALL)
+    groups = merged(sizes, shares, call=CALL)
     counts = [len(members) for members in groups.values()]
     return float(shares(np.array(list(groups))) @ counts) / len(sizes)
 

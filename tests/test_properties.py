@@ -37,7 +37,7 @@ from strategies import (
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx.compiler import evaluate, reuse
+from convad_fx.compiler import patched, reuse, share, tiles
 from convad_fx.compiler.convert import convert as convert_plainly
 
 # One network by hand, so that the laws are met by a usual one whatever is drawn.
@@ -218,13 +218,25 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
     # masks that hide a box: patches as far as they go, however little there is to save
     with (
         mock.patch.object(reuse.Patches, "best_end", reuse.Patches.last_end),
-        mock.patch.object(evaluate, "COPYING", 0.0),
+        mock.patch.object(patched, "COPYING", 0.0),
         torch.no_grad(),
     ):
         masked = convad_fx.convert(model, x, policy=_policy(policy))
         note(str(masked.ways.reuse))
         found = masked.evaluate(x, ~many, batch_size=2)
         assert_same_to_rounding(found.logits, masked(x, ~many), "changes against whole images")
+    # tiles that masks share, as far as they go
+    with (
+        mock.patch.object(share, "WORTHWHILE", -1e9),
+        mock.patch.object(share, "BOXES", 1e3),
+        mock.patch.object(tiles, "SHARING", -1e9),
+        mock.patch.object(patched, "COPYING", 1e9),
+        torch.no_grad(),
+    ):
+        masked = convad_fx.convert(model, x, policy=_policy(policy))
+        note(str(masked.ways.share))
+        found = masked.evaluate(x, many, batch_size=2)
+        assert_same_to_rounding(found.logits, masked(x, many), "tiles against whole images")
 
 
 @given(networks(), seeds)

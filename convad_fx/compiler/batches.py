@@ -164,3 +164,8 @@ def marked(t: Tensor, axes: int = 1) -> Tensor:
         if t.shape[axis] > 1:
             torch._dynamo.maybe_mark_dynamic(t, axis)
     return t
+
+
+def rows_of(x: Tensor, chosen: list[int]) -> Tensor:
+    """Images of these masks; the one image, if all have the same."""
+    return x if x.shape[0] == 1 else marked(x[chosen])

@@ -12,8 +12,7 @@ import contextlib
 import math
 import time
 import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -22,36 +21,23 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convad_fx.compiler.batches import LARGE, LEAST, BatchSize, marked
-from convad_fx.compiler.region import Level, Region
-from convad_fx.compiler.tiles import Tiles
+from convad_fx.compiler.batches import LARGE, LEAST, BatchSize, marked, rows_of
+from convad_fx.compiler.boxed import Boxed, Parts
+from convad_fx.compiler.patched import Patched
+from convad_fx.compiler.tiles import Shared
 from convad_fx.compiler.ways import Ways
-from convad_fx.compiler.work import Sizes
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 
 #: Masks looked at together: enough to fill batches of every size of box, few enough for memory.
 CHUNK = 512
-#: Sizes of box among which groups are sought: pairs of them are compared.
-GROUPS = 64
-#: What boxes of these sizes cost, as shares of an image, (K,).
-Shares = Callable[[Sizes], NDArray[np.float64]]
-#: Further than any cell.
-FAR = 1 << 40
-#: Arithmetic on patches costs so much more than on whole grids, for what is copied.
-COPYING = 1.2
-#: Work on tiles costs so much more than on boxes.
-SHARING = 1.2
 #: Masks that are looked at first, to see whether masks share anything.
 FEW = 64
 #: Many masks share so many times as much as a few, at most.
 AT_MOST = 2
 #: A call is to take as many tiles as boxes of this share of an image.
 OF_TILE = 1 / 8
-#: Less than any share of an image that takes time.
-LITTLE = 1e-3
 #: Masks of each size of box whose answers in lower precision are held against float32's.
 COMPARED = 2
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,7 +80,7 @@ class Engine:
         self,
         network: Callable[..., Any],
         ways: Ways,
-        parts: Mapping[str, Callable[..., Any]],
+        parts: Parts,
         *,
         reads_hidden: bool,
     ) -> None:
@@ -304,9 +290,10 @@ class _Run:
 
     def _ways(self, x: Tensor, masks: Tensor) -> tuple[Boxed, Patched, Shared | None] | None:
         """Which way each mask may go; None where there is no memory to look at so many."""
+        ways = self.engine.ways
         try:
-            boxed = Boxed(self.engine, x, masks)
-            patched = Patched(self.engine, x, masks, boxed.costs, self.size.call)
+            boxed = Boxed(ways.region, self.engine.parts, x, masks)
+            patched = Patched(ways.reuse, self.engine.parts, x, masks, boxed.costs, self.size.call)
             rest = sorted(set(range(len(masks))) - patched.members)
             return boxed, patched, self._shared(boxed, rest)
         except (RuntimeError, MemoryError) as error:
@@ -317,14 +304,15 @@ class _Run:
 
     def _shared(self, boxed: Boxed, members: list[int]) -> Shared | None:
         """The tiles that these masks share, computed, if that is less work than their boxes."""
-        able = "rest" in self.engine.parts and boxed.x.shape[0] == 1 and self.lower is None
+        way, parts = self.engine.ways.share, self.engine.parts
+        able = "rest" in parts and boxed.x.shape[0] == 1 and self.lower is None
         if not (able and members) or self.nothing_shared:
             return None
         if len(members) >= 2 * FEW:  # looking at all takes longer
-            few = Shared(self.engine, boxed, members[:FEW])
+            few = Shared(way, parts, boxed, members[:FEW])
             self.nothing_shared = few.saves < few.cost / AT_MOST
         if not self.nothing_shared:
-            shared = Shared(self.engine, boxed, members)
+            shared = Shared(way, parts, boxed, members)
             self.nothing_shared = not self._worthwhile(shared) or not self._computed(shared)
         if self.nothing_shared:  # nor will there be in the masks that follow
             _release(self.x)
@@ -357,7 +345,7 @@ class _Run:
 
     def _whole(self, x: Tensor, masks: Tensor, owners: list[int], members: list[int]) -> None:
         def ask(chosen: list[int]) -> tuple[Any, ...]:
-            return self.engine.network, _rows(x, chosen), marked(masks[chosen])
+            return self.engine.network, rows_of(x, chosen), marked(masks[chosen])
 
         self._batches(members, owners, 1.0, ask, ("whole",), self.size)
 
@@ -466,332 +454,6 @@ class _Run:
         logits = torch.cat(self.found)[order[torch.tensor(self.rows)].to(self.x.device)]
         area = self.area / self.passes if self.passes else 0.0
         return Evaluation(logits, self.passes, area, self.batches, self.deviation)
-
-
-class Boxed:
-    """Masks on the boxes that hold their active cells."""
-
-    def __init__(self, engine: Engine, x: Tensor, masks: Tensor) -> None:
-        self.engine, self.x, self.masks = engine, x, masks
-        self.region = engine.ways.region
-        self.ok = "boxed" in engine.parts
-        self.activities: tuple[Tensor, ...] = ()
-        if self.ok:
-            self.activities = engine.parts["boxed_activities"](x[:1], masks)
-        self.whole = self.region.canvas
-        self.first, self.sizes = torch.zeros(len(masks), 0), [self.whole] * len(masks)
-        if self.ok:
-            self.whole = extent(self.region, self.activities)
-            self.first, self.sizes = boxes(self.region, self.activities, self.whole)
-
-    def share(self, size: tuple[int, ...]) -> float:
-        """Of the whole image's arithmetic."""
-        return self.region.work.share(size)
-
-    def in_tiles(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """How many tiles a box has, the last perhaps in part."""
-        return tuple(-(-n // tile) for n, tile in zip(size, self.region.tile, strict=True))
-
-    @property
-    def costs(self) -> list[float]:
-        """What each mask would cost, in images."""
-        found: list[float] = self.region.work.shares(np.array(self.sizes)).tolist()
-        return found
-
-    def groups(self, members: list[int], batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
-        """Size of box -> the masks that run on it."""
-        shares = self.region.work.shares
-        return grouped(members, self.sizes, shares, batch.call, self.region.grain)
-
-    def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
-        """What to call for some masks, and with what."""
-
-        def ask(chosen: list[int]) -> tuple[Any, ...]:
-            cells = _cells(self.first[chosen], size, self.region, self.x.device)
-            cut = [a if len(a) == 1 else marked(a[chosen]) for a in self.activities]
-            return self.engine.parts["boxed"], _rows(self.x, chosen), *cells, *cut
-
-        return ask
-
-
-class Patched:
-    """Those masks of one image that hide so little that recomputing what changes costs less.
-
-    Args:
-        otherwise: what each mask would cost, in images.
-        call: what a call costs, in images.
-    """
-
-    def __init__(
-        self, engine: Engine, x: Tensor, masks: Tensor, otherwise: list[float], call: float
-    ) -> None:
-        self.engine, self.x, self.masks = engine, x, masks
-        self.reuse = engine.ways.reuse
-        self.members: set[int] = set()
-        self.sizes: list[tuple[int, ...]] = []  # of the hidden boxes, where patches are possible
-        self.kept: tuple[Tensor, ...] = ()
-        if "patched" not in engine.parts or x.shape[0] > 1:
-            return
-        tile = torch.tensor(self.reuse.tile)
-        tiles = -(-torch.tensor(self.reuse.canvas) // tile)
-        hidden = Level(tuple(range(2, x.dim())), (1,) * (x.dim() - 2), ((0, 0),) * (x.dim() - 2))
-        low, high = torch.zeros(2, len(masks), x.dim() - 2, dtype=torch.long)
-        for i, first, end in _spans(~masks, hidden):
-            low[:, i], high[:, i] = first, end
-        low = torch.minimum(low // tile, tiles - 1)  # nothing hidden: any tile
-        size = torch.minimum((-(-high // tile) - low).clamp(min=LEAST), tiles)
-        self.tiles, self.tile, self.start = tiles, tile, low
-        self.sizes = [tuple(row) for row in (size * tile).tolist()]
-        costs = self.reuse.work.shares(np.array(self.sizes)).tolist()
-        gains = {k: o - COPYING * c for k, (o, c) in enumerate(zip(otherwise, costs, strict=True))}
-        better = {k: gain for k, gain in gains.items() if gain > 0}
-        # without a mask the network has to run once more; a call of its own for each
-        if sum(better.values()) > 1 + 2 * call:
-            self.members = set(better)
-            self.kept = engine.parts["unmasked"](x, None)
-            self.activities = engine.parts["patched_activities"](x, masks)
-
-    def share(self, size: tuple[int, ...]) -> float:
-        """Of the whole image's arithmetic."""
-        return self.reuse.work.share(size)
-
-    def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
-        """Size of hidden box -> the masks that run on its patches."""
-        members = sorted(self.members)
-        return grouped(members, self.sizes, self.reuse.work.shares, batch.call, self.reuse.tile)
-
-    def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
-        """What to call for some masks, and with what."""
-        most = self.tiles - torch.tensor(size) // self.tile
-        first = torch.minimum(self.start, most) * self.tile
-
-        def ask(chosen: list[int]) -> tuple[Any, ...]:
-            places = _places(first[chosen], size, self.reuse.tile, self.x.device)
-            cut = [a if len(a) == 1 else marked(a[chosen]) for a in self.activities]
-            return self.engine.parts["patched"], self.x, *places, *cut, *self.kept
-
-        return ask
-
-
-class Shared:
-    """Masks on boxes of a tensor amid the network, put together from tiles that they share."""
-
-    def __init__(self, engine: Engine, boxed: Boxed, members: list[int]) -> None:
-        self.engine, self.boxed, self.members = engine, boxed, members
-        self.way = engine.ways.share
-        self.first = boxed.first[members]
-        end = self.first + torch.tensor([boxed.sizes[k] for k in members])
-        self.tiles = Tiles(self.way, boxed.activities, members, self.first, end)
-        self.place = {k: i for i, k in enumerate(members)}
-
-    @property
-    def saves(self) -> float:
-        """What their boxes would cost more than what follows the tiles, in images."""
-        sizes = np.array([self.boxed.sizes[k] for k in self.members])
-        work = self.boxed.region.work.shares(sizes) - self.way.work.shares(sizes)
-        return float(work.sum())
-
-    @property
-    def cost(self) -> float:
-        """What all tiles cost, in images."""
-        return SHARING * self.tiles.cost / self.way.work.total
-
-    @property
-    def done(self) -> float:
-        """What all tiles multiply, in images."""
-        return self.tiles.work / self.way.work.total
-
-    def share(self, size: tuple[int, ...]) -> float:
-        """Of the whole image's arithmetic, after the tiles; never nothing, so that it is timed."""
-        return max(self.way.work.share(size), LITTLE)
-
-    def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
-        """Size of box -> the masks that run on it."""
-        shares, grain = self.way.work.shares, self.boxed.region.grain
-        return grouped(self.members, self.boxed.sizes, shares, batch.call, grain)
-
-    def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
-        """What to call for some masks, and with what."""
-        boxed = self.boxed
-
-        def ask(chosen: list[int]) -> tuple[Any, ...]:
-            first = boxed.first[chosen]
-            cells = _cells(first, size, boxed.region, boxed.x.device)
-            cut = [a if len(a) == 1 else marked(a[chosen]) for a in boxed.activities]
-            owner = torch.tensor([self.place[k] for k in chosen])
-            box = marked(self.tiles.boxes(owner, first, size))
-            return self.engine.parts["rest"], box, *cells, *cut
-
-        return ask
-
-
-def _cells(
-    first: Tensor, size: tuple[int, ...], region: Region, device: torch.device
-) -> list[Tensor]:
-    """For each grid axis and stride the cells of boxes that start at these positions, (N, n)."""
-    found = []
-    for axis, stride in region.cells:
-        steps = torch.arange(-(-size[axis] // stride))
-        found.append(marked((first[:, axis, None] // stride + steps).to(device), axes=2))
-    return found
-
-
-def _places(
-    first: Tensor, size: tuple[int, ...], tile: tuple[int, ...], device: torch.device
-) -> list[Tensor]:
-    """For each grid axis the image positions of hidden boxes, (N, tiles, size of a tile)."""
-    found = []
-    for axis, (n, t) in enumerate(zip(size, tile, strict=True)):
-        steps = torch.arange(n).reshape(n // t, t)
-        found.append(marked((first[:, axis, None, None] + steps).to(device), axes=2))
-    return found
-
-
-def extent(region: Region, activities: tuple[Tensor, ...]) -> tuple[int, ...]:
-    """The smallest box that holds every level's whole grid: some convolutions make it larger."""
-    most = list(region.canvas)
-    for activity, level in zip(activities, region.levels, strict=True):
-        if level is not None:
-            for i, axis in enumerate(level.axes):
-                cells = activity.shape[axis] - sum(level.extra[i])
-                most[i] = max(most[i], (cells - 1) * level.strides[i] + 1)
-    return tuple(-(-n // g) * g for n, g in zip(most, region.grain, strict=True))
-
-
-def boxes(
-    region: Region, activities: tuple[Tensor, ...], whole: tuple[int, ...]
-) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """The smallest box for each mask that holds its active cells on every level.
-
-    Returns:
-        Where they start (K, axes) and their sizes, in image positions. A box may end beyond the
-        image; it is never larger than ``whole``.
-    """
-    masks = max(len(activity) for activity in activities)
-    tile, grain, most = (torch.tensor(each) for each in (region.tile, region.grain, whole))
-    first, end = (most - 1).repeat(masks, 1), torch.zeros(masks, len(whole), dtype=torch.long)
-    for activity, level in zip(activities, region.levels, strict=True):
-        if level is None:
-            continue
-        for axis, low, high in _spans(activity, level):
-            stride = level.strides[axis]
-            first[:, axis] = torch.minimum(first[:, axis], low * stride)
-            # the last cell's first position: a box that ends there has that cell
-            end[:, axis] = torch.maximum(end[:, axis], (high - 1) * stride + 1)
-    first = first // tile * tile
-    least = (LEAST - 1) * tile + 1  # so many cells at the coarsest level
-    size = -(-torch.maximum(torch.minimum(end, most) - first, least) // grain) * grain
-    return first, [tuple(row) for row in torch.minimum(size, most).tolist()]
-
-
-def _spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """For each grid axis: the first active cell and the one after the last, (K,) each.
-
-    Cells that padding has added are active but zero, as is everything around a box: left out. Where
-    nothing is active, the span starts at the end and ends at the start.
-    """
-    for axis, (before, after) in zip(level.axes, level.extra, strict=True):
-        if activity.shape[axis] > 1:
-            activity = activity.narrow(axis, before, activity.shape[axis] - before - after)
-    for i, axis in enumerate(level.axes):
-        n = activity.shape[axis]
-        others = tuple(other for other in range(1, activity.dim()) if other != axis)
-        if activity.device.type == "cpu":  # numpy's is several times faster there
-            lines = torch.from_numpy(activity.numpy().any(others))
-        else:
-            lines = activity.view(torch.uint8).amax(others).cpu() > 0
-        if n == 1:  # activity is not known along this axis: it may be anywhere
-            yield i, torch.zeros(len(lines), dtype=torch.long), torch.full((len(lines),), FAR)
-            continue
-        some = lines.any(1)
-        low = lines.int().argmax(1)
-        high = n - lines.flip(1).int().argmax(1)
-        yield i, torch.where(some, low, FAR), torch.where(some, high, 0)
-
-
-def grouped(
-    members: list[int],
-    sizes: list[tuple[int, ...]],
-    shares: Shares,
-    call: float,
-    unit: tuple[int, ...],
-) -> dict[tuple[int, ...], list[int]]:
-    """Size of box -> those of these masks that run on it, of which `sizes` has the boxes of all.
-
-    Sizes are multiples of ``unit``, and remain so.
-    """
-    found = merged(rounded([sizes[k] for k in members], GROUPS, unit), shares, call)
-    return {size: [members[i] for i in chosen] for size, chosen in found.items()}
-
-
-def merged(
-    sizes: list[tuple[int, ...]], shares: Shares, call: float
-) -> dict[tuple[int, ...], list[int]]:
-    """Size of box -> the masks that run on it. Small groups go on larger boxes, if that is cheaper.
-
-    A mask costs its box's share of an image, and a call ``call`` images, whatever its size.
-
-    >>> merged([(2, 2), (9, 10), (10, 10)], lambda sizes: sizes.prod(1) / 100, call=0.2)
-    {(2, 2): [0], (10, 10): [1, 2]}
-    """
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for i, size in enumerate(sizes):
-        groups[size].append(i)
-    if len(groups) < 2:
-        return dict(groups)
-    members, box = list(groups.values()), np.array(list(groups))
-    count, share = np.array([len(some) for some in members]), shares(box)
-    largest = box.max(0, keepdims=True)
-    if count @ (shares(largest) - share) <= call:  # no second call could save as much
-        return {tuple(largest[0].tolist()): list(range(len(sizes)))}
-    first, second = np.triu_indices(len(box), 1)
-    more = np.full((len(box), len(box)), np.inf)  # what a box that holds both costs more
-    both = shares(np.maximum(box[first], box[second]))
-    more[first, second] = count[first] * (both - share[first])
-    more[first, second] += count[second] * (both - share[second])
-    more = np.minimum(more, more.T)
-    alive = np.ones(len(box), bool)
-    while True:
-        a, b = divmod(int(more.argmin()), len(box))
-        if more[a, b] >= call:
-            break
-        box[a], members[a] = np.maximum(box[a], box[b]), members[a] + members[b]
-        share[a], count[a], alive[b] = shares(box[a : a + 1])[0], count[a] + count[b], False
-        both = shares(np.maximum(box[a], box))
-        row = count[a] * (both - share[a]) + count * (both - share)
-        more[a] = more[:, a] = np.where(alive & (np.arange(len(box)) != a), row, np.inf)
-        more[b] = more[:, b] = np.inf
-    found: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for a in np.flatnonzero(alive).tolist():
-        found[tuple(box[a].tolist())] += members[a]
-    return {size: sorted(some) for size, some in found.items()}
-
-
-def rounded(
-    sizes: list[tuple[int, ...]], most: int, unit: tuple[int, ...]
-) -> list[tuple[int, ...]]:
-    """At most so many sizes: of more, sides are rounded up, but never past the largest.
-
-    >>> rounded([(1, 3), (2, 3), (3, 3), (5, 3)], most=3, unit=(1, 3))
-    [(2, 3), (2, 3), (4, 3), (5, 3)]
-    """
-    step = 1
-    largest = tuple(map(max, *sizes)) if len(sizes) > 1 else sizes[0] if sizes else ()
-    found = sizes
-    while len(set(found)) > most:
-        step *= 2
-        found = [
-            tuple(
-                min(-(-n // (step * u)) * step * u, m)
-                for n, m, u in zip(size, largest, unit, strict=True)
-            )
-            for size in sizes
-        ]
-    return found
-
-
-def _rows(x: Tensor, chosen: list[int]) -> Tensor:
-    return x if x.shape[0] == 1 else marked(x[chosen])
 
 
 def _chunks(masks: Tensor | Iterable[Tensor], x: Tensor) -> Iterator[Tensor]:

@@ -19,9 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from convad_fx.compiler.batches import marked
+from convad_fx.compiler.batches import BatchSize, marked
+from convad_fx.compiler.boxed import Boxed, Parts, cells_of
+from convad_fx.compiler.groups import grouped
 from convad_fx.compiler.share import COPY, Read, Share, Stage
 
+#: Work on tiles costs so much more than on boxes.
+SHARING = 1.2
+#: Less than any share of an image that takes time.
+LITTLE = 1e-3
 #: Of random numbers that stand for active cells.
 SEED = 0
 #: Masks whose sums are held at once: about a byte for each cell of each.
@@ -31,6 +37,57 @@ SUMMED = 64
 Numbers = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
 Places = NDArray[np.int64]
+
+
+class Shared:
+    """Masks on boxes of a tensor amid the network, put together from tiles that they share."""
+
+    def __init__(self, share: Share, parts: Parts, boxed: Boxed, members: list[int]) -> None:
+        self.way, self.parts, self.boxed, self.members = share, parts, boxed, members
+        self.first = boxed.first[members]
+        end = self.first + torch.tensor([boxed.sizes[k] for k in members])
+        self.tiles = Tiles(self.way, boxed.activities, members, self.first, end)
+        self.place = {k: i for i, k in enumerate(members)}
+
+    @property
+    def saves(self) -> float:
+        """What their boxes would cost more than what follows the tiles, in images."""
+        sizes = np.array([self.boxed.sizes[k] for k in self.members])
+        work = self.boxed.region.work.shares(sizes) - self.way.work.shares(sizes)
+        return float(work.sum())
+
+    @property
+    def cost(self) -> float:
+        """What all tiles cost, in images."""
+        return SHARING * self.tiles.cost / self.way.work.total
+
+    @property
+    def done(self) -> float:
+        """What all tiles multiply, in images."""
+        return self.tiles.work / self.way.work.total
+
+    def share(self, size: tuple[int, ...]) -> float:
+        """Of the whole image's arithmetic, after the tiles; never nothing, so that it is timed."""
+        return max(self.way.work.share(size), LITTLE)
+
+    def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
+        """Size of box -> the masks that run on it."""
+        shares, grain = self.way.work.shares, self.boxed.region.grain
+        return grouped(self.members, self.boxed.sizes, shares, batch.call, grain)
+
+    def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
+        """What to call for some masks, and with what."""
+        boxed = self.boxed
+
+        def ask(chosen: list[int]) -> tuple[Any, ...]:
+            first = boxed.first[chosen]
+            cells = cells_of(first, size, boxed.region, boxed.x.device)
+            cut = [a if len(a) == 1 else marked(a[chosen]) for a in boxed.activities]
+            owner = torch.tensor([self.place[k] for k in chosen])
+            box = marked(self.tiles.boxes(owner, first, size))
+            return self.parts["rest"], box, *cells, *cut
+
+        return ask
 
 
 class Tiles:

@@ -21,7 +21,9 @@ from torch._dynamo.utils import counters
 import convad_fx
 from convad_fx.compiler import region
 from convad_fx.compiler.batches import BatchSize
-from convad_fx.compiler.evaluate import CHUNK, GROUPS, Engine, boxes, extent, merged, rounded
+from convad_fx.compiler.boxed import boxes, extent
+from convad_fx.compiler.evaluate import CHUNK, Engine
+from convad_fx.compiler.groups import GROUPS, merged, rounded
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 from tests.compiler.toys import Dense, ExplicitPadding, FlattenHead, PadShortcut, SqueezeExcite
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import convad_fx
-from convad_fx.compiler import evaluate, patch, reuse
+from convad_fx.compiler import patch, patched, reuse
 from tests.compiler.test_region import BODIES, GRID, Net, built, conv, some_masks
 from tests.compiler.toys import Dense, Residual, Shuffle
 
@@ -32,7 +32,7 @@ def hiding_masks() -> Tensor:
 def eager_to_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patches as far as they go, however little there is to save."""
     monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
-    monkeypatch.setattr(evaluate, "COPYING", 0.0)
+    monkeypatch.setattr(patched, "COPYING", 0.0)
 
 
 def patched_masks(masked: convad_fx.MaskedModule) -> list[int]:

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx.compiler import evaluate, region, share, tiles
+from convad_fx.compiler import patched, region, share, tiles
 from convad_fx.compiler.batches import BatchSize
 from convad_fx.compiler.share import Read, widest
 from convad_fx.compiler.tiles import Sums
@@ -28,8 +28,8 @@ def eager_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(region, "WORTHWHILE", 0.0)
     monkeypatch.setattr(share, "WORTHWHILE", -1e9)
     monkeypatch.setattr(share, "BOXES", 1e3)
-    monkeypatch.setattr(evaluate, "SHARING", -1e6)
-    monkeypatch.setattr(evaluate, "COPYING", 1e6)  # no patches
+    monkeypatch.setattr(tiles, "SHARING", -1e6)
+    monkeypatch.setattr(patched, "COPYING", 1e6)  # no patches
     monkeypatch.setattr(BatchSize, "call", property(lambda _: -100.0))
 
 
@@ -197,7 +197,7 @@ def test_real_networks_share_and_give_the_same(name: str, monkeypatch: Any) -> N
     model, x = model.double(), torch.randn(1, 3, 224, 224, dtype=torch.double)
     masked = convad_fx.convert(model, x)
     assert masked.ways.share.ok
-    monkeypatch.setattr(evaluate, "SHARING", 0.0)
+    monkeypatch.setattr(tiles, "SHARING", 0.0)
     masks = torch.rand(16, 1, 7, 7).gt(0.5).repeat_interleave(32, 2).repeat_interleave(32, 3)
     masks[0], masks[1] = True, False
     masks[1, :, 40:90, 33:71] = True
