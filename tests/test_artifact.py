@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import convad_fx
 from convad_fx.artifact import allowed, describe, is_artifact
 from convad_fx.artifact import file as artifact_file
+from convad_fx.artifact.file import VERSION
 from convad_fx.errors import ArtifactError, ConvadError
 
 DEFAULT = SimpleNamespace(
@@ -516,11 +517,14 @@ def test_tampered_parts_are_named(part: str, tmp_path: Path) -> None:
         convad_fx.load(path)
 
 
-def test_a_newer_version_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "hint"), [
+    (VERSION + 1, "update convad_fx"), (VERSION - 1, "convert the network and save it again"),
+])  # fmt: skip
+def test_another_version_says_so(version: int, hint: str, tmp_path: Path) -> None:
     path = tmp_path / "a.cfx"
     convad_fx.save(tiny(), path)
-    _forge(path, lambda parts: parts["manifest.json"].update(version=2), digests=False)
-    with pytest.raises(ArtifactError, match="format version 2.*this knows up to 1; update convad"):
+    _forge(path, lambda parts: parts["manifest.json"].update(version=version), digests=False)
+    with pytest.raises(ArtifactError, match=f"version {version}.*this knows {VERSION}; {hint}"):
         convad_fx.load(path)
 
 

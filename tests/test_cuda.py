@@ -133,8 +133,28 @@ def test_boxes_and_patches_give_what_whole_images_give(
     with torch.inference_mode():
         assert_close(found.logits, masked(x, masks), 1e-9)
     ways = masked.ways
-    asked = {kind for size in masked.__dict__["engine"].sizes.values() for kind, _ in size.met}
-    assert ("boxes" in asked, "patches" in asked) == (ways.region.ok, ways.reuse.ok)
+    asked = kinds(masked)
+    on_boxes = bool(asked & {"boxes", "shared"})
+    assert (on_boxes, "patches" in asked) == (ways.region.ok, ways.reuse.ok)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shared_tiles_give_what_whole_images_give(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 224 if name in ("alexnet", "vgg11_bn", "inception_v3") else SIZE
+    x, masks = image(size).double(), masks_of_all_kinds(size)
+    monkeypatch.setattr(evaluate._Run, "_worthwhile", lambda *_: True)  # however dear calls are
+    masked = convad_fx.convert(of(name).double(), x)
+    found = masked.evaluate(x, masks)
+    with torch.inference_mode():
+        assert_close(found.logits, masked(x, masks), 1e-9)
+    assert ("shared" in kinds(masked)) == masked.ways.share.ok
+
+
+def kinds(masked: convad_fx.MaskedModule) -> set[str]:
+    """The ways that masks have gone."""
+    return {kind for size in masked.__dict__["engine"].sizes.values() for kind, _ in size.met}
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
@@ -144,6 +164,7 @@ def test_what_is_compiled_gives_the_same(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(evaluate, "_batch_size_on", lambda _: BatchSize(64))
+    monkeypatch.setattr(evaluate._Run, "_worthwhile", lambda *_: True)
     model, x, masks = of(name), image(), masks_of_all_kinds()
     masked, expected = convad_fx.convert(model, x), convad_fx.convert(model, x)
     masked.compile(mode=mode)
@@ -152,7 +173,8 @@ def test_what_is_compiled_gives_the_same(
         with torch.inference_mode():
             right = expected(x, some)
         assert_close(masked.evaluate(x, some).logits, right, 1e-3)
-    assert counters["stats"]["unique_graphs"] <= 6
+    # whole images, boxes, patches and what follows tiles, small batches and large; tiles in one
+    assert counters["stats"]["unique_graphs"] <= 8 + len(masked.ways.share.stages)
 
 
 def test_lower_precision_says_how_far_it_is() -> None:

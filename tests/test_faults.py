@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "faults.md"
 LAWS = "tests/test_properties.py::"
 POLICIES = f"{LAWS}test_the_usual_network_meets_every_policy"
 HIDDEN = f"{LAWS}test_hidden_values_never_matter"
+TILES = "tests/compiler/test_share.py"
 TOYS = "tests/compiler/test_masked.py::"
 ORACLE = "tests/test_oracle.py::test_the_rule_agrees_with_the_operation"
 
@@ -146,6 +147,20 @@ FAULTS = (
         "    ratio = full.to(exact) / active.clamp(min=1).to(exact)\n",
         "    ratio = full.to(exact) / full.to(exact)\n",
         POLICIES,
+    ),
+    Fault(
+        "tiles are told apart by what they cover, not by all that they depend on",
+        "tiles.py",
+        "        return (start - low).clip(0, cells), (start + n + high).clip(0, cells)\n",
+        "        return start.clip(0, cells), (start + n).clip(0, cells)\n",
+        f"{TILES}::test_shared_tiles_give_what_the_whole_image_gives",
+    ),
+    Fault(
+        "of bytes that a patch covers in part, the rest counts as well",
+        "tiles.py",
+        "        before = np.uint8(255) >> (first % 8).astype(np.uint8)",
+        "        before = np.uint8(255) + 0 * (first % 8).astype(np.uint8)",
+        f"{TILES}::test_equal_activities_have_equal_sums_and_others_do_not",
     ),
 )
 

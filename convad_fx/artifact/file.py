@@ -36,7 +36,7 @@ from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ArtifactError, ConvadError, UntrustedArtifact
 from convad_fx.versions import versions
 
-FORMAT, VERSION = "convad_fx artifact", 1
+FORMAT, VERSION = "convad_fx artifact", 2
 _MANIFEST, _NETWORK, _WEIGHTS = "manifest.json", "network.json", "weights.safetensors"
 _COMPILED = "compiled.pt2"
 _NO_CODE = "nothing of it was run"
@@ -302,11 +302,12 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ArtifactError(f"{path} is no artifact", hint="pass a file that convad_fx.save wrote")
     version = manifest["version"]
-    if not isinstance(version, int) or version > VERSION:
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
         by = manifest.get("written_by")
         raise ArtifactError(
-            f"{path} has format version {version}, written by {by}; this knows up to {VERSION}",
-            hint="update convad_fx",
+            f"{path} has format version {version}, written by {by}; this knows {VERSION}",
+            hint="update convad_fx" if newer else "convert the network and save it again",
         )
     if hashlib.sha256(content).hexdigest().encode("ascii") != archive.comment:
         raise _changed(path, _MANIFEST)

@@ -158,9 +158,13 @@ def _features(images: float | NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([1 / images, np.ones_like(images), images])
 
 
-def marked(t: Tensor, axes: int = 1) -> Tensor:
-    """Tell torch.compile, should it be used, that these sizes vary: it then compiles once."""
-    for axis in range(axes):
+def marked(t: Tensor, *axes: int) -> Tensor:
+    """Tell torch.compile, should it be used, that these sizes vary: it then compiles once.
+
+    Args:
+        axes: of the tensor; if there are none, the batch's.
+    """
+    for axis in axes or (0,):
         if t.shape[axis] > 1:
             torch._dynamo.maybe_mark_dynamic(t, axis)
     return t

@@ -27,12 +27,15 @@ class Boxed:
         self.ok = "boxed" in parts
         self.activities: tuple[Tensor, ...] = ()
         if self.ok:
-            self.activities = parts["boxed_activities"](x[:1], masks)
+            # of a single mask, too, it shows which activities are the same for all: one row
+            some = masks if len(masks) > 1 else masks.expand(LEAST, *masks.shape[1:])
+            self.activities = parts["boxed_activities"](x[:1], some)
         self.whole = self.region.canvas
         self.first, self.sizes = torch.zeros(len(masks), 0), [self.whole] * len(masks)
         if self.ok:
             self.whole = extent(self.region, self.activities)
-            self.first, self.sizes = boxes(self.region, self.activities, self.whole)
+            first, sizes = boxes(self.region, self.activities, self.whole)
+            self.first, self.sizes = first[: len(masks)], sizes[: len(masks)]
 
     def share(self, size: tuple[int, ...]) -> float:
         """Of the whole image's arithmetic."""
@@ -71,7 +74,7 @@ def cells_of(
     found = []
     for axis, stride in region.cells:
         steps = torch.arange(-(-size[axis] // stride))
-        found.append(marked((first[:, axis, None] // stride + steps).to(device), axes=2))
+        found.append(marked((first[:, axis, None] // stride + steps).to(device), 0, 1))
     return found
 
 

@@ -335,7 +335,8 @@ class _Run:
             ):
                 ask = shared.tiles.asks(i, self.x, self.engine.parts[f"tiles_{i}"])
                 every = list(range(number))
-                for some, tiles in self._answers(every, OF_TILE, ask, (f"tiles {i}",), size):
+                kind = (f"tiles {i}",)
+                for some, tiles in self._answers(every, OF_TILE, ask, kind, size, LARGE):
                     shared.tiles.keep(i, some, tiles)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -376,14 +377,19 @@ class _Run:
         ask: Callable[[list[int]], tuple[Any, ...]],
         kind: tuple[Any, ...],
         batch: BatchSize,
+        least: int = LEAST,
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Some of these, masks or tiles, and the answer to them, until all have been asked."""
+        """Some of these, masks or tiles, and the answer to them, until all have been asked.
+
+        Compiled code is never asked for fewer than ``least``: of tiles, which cost little, one
+        version will do.
+        """
         done = 0
         while left := len(members) - done:
             # as even as can be: no small rest
             chosen = members[done : done + -(-left // -(-left // batch.of(share, left)))]
             began = time.perf_counter()
-            answer = self._tried(ask, chosen)
+            answer = self._tried(ask, chosen, least)
             if answer is None:
                 batch.halve(share, len(chosen))
                 continue
@@ -396,13 +402,19 @@ class _Run:
             yield chosen, answer
 
     def _tried(
-        self, ask: Callable[[list[int]], tuple[Any, ...]], chosen: list[int], *, exact: bool = False
+        self,
+        ask: Callable[[list[int]], tuple[Any, ...]],
+        chosen: list[int],
+        least: int = LEAST,
+        *,
+        exact: bool = False,
     ) -> Tensor | None:
-        """The answers to some masks; None where there is no memory for so many."""
-        # see LEAST
-        doubled = self.engine.compiled and len(chosen) == 1
+        """The answers to some masks or tiles; None where there is no memory for so many."""
+        asked = chosen
+        if self.engine.compiled and len(chosen) < least:
+            asked = [chosen[i % len(chosen)] for i in range(least)]
         try:
-            answer = self._ask(*ask(chosen * LEAST if doubled else chosen), exact=exact)
+            answer = self._ask(*ask(asked), exact=exact)
             return answer[: len(chosen)]
         except (RuntimeError, MemoryError) as error:
             if len(chosen) == 1 or not is_out_of_memory(error):

@@ -90,5 +90,5 @@ def _places(
     found = []
     for axis, (n, t) in enumerate(zip(size, tile, strict=True)):
         steps = torch.arange(n).reshape(n // t, t)
-        found.append(marked((first[:, axis, None, None] + steps).to(device), axes=2))
+        found.append(marked((first[:, axis, None, None] + steps).to(device), 0, 1))
     return found

@@ -84,7 +84,8 @@ class Shared:
             cells = cells_of(first, size, boxed.region, boxed.x.device)
             cut = [a if len(a) == 1 else marked(a[chosen]) for a in boxed.activities]
             owner = torch.tensor([self.place[k] for k in chosen])
-            box = marked(self.tiles.boxes(owner, first, size))
+            box = self.tiles.boxes(owner, first, size)
+            marked(box, 0, *range(2, box.dim()))
             return self.parts["rest"], box, *cells, *cut
 
         return ask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -11,14 +12,15 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import convad_fx
-from convad_fx.compiler import patched, region, share, tiles
+from convad_fx.compiler import evaluate, patched, region, share, tiles
 from convad_fx.compiler.batches import BatchSize
 from convad_fx.compiler.share import Read, widest
 from convad_fx.compiler.tiles import Sums
 from convad_fx.compiler.work import Work
-from tests.compiler.test_region import BODIES, GRID, Net, built, conv, some_masks
+from tests.compiler.test_region import BODIES, GRID, Net, built, conv, random_boxes, some_masks
 from tests.compiler.toys import Dense, Residual, Shuffle
 
 
@@ -205,3 +207,124 @@ def test_real_networks_share_and_give_the_same(name: str, monkeypatch: Any) -> N
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-9, atol=1e-9)
     assert sum(calls["rest"]) == 16
+
+
+def test_a_weight_that_a_hook_makes_is_not_taken_without_it(eager_to_share: None) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(conv(3, 4, 3, 1, 1), nn.ReLU(), conv(4, 4, 3, 2, 1))
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(body[2])
+    model, x = Net(body, 4).eval().double(), torch.randn(1, 3, *GRID, dtype=torch.double)
+    masked = convad_fx.convert(model, x)
+    assert masked.ways.share.until == "body.0"  # the convolution before it
+    masks = some_masks()
+    masked.evaluate(x, masks)
+    with torch.no_grad():
+        model.body[2].weight_g.mul_(2.0)
+    found = masked.evaluate(x, masks)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+
+
+def test_a_batch_size_is_of_images_not_of_tiles(eager_to_share: None) -> None:
+    torch.manual_seed(0)
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(built("strided"), x)
+    tiles_of_an_image = math.prod(masked.ways.share.counts)
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks, batch_size=2)
+    rest = calls.pop("rest")
+    assert max(rest) == 2
+    for numbers in calls.values():
+        assert max(numbers) <= 2 * tiles_of_an_image
+        assert len(numbers) == -(-sum(numbers) // (2 * tiles_of_an_image))
+    assert found.batches == len(rest) + sum(map(len, calls.values()))
+
+
+def test_without_memory_for_tiles_masks_run_on_boxes(
+    eager_to_share: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(built("strided"), x)
+    right, calls = masked(x, masks), calls_of(masked)
+
+    def scarce(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory for these tiles")
+
+    monkeypatch.setattr(tiles.Tiles, "keep", scarce)
+    found = masked.evaluate(x, masks)
+    torch.testing.assert_close(found.logits, right, rtol=1e-10, atol=1e-10)
+    assert calls["tiles_0"]
+    assert not calls["rest"]
+    # nor is it tried where there will be too little
+    monkeypatch.setattr(evaluate, "_free", lambda _: 1000)
+    before = len(calls["tiles_0"])
+    found = masked.evaluate(x, masks)
+    torch.testing.assert_close(found.logits, right, rtol=1e-10, atol=1e-10)
+    assert len(calls["tiles_0"]) == before
+
+
+def test_where_masks_share_little_it_is_not_sought_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(share, "WORTHWHILE", -1e9)
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 64, 64)
+    masked = convad_fx.convert(torchvision.models.resnet18(num_classes=5).eval(), x)
+    assert masked.ways.share.ok
+    looked_at: list[int] = []
+    made = tiles.Shared.__init__
+
+    def listening(self: Any, way: Any, parts: Any, boxed: Any, members: list[int]) -> None:
+        looked_at.append(len(members))
+        made(self, way, parts, boxed, members)
+
+    monkeypatch.setattr(tiles.Shared, "__init__", listening)
+    masks = torch.rand(evaluate.CHUNK + 100, 1, 64, 64) < 0.5  # no two tiles alike
+    masked.evaluate(x, masks)
+    assert looked_at == [evaluate.FEW]
+
+
+def test_the_callers_own_autocast_holds_for_tiles(eager_to_share: None) -> None:
+    torch.manual_seed(0)
+    x, masks = torch.randn(1, 3, 64, 64), some_masks((64, 64))
+    masked = convad_fx.convert(torchvision.models.resnet18(num_classes=5).eval(), x)
+    calls = calls_of(masked)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = masked.evaluate(x, masks).logits
+    assert found.dtype == torch.bfloat16
+    assert sum(calls["rest"]) == len(masks)
+    exact = masked(x, masks).detach()
+    assert 0 < float((found - exact).abs().max()) < 0.1 * float(exact.abs().max())
+
+
+def test_a_transposed_activity_is_told_by_its_own_axes() -> None:
+    """Rows of the image along the last axis of the activity: as the usual way, transposed."""
+    generator = torch.Generator().manual_seed(0)
+    activity = torch.rand(8, 1, 16, 24, generator=generator) < 0.5
+    activity[4:] = activity[:4]
+    activity[5, 0, 2, 20] ^= True
+    grid = (1, 1), (16, 24)
+    patterns = []
+    for axes, seen in (((2, 3), activity), ((3, 2), activity.transpose(2, 3))):
+        read = Read(0, axes, (0, 1), (1, 1), ((1, 0), (0, 2)))
+        stage = share.Stage(None, *grid, ((0, 0), (0, 0)), (read,), (read,), *grid, 1, 1, 1.0)
+        way = share.Share((stage,), None, (4, 4), (16, 24), Work())
+        keys = Sums(way, {0: tuple(seen.shape[1:])}).keys({0: seen}, 8)[0]
+        assert keys.shape == (8, 4, 6)
+        patterns.append(keys[:, None] == keys[None])
+    assert (patterns[0] == patterns[1]).all()
+    assert np.argwhere(~patterns[0][1, 5]).tolist() == [[0, 4], [0, 5]]
+
+
+def test_what_is_compiled_serves_any_number_of_tiles(eager_to_share: None) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, *GRID, dtype=torch.double)
+    masked, expected = (convad_fx.convert(built("strided"), x) for _ in range(2))
+    masked.compile(backend="eager")
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    for number in (1, 3, 12, 40):
+        masks = some_masks()[:number] if number <= 12 else random_boxes(number)
+        found = masked.evaluate(x, masks)
+        torch.testing.assert_close(found.logits, expected.forward(x, masks))
+    # tiles: one each; what follows: one for batches of less than 16, one for others
+    assert counters["stats"]["unique_graphs"] - before <= 2 + len(masked.ways.share.stages)
