@@ -12,9 +12,10 @@ once, each about the 14 combinations of the parts of its box (not those by which
 found). They come from --photos photos of the kit by its MobileNetV2, for every network, with ReX's
 default (the class decides alone), from each photo a later step; without --kit, from noise by the
 network itself. `evaluate` is called once for each step, as the search does. "active" is the share
-of pixels kept, "computed" that of the boxes that hold them, or of the arithmetic on patches; "peak
-MB" is the most that tensors take, both ways compiled; "graphs" counts what torch.compile has
-compiled for `evaluate` in all families so far. No mask comes twice.
+of pixels kept, "computed" the share of whole images' arithmetic on the boxes that hold them, on
+tiles that they share, or on patches; "peak MB" is the most that tensors take, both ways compiled;
+"graphs" counts what torch.compile has compiled for `evaluate` in all families so far. No mask comes
+twice.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from strategies import (
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx.compiler import patched, reuse, share, tiles
+from convad_fx.compiler import evaluate, patched, reuse, share, tiles
 from convad_fx.compiler.convert import convert as convert_plainly
 
 # One network by hand, so that the laws are met by a usual one whatever is drawn.
@@ -230,6 +230,7 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         mock.patch.object(share, "WORTHWHILE", -1e9),
         mock.patch.object(share, "BOXES", 1e3),
         mock.patch.object(tiles, "SHARING", -1e9),
+        mock.patch.object(evaluate, "ENOUGH", 1),
         mock.patch.object(patched, "COPYING", 1e9),
         torch.no_grad(),
     ):

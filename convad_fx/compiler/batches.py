@@ -84,10 +84,13 @@ class BatchSize:
         """How many boxes of this share of the image, of so many that are there, at once."""
         if self.fixed is not None:
             return self.fixed
-        size = self._next(share * masks)
-        if size == 1:
-            return 1
-        return max(LEAST, min(round(size / max(share, 0.02)), 8 * size))
+        return _boxes(self._next(share * masks), share)
+
+    def most_of(self, share: float) -> int:
+        """How many at once there may be, as far as is known: more than while sizes are tried."""
+        if self.fixed is not None:
+            return self.fixed
+        return _boxes(self._sizes[-1] if self.found is None else self.found, share)
 
     def _next(self, images: float) -> int:
         """The best known size, or of those that so many images fill the one timed least often."""
@@ -150,6 +153,11 @@ class BatchSize:
         found: NDArray[np.float64]
         found, _ = optimize.nnls(rows, np.append(np.ones_like(each), np.zeros(2)))
         return found
+
+
+def _boxes(images: int, share: float) -> int:
+    """Of this share of an image, as many as make so many images."""
+    return 1 if images == 1 else max(LEAST, min(round(images / max(share, 0.02)), 8 * images))
 
 
 def _features(images: float | NDArray[np.float64]) -> NDArray[np.float64]:

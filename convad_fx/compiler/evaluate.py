@@ -32,6 +32,8 @@ from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 
 #: Masks looked at together: enough to fill batches of every size of box, few enough for memory.
 CHUNK = 512
+#: Whether fewer masks share tiles is not looked at: that takes as long as some of them do.
+ENOUGH = 32
 #: Masks that are looked at first, to see whether masks share anything.
 FEW = 64
 #: Many masks share so many times as much as a few, at most.
@@ -53,7 +55,7 @@ class Evaluation:
         logits: (K, ...): one row for each mask, in order.
         passes: masks that went through the network: identical ones once.
         area: the share of a whole image's arithmetic that was done, on average over the passes.
-        batches: how many calls of the network it took.
+        batches: how many calls it took, of the network or of a part of it.
         deviation: largest difference of logits from float32, where compared: on the first two
             masks of each size of box; None where nothing was.
     """
@@ -306,7 +308,7 @@ class _Run:
         """The tiles that these masks share, computed, if that is less work than their boxes."""
         way, parts = self.engine.ways.share, self.engine.parts
         able = "rest" in parts and boxed.x.shape[0] == 1 and self.lower is None
-        if not (able and members) or self.nothing_shared:
+        if not able or len(members) < ENOUGH or self.nothing_shared:
             return None
         if len(members) >= 2 * FEW:  # looking at all takes longer
             few = Shared(way, parts, boxed, members[:FEW])
@@ -322,7 +324,7 @@ class _Run:
     def _worthwhile(self, shared: Shared) -> bool:
         """It is less work, and there is memory for it."""
         numbers = zip(shared.tiles.numbers, self.tile_sizes, strict=True)
-        calls = sum(-(-number // size.of(OF_TILE, number)) for number, size in numbers)
+        calls = sum(-(-number // size.most_of(OF_TILE)) for number, size in numbers)
         call = self.size.call / (1 + len(self.tile_sizes))  # of a part of the network
         fits = shared.tiles.held * self.x.element_size() < _free(self.x) / 2
         return fits and shared.saves > shared.cost + calls * call

@@ -39,6 +39,8 @@ SIDE = 1 / 7
 COPY = 100.0
 #: What boxes save of the same arithmetic, on average over a search.
 BOXES = 0.55
+#: A stage passes at most so many tensors at which it could end.
+LONGEST = 12
 #: Less of the network's arithmetic than this to be saved, and sharing is not worth its while.
 WORTHWHILE = 0.05
 
@@ -368,7 +370,7 @@ class Stages(Builder):
             per_image = math.prod(-(-n // t) for n, t in zip(self.traced.grid, tile, strict=True))
             options = [
                 (best[start][0] + self.cost(start, end, tile) * per_image * different, start)
-                for start in known[max(0, k - 12) : k]
+                for start in known[max(0, k - LONGEST) : k]
             ]
             best[end] = min(options, key=lambda option: option[0])
             work = sum(self.whole_works.get(node, 0.0) for node in behind)

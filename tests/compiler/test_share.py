@@ -31,6 +31,7 @@ def eager_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(share, "WORTHWHILE", -1e9)
     monkeypatch.setattr(share, "BOXES", 1e3)
     monkeypatch.setattr(tiles, "SHARING", -1e6)
+    monkeypatch.setattr(evaluate, "ENOUGH", 1)
     monkeypatch.setattr(patched, "COPYING", 1e6)  # no patches
     monkeypatch.setattr(BatchSize, "call", property(lambda _: -100.0))
 
@@ -200,6 +201,7 @@ def test_real_networks_share_and_give_the_same(name: str, monkeypatch: Any) -> N
     masked = convad_fx.convert(model, x)
     assert masked.ways.share.ok
     monkeypatch.setattr(tiles, "SHARING", 0.0)
+    monkeypatch.setattr(evaluate, "ENOUGH", 1)
     masks = torch.rand(16, 1, 7, 7).gt(0.5).repeat_interleave(32, 2).repeat_interleave(32, 3)
     masks[0], masks[1] = True, False
     masks[1, :, 40:90, 33:71] = True
@@ -281,6 +283,10 @@ def test_where_masks_share_little_it_is_not_sought_again(monkeypatch: pytest.Mon
     masks = torch.rand(evaluate.CHUNK + 100, 1, 64, 64) < 0.5  # no two tiles alike
     masked.evaluate(x, masks)
     assert looked_at == [evaluate.FEW]
+    masked.evaluate(x, masks[: evaluate.ENOUGH - 1])
+    assert looked_at == [evaluate.FEW]
+    masked.evaluate(x, masks[: evaluate.ENOUGH])
+    assert looked_at == [evaluate.FEW, evaluate.ENOUGH]
 
 
 def test_the_callers_own_autocast_holds_for_tiles(eager_to_share: None) -> None:
