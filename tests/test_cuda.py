@@ -145,6 +145,7 @@ def test_shared_tiles_give_what_whole_images_give(
     size = 224 if name in ("alexnet", "vgg11_bn", "inception_v3") else SIZE
     x, masks = image(size).double(), masks_of_all_kinds(size)
     monkeypatch.setattr(evaluate._Run, "_worthwhile", lambda *_: True)  # however dear calls are
+    monkeypatch.setattr(evaluate, "ENOUGH", 1)
     masked = convad_fx.convert(of(name).double(), x)
     found = masked.evaluate(x, masks)
     with torch.inference_mode():
@@ -165,6 +166,7 @@ def test_what_is_compiled_gives_the_same(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(evaluate, "_batch_size_on", lambda _: BatchSize(64))
     monkeypatch.setattr(evaluate._Run, "_worthwhile", lambda *_: True)
+    monkeypatch.setattr(evaluate, "ENOUGH", 1)
     model, x, masks = of(name), image(), masks_of_all_kinds()
     masked, expected = convad_fx.convert(model, x), convad_fx.convert(model, x)
     masked.compile(mode=mode)
@@ -173,6 +175,7 @@ def test_what_is_compiled_gives_the_same(
         with torch.inference_mode():
             right = expected(x, some)
         assert_close(masked.evaluate(x, some).logits, right, 1e-3)
+    assert "shared" in kinds(masked)
     # whole images, boxes, patches and what follows tiles, small batches and large; tiles in one
     assert counters["stats"]["unique_graphs"] <= 8 + len(masked.ways.share.stages)
 

@@ -306,19 +306,34 @@ class _Run:
 
     def _shared(self, boxed: Boxed, members: list[int]) -> Shared | None:
         """The tiles that these masks share, computed, if that is less work than their boxes."""
-        way, parts = self.engine.ways.share, self.engine.parts
-        able = "rest" in parts and boxed.x.shape[0] == 1 and self.lower is None
-        if not able or len(members) < ENOUGH or self.nothing_shared:
+        able = "rest" in self.engine.parts and len(boxed.x) == len(self.x) == 1
+        if not able or self.lower is not None or len(members) < ENOUGH or self.nothing_shared:
             return None
+        try:
+            shared = self._if_worthwhile(boxed, members)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shared = None
+        if shared is None:
+            self.nothing_shared = True  # nor will there be in the masks that follow
+            _release(self.x)
+        return shared
+
+    def _if_worthwhile(self, boxed: Boxed, members: list[int]) -> Shared | None:
+        way, parts = self.engine.ways.share, self.engine.parts
         if len(members) >= 2 * FEW:  # looking at all takes longer
             few = Shared(way, parts, boxed, members[:FEW])
-            self.nothing_shared = few.saves < few.cost / AT_MOST
-        if not self.nothing_shared:
-            shared = Shared(way, parts, boxed, members)
-            self.nothing_shared = not self._worthwhile(shared) or not self._computed(shared)
-        if self.nothing_shared:  # nor will there be in the masks that follow
-            _release(self.x)
+            if few.saves < few.cost / AT_MOST:
+                return None
+        shared = Shared(way, parts, boxed, members)
+        if not self._worthwhile(shared):
             return None
+        for i, (number, size) in enumerate(zip(shared.tiles.numbers, self.tile_sizes, strict=True)):
+            every, kind = list(range(number)), (f"tiles {i}",)
+            ask = shared.tiles.asks(i, self.x, parts[f"tiles_{i}"])
+            for some, tiles in self._answers(every, OF_TILE, ask, kind, size, LARGE):
+                shared.tiles.keep(i, some, tiles)
         return shared
 
     def _worthwhile(self, shared: Shared) -> bool:
@@ -328,23 +343,6 @@ class _Run:
         call = self.size.call / (1 + len(self.tile_sizes))  # of a part of the network
         fits = shared.tiles.held * self.x.element_size() < _free(self.x) / 2
         return fits and shared.saves > shared.cost + calls * call
-
-    def _computed(self, shared: Shared) -> bool:
-        """Whether there was memory for all tiles."""
-        try:
-            for i, (number, size) in enumerate(
-                zip(shared.tiles.numbers, self.tile_sizes, strict=True)
-            ):
-                ask = shared.tiles.asks(i, self.x, self.engine.parts[f"tiles_{i}"])
-                every = list(range(number))
-                kind = (f"tiles {i}",)
-                for some, tiles in self._answers(every, OF_TILE, ask, kind, size, LARGE):
-                    shared.tiles.keep(i, some, tiles)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
-        return True
 
     def _whole(self, x: Tensor, masks: Tensor, owners: list[int], members: list[int]) -> None:
         def ask(chosen: list[int]) -> tuple[Any, ...]:

@@ -171,7 +171,7 @@ class MaskedModule(Emitted):
         args, kwargs = self._compiled_as
         engine: Engine = self.__dict__["engine"]
         for name, part in engine.parts.items():
-            if name in ("boxed", "patched", "rest") or name.startswith("tiles_"):
+            if name != "unmasked" and not name.endswith("_activities"):  # once an image or a chunk
                 emitted: Any = part
                 emitted.compile(*args, **kwargs)  # sizes that vary are marked
 

@@ -432,6 +432,8 @@ class Builder:
         item, level = on_grid[0]
         if any(other != level for _, other in on_grid[1:]):
             raise Leaves("it joins grids that lie differently over the image")
+        if len({tuple(each.shape[a] for a in level.axes) for each, _ in on_grid}) > 1:
+            raise Leaves("it joins grids of different size")  # of one cell, for every other
         if isinstance(step, steps.Join | steps.Concat | steps.SameCell):
             self._check_others(op, level, on_grid)
         return self._step_through(step, op, item, level, decided)

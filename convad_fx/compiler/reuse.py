@@ -18,15 +18,14 @@ import numpy as np
 import torch
 import torch.fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
 
-from convad_fx.compiler import patch, steps
+from convad_fx.compiler import patch
 from convad_fx.compiler.activity import gate
-from convad_fx.compiler.ops import OpView, TensorView
-from convad_fx.compiler.plan import NodePlan, Plan
-from convad_fx.compiler.region import Builder, Leaves, Level, Passes, Shapes, Unsupported, role_of
+from convad_fx.compiler.plan import Plan
+from convad_fx.compiler.region import Leaves, Level, Passes, Shapes, Unsupported, role_of
 from convad_fx.compiler.rewrite import Inserted
 from convad_fx.compiler.trace import META, Trace, facts
+from convad_fx.compiler.windows import OnPatches, read_by, sides
 from convad_fx.compiler.work import Cost, Work
 
 Node = torch.fx.Node
@@ -107,24 +106,7 @@ def reuse_of(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Reuse:
         return replace(none, why=str(unsupported))
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """A window along one axis: from the first to the last cell it reads, and padding before it."""
-
-    span: int
-    stride: int
-    pad: int
-
-
-def _sides(step: steps.Window) -> list[_Side]:
-    rows = zip(step.kernel, step.dilation, step.stride, step.padding, strict=True)
-    return [
-        _Side(dilation * (kernel - 1), stride, 0 if pair is None else pair[0])
-        for kernel, dilation, stride, pair in rows
-    ]
-
-
-class Patches(Builder):
+class Patches(OnPatches):
     """Writes operations before `until` on patches, and all others on whole grids."""
 
     def __init__(
@@ -137,7 +119,6 @@ class Patches(Builder):
         self.reaches: dict[Node, Reach] = {}
         self.kept: dict[Node, Node] = {}  # node -> placeholder of what it is without a mask
         self.surroundings: dict[tuple[Node, Reach, float], Node] = {}
-        self.window: Any = None  # the step and operation, if it is one
 
     def walk(self) -> None:
         """Write every node."""
@@ -236,7 +217,6 @@ class Patches(Builder):
         operands = [n for n in node.all_input_nodes if n in self.boxes or n in self.wholes]
         patched = any(n in self.boxes for n in operands)
         passes: Passes | None = None
-        self.window = None
         if decided is not None and not (patched and self.ended):
             try:
                 passes = self._through(node, decided)
@@ -253,8 +233,8 @@ class Patches(Builder):
         self._tell(node, boxed=patched)
         if not patched:
             self.wholes[node] = self._copy(node, whole=True)
-        elif self.window is not None:
-            self.boxes[node] = self._on_window(node, *self.window)
+        elif node in self.windows:
+            self.boxes[node] = self._on_window(node)
         else:
             self.boxes[node] = self._on_patch(node)
 
@@ -270,10 +250,10 @@ class Patches(Builder):
         known = [self.reaches[n] for n in node.all_input_nodes if n in self.reaches]
         by_axis = zip(*known, strict=True)
         widest = tuple((max(a for a, _ in axis), max(b for _, b in axis)) for axis in by_axis)
-        if self.window is None:
+        if node not in self.windows:
             return widest
         found = []
-        for (before, after), side in zip(widest, _sides(self.window[0]), strict=True):
+        for (before, after), side in zip(widest, sides(self.windows[node][0]), strict=True):
             # the first and the last window that read a changed cell
             first = (before + side.span - side.pad) // side.stride
             found.append((first, (after - 1 + side.pad) // side.stride + 1))
@@ -292,40 +272,13 @@ class Patches(Builder):
         copied.meta = {}
         return copied
 
-    def _on_window(self, node: Node, step: steps.Window, op: OpView) -> Node:
+    def _on_window(self, node: Node) -> Node:
         """A window, without padding, on patches with what surrounds them."""
         source = next(n for n in node.all_input_nodes if n in self.boxes or n in self.reaches)
-        reads = []
-        for (before, after), side in zip(self.reaches[node], _sides(step), strict=True):
-            end = (after - 1) * side.stride - side.pad + side.span + 1
-            reads.append((before * side.stride + side.pad, end))
+        step, _ = self.windows[node]
         fill = -math.inf if step.reads == "max" else 0.0
-        z = self._widened(source, tuple(reads), fill)
-        dims = len(step.kernel)
-        call: Any
-        args: tuple[Any, ...]
-        if op.kind == "conv":
-            weight = self._parameter(node, op, "weight", 1)
-            bias = self._parameter(node, op, "bias", 2)
-            call = getattr(torch, f"conv{dims}d")
-            args = (z, weight, bias, step.stride, 0, step.dilation, step.groups)
-        elif op.kind == "max_pool":
-            call = getattr(torch, f"max_pool{dims}d")
-            args = (z, step.kernel, step.stride, 0, step.dilation)
-        else:
-            call = getattr(F, f"avg_pool{dims}d")
-            args = (z, step.kernel, step.stride)
-        return self._call(call, args, node.name)
-
-    def _parameter(self, node: Node, op: OpView, name: str, place: int) -> Node | None:
-        """Of a module by its path, of a function as it was given."""
-        if op.get(name) is None:
-            return None
-        if node.op == "call_module":
-            return self.graph.get_attr(f"{node.target}.{name}")
-        given = node.args[place] if len(node.args) > place else node.kwargs[name]
-        assert isinstance(given, Node)
-        return self._whole(given)
+        z = self._widened(source, read_by(step, self.reaches[node]), fill)
+        return self._call_window(node, z, self._whole)
 
     # ------------------------------------------------------------------ patches and whole grids
 
@@ -368,38 +321,6 @@ class Patches(Builder):
             name = f"{node.name}_unmasked"
             self.kept[node] = self._placeholder(name, self.heads, self.inputs, self.kept)
         return self.kept[node]
-
-    # -------------------------------------------------------------------- what operations do
-
-    def _window(
-        self, step: steps.Window, op: OpView, item: TensorView, level: Level, decided: NodePlan
-    ) -> Passes:
-        dims = len(step.kernel)
-        if level.axes != tuple(range(2, 2 + dims)):
-            raise Leaves("its grid is not the image's")
-        if step.transposed or step.mode != "constant":
-            raise Leaves("no patch is known for transposed convolutions and copying padding")
-        if steps.SAME in step.padding or op.kind not in ("conv", "max_pool", "avg_pool"):
-            raise Leaves(f"no patch is known for {op.spelling}")
-        if op.kind == "avg_pool" and (op.get("divisor_override") or self._counts_cells(step, op)):
-            raise Leaves("it divides by another number of cells at the border")
-        strides = tuple(a * b for a, b in zip(level.strides, step.stride, strict=True))
-        if not (step.one_cell and set(step.stride) == {1}):
-            self.window = step, op
-        return Passes(replace(level, strides=strides))
-
-    @staticmethod
-    def _pad(step: steps.Pad, op: OpView, level: Level) -> Level:
-        if any(any(step.padding[axis]) for axis in level.axes):
-            raise Leaves("no patch is known for explicit padding")
-        return level
-
-    @staticmethod
-    def _take(step: steps.Take, level: Level) -> Level:
-        taken = Builder._take(step, level)
-        if taken.strides != level.strides:
-            raise Leaves("it takes every so many cells")
-        return taken
 
     def _more(self, node: Node) -> Reach:
         return self.reaches[node]

@@ -10,6 +10,7 @@ alone: dominators of the graph. The rest runs on boxes, as in `region`, from the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -20,7 +21,6 @@ import networkx as nx
 import torch
 import torch.fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
 
 from convad_fx.compiler import crop, steps
 from convad_fx.compiler.activity import gate, written
@@ -28,10 +28,10 @@ from convad_fx.compiler.ops import OpView, TensorView
 from convad_fx.compiler.plan import NodePlan, Plan
 from convad_fx.compiler.region import Builder, Leaves, Level, Passes, Region, Unsupported, role_of
 from convad_fx.compiler.trace import META, Trace, facts
+from convad_fx.compiler.windows import OnPatches, Reach, read_by
 from convad_fx.compiler.work import Work
 
 Node = torch.fx.Node
-Reach = tuple[tuple[int, int], ...]
 
 #: The side of a tile, as a share of the image's, about.
 SIDE = 1 / 7
@@ -154,7 +154,7 @@ def share_of(
         return replace(none, why=str(unsupported))
 
 
-class Stages(Builder):
+class Stages(OnPatches):
     """Writes what lies between tensors that everything later depends on alone, on tiles."""
 
     def __init__(
@@ -162,8 +162,6 @@ class Stages(Builder):
     ) -> None:
         super().__init__(traced, plan, graph)
         self.on_boxes, self.region = boxes, region
-        self.windows: dict[Node, tuple[steps.Window, OpView]] = {}
-        self.window: Any = None
         self.image = next(n for n in graph.nodes if n.op == "placeholder" and n.name != "mask")
         self.works: dict[Node, float] = {}  # multiplications per cell
         self.whole_works: dict[Node, float] = {}  # and of the whole grid
@@ -193,13 +191,9 @@ class Stages(Builder):
     def _survey_operation(self, node: Node) -> None:
         decided = self.plan.nodes.get(facts(node).name)
         operands = list(node.all_input_nodes)
-        self.window, passes = None, None
-        try:
+        passes = None
+        with contextlib.suppress(Leaves):
             passes = None if decided is None else self._through(node, decided)
-        except Leaves:
-            passes = None
-        if self.window is not None and self._has_hooks(node):
-            passes = None  # they may make the weight, and its window is called without them
         level = passes.level if passes is not None else None
         depends = [n for n in operands if n in self.levels]
         if depends and not all(isinstance(self.levels[n], Level | tuple) for n in depends):
@@ -211,46 +205,13 @@ class Stages(Builder):
         if isinstance(level, Level):
             cells = math.prod(facts(node).shape[axis] for axis in level.axes)
             self.works[node], self.whole_works[node] = work / cells, work
-            if self.window is not None:
-                self.windows[node] = self.window
 
     def _window(
         self, step: steps.Window, op: OpView, item: TensorView, level: Level, decided: NodePlan
     ) -> Passes:
-        dims = len(step.kernel)
-        if level.axes != tuple(range(2, 2 + dims)):
-            raise Leaves("its grid is not the image's")
-        if step.transposed or step.mode != "constant":
-            raise Leaves("no patch is known for transposed convolutions and copying padding")
-        if steps.SAME in step.padding or op.kind not in ("conv", "max_pool", "avg_pool"):
-            raise Leaves(f"no patch is known for {op.spelling}")
-        if op.kind == "avg_pool" and (op.get("divisor_override") or self._counts_cells(step, op)):
-            raise Leaves("it divides by another number of cells at the border")
         if not (self._gated(item, decided) or step.one_cell):
             raise Leaves("it reads cells that are not gated")
-        strides = tuple(a * b for a, b in zip(level.strides, step.stride, strict=True))
-        if not (step.one_cell and set(step.stride) == {1}):
-            self.window = step, op
-        return Passes(replace(level, strides=strides))
-
-    def _has_hooks(self, node: Node) -> bool:
-        if node.op != "call_module":
-            return False
-        module = self.traced.module.get_submodule(str(node.target))
-        return bool(module._forward_hooks or module._forward_pre_hooks)
-
-    @staticmethod
-    def _pad(step: steps.Pad, op: OpView, level: Level) -> Level:
-        if any(any(step.padding[axis]) for axis in level.axes):
-            raise Leaves("no patch is known for explicit padding")
-        return level
-
-    @staticmethod
-    def _take(step: steps.Take, level: Level) -> Level:
-        taken = Builder._take(step, level)
-        if taken.strides != level.strides:
-            raise Leaves("it takes every so many cells")
-        return taken
+        return super()._window(step, op, item, level, decided)
 
     # ---------------------------------------------------------------------- where to cut
 
@@ -310,16 +271,7 @@ class Stages(Builder):
         return reaches
 
     def _reads(self, node: Node, reach: Reach) -> Reach:
-        if node not in self.windows:
-            return reach
-        step, _ = self.windows[node]
-        found = []
-        rows = zip(reach, step.kernel, step.dilation, step.stride, step.padding, strict=True)
-        for (before, after), kernel, dilation, stride, pair in rows:
-            pad = 0 if pair is None else pair[0]
-            end = (after - 1) * stride - pad + dilation * (kernel - 1) + 1
-            found.append((before * stride + pad, end))
-        return tuple(found)
+        return read_by(self.windows[node][0], reach) if node in self.windows else reach
 
     def cost(self, start: Node, end: Node, tile: tuple[int, ...]) -> float:
         """Of a tile, in multiplications."""
@@ -515,6 +467,7 @@ class Stages(Builder):
         """An operation cell by cell, on tensors of its own reach."""
         copied = self.graph.node_copy(node, lambda source: read(source, reach))
         copied.meta = {}
+        _in_any_order(copied)
         level = self.levels[node]
         for source in node.all_input_nodes:
             # of several tensors, of which others may reach further
@@ -546,32 +499,9 @@ class Stages(Builder):
 
     def _on_window(self, node: Node, reach: Reach, read: Any) -> Node:
         """A window without padding, on a patch that has what surrounds it."""
-        step, op = self.windows[node]
         source = next(n for n in self._operands(node) if isinstance(self.levels.get(n), Level))
         z = read(source, self._reads(node, reach))
-        dims = len(step.kernel)
-        call: Any
-        args: tuple[Any, ...]
-        if op.kind == "conv":
-            weight = self._weight(node, op, "weight", 1, read)
-            bias = self._weight(node, op, "bias", 2, read)
-            call = getattr(torch, f"conv{dims}d")
-            args = (z, weight, bias, step.stride, 0, step.dilation, step.groups)
-        elif op.kind == "max_pool":
-            call = getattr(torch, f"max_pool{dims}d")
-            args = (z, step.kernel, step.stride, 0, step.dilation)
-        else:
-            call = getattr(F, f"avg_pool{dims}d")
-            args = (z, step.kernel, step.stride)
-        return self._call(call, args, node.name)
-
-    def _weight(self, node: Node, op: OpView, name: str, place: int, read: Any) -> Node | None:
-        if op.get(name) is None:
-            return None
-        if node.op == "call_module":
-            return self.graph.get_attr(f"{node.target}.{name}")
-        given = node.args[place] if len(node.args) > place else node.kwargs[name]
-        return read(given, ())  # type: ignore[no-any-return]
+        return self._call_window(node, z, lambda n: read(n, ()))
 
     def _rest(self, last: Node) -> torch.fx.Graph:
         """The graph on boxes, from this tensor on."""
@@ -585,9 +515,18 @@ class Stages(Builder):
                 continue  # nothing is left that reads it
             if all(operand in copies for operand in node.all_input_nodes):
                 copies[node] = graph.node_copy(node, lambda n: copies[n])
+                _in_any_order(copies[node])
         graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
         graph.lint()
         return graph
+
+
+def _in_any_order(node: Node) -> None:
+    """Patches lie in memory by cells, whatever the model's order: a view of them may be a copy."""
+    if node.op == "call_method" and node.target == "view":
+        node.target = "reshape"
+    elif node.target is torch.ops.aten.view.default:
+        node.target = torch.ops.aten.reshape.default
 
 
 def widest(reads: Iterable[Read]) -> tuple[Read, ...]:

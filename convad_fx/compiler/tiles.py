@@ -348,7 +348,8 @@ class Sums:
             result = sums[-1]
         else:
             first, end = self._spans(read, -1, 8 * len(packed))
-            low, high = first // 8, np.maximum(end - 1, 0) // 8
+            low = np.minimum(first // 8, len(packed) - 1)  # none of a patch need be on the grid
+            high = np.maximum(end - 1, 0) // 8
             before = np.uint8(255) >> (first % 8).astype(np.uint8)  # bits start at the highest
             after = np.uint8(255) << (7 - (end - 1) % 8).astype(np.uint8)
             after[end <= first] = 0

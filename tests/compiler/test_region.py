@@ -19,13 +19,20 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import convad_fx
-from convad_fx.compiler import region
+from convad_fx.compiler import patched, region, reuse
 from convad_fx.compiler.batches import BatchSize
 from convad_fx.compiler.boxed import boxes, extent
 from convad_fx.compiler.evaluate import CHUNK, Engine
 from convad_fx.compiler.groups import GROUPS, merged, rounded
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
-from tests.compiler.toys import Dense, ExplicitPadding, FlattenHead, PadShortcut, SqueezeExcite
+from tests.compiler.toys import (
+    Dense,
+    ExplicitPadding,
+    FlattenHead,
+    OneColumn,
+    PadShortcut,
+    SqueezeExcite,
+)
 
 GRID = (64, 48)
 
@@ -128,6 +135,23 @@ def test_a_box_gives_what_the_whole_image_gives(
     saves = name != "far-padding" and masked.ways.region.work.on_boxes > 0.5
     assert (found.area < 0.8) == saves
     assert saves or name == "far-padding" or policy.input == "raw" or name == "ceil-padded"
+
+
+@pytest.mark.parametrize("at_most", [1.0, 1e9], ids=["patches", "boxes"])
+def test_a_column_for_all_columns_is_not_cut(
+    at_most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(region, "WORTHWHILE", 0.0)
+    monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+    monkeypatch.setattr(patched, "COPYING", at_most)
+    torch.manual_seed(0)
+    model = Net(OneColumn(GRID[1]), 4).eval().double()
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(model, x)
+    assert "different size" in str(masked.ways)
+    for some in (masks, ~masks):
+        found = masked.evaluate(x, some, batch_size=5)
+        torch.testing.assert_close(found.logits, masked(x, some), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -13,15 +13,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.nn import functional as F
 
 import convad_fx
-from convad_fx.compiler import evaluate, patched, region, share, tiles
+from convad_fx.compiler import evaluate, patched, region, reuse, share, tiles
 from convad_fx.compiler.batches import BatchSize
 from convad_fx.compiler.share import Read, widest
 from convad_fx.compiler.tiles import Sums
 from convad_fx.compiler.work import Work
 from tests.compiler.test_region import BODIES, GRID, Net, built, conv, random_boxes, some_masks
-from tests.compiler.toys import Dense, Residual, Shuffle
+from tests.compiler.toys import Dense, OneColumn, Residual, Shuffle, TwoWindows
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_shared_tiles_give_what_the_whole_image_gives(
         assert sum(calls["rest"]) == 12
 
 
-@pytest.mark.parametrize("toy", [Residual, Dense, Shuffle])
+@pytest.mark.parametrize("toy", [Residual, Dense, Shuffle, TwoWindows])
 def test_joins_and_shuffles_give_the_same(toy: type[nn.Module], eager_to_share: None) -> None:
     torch.manual_seed(0)
     model, x = toy().eval().double(), torch.randn(1, 3, 32, 32, dtype=torch.double)
@@ -88,6 +89,125 @@ def test_joins_and_shuffles_give_the_same(toy: type[nn.Module], eager_to_share: 
     found = masked.evaluate(x, masks, batch_size=4)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
     assert sum(calls["rest"]) == len(masks)
+
+
+def test_tiles_may_lie_beyond_a_grid_that_has_shrunk(eager_to_share: None) -> None:
+    """Without padding grids get smaller than the image, until its last tiles have no cell left."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [conv(3, 4, 9), nn.ReLU()]
+    for _ in range(3):
+        layers += [conv(4, 4, 9), nn.ReLU()]
+    model = Net(nn.Sequential(*layers, conv(4, 4, 3, 2)), 4).eval().double()
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(model, x)
+    last = masked.ways.share.stages[-1]
+    tiles_of_last = -(-last.cells[1] * last.result[1] // masked.ways.share.tile[1])
+    assert tiles_of_last < masked.ways.share.counts[1]
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks, batch_size=5)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+    assert sum(calls["rest"]) == len(masks)
+
+
+def test_tiles_may_lie_beyond_the_image(eager_to_share: None) -> None:
+    """Padding that no window needs makes grids larger than the image."""
+    torch.manual_seed(0)
+    model = Net(conv(3, 4, 1, padding=1), 4).eval().double()
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(model, x)
+    way = masked.ways.share
+    assert way.counts[1] * way.tile[1] - way.tile[1] >= GRID[1]
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks, batch_size=5)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+    assert sum(calls["rest"]) == len(masks)
+
+
+def test_a_column_for_all_columns_is_on_no_tile(eager_to_share: None) -> None:
+    torch.manual_seed(0)
+    model = Net(OneColumn(GRID[1]), 4).eval().double()
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(model, x)
+    assert masked.ways.share.until == "body.first"
+    found = masked.evaluate(x, masks, batch_size=5)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_lines_and_volumes_share_as_well(dims: int, eager_to_share: None) -> None:
+    torch.manual_seed(0)
+    one, grid = (nn.Conv1d, nn.Conv3d)[dims == 3], (96,) if dims == 1 else (20, 16, 12)
+    model = nn.Sequential(
+        one(3, 4, 3, 1, 1), nn.ReLU(), one(4, 4, 3, 2, 1), nn.AdaptiveAvgPool1d(1)
+        if dims == 1 else nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).eval().double()  # fmt: skip
+    x = torch.randn(1, 3, *grid, dtype=torch.double)
+    masks = torch.zeros(12, 1, *grid, dtype=torch.bool)
+    for i in range(11):
+        part = tuple(slice(n * (i % 4) // 6, n * (i % 4) // 6 + n // 3) for n in grid)
+        masks[(i, 0, *part)] = torch.rand(masks[(i, 0, *part)].shape) < 0.7
+    masked = convad_fx.convert(model, x)
+    assert masked.ways.share.ok, masked.ways.share.why
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks, batch_size=5)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+    assert sum(calls["rest"]) == len(masks)
+
+
+class Views(nn.Module):
+    """Views that are right for tensors that lie in memory as they were made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(3, 4, 3, 1, 1), conv(4, 4, 3, 4, 1)
+        self.last = nn.Linear(4 * 16 * 12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+        x = self.second(x)
+        return self.last(x.view(n, -1))
+
+
+def test_views_of_tiles_may_be_copies(eager_to_share: None) -> None:
+    torch.manual_seed(0)
+    model, x = Views().eval().double(), torch.randn(1, 3, *GRID, dtype=torch.double)
+    masked = convad_fx.convert(model, x)
+    assert masked.ways.share.ok, masked.ways.share.why
+    masks, calls = some_masks(), calls_of(masked)
+    found = masked.evaluate(x, masks, batch_size=5)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+    assert sum(calls["rest"]) == len(masks)
+
+
+def test_some_masks_run_on_patches_and_the_others_share(
+    eager_to_share: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patched, "COPYING", 0.5)
+    monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 64, 64)
+    masked = convad_fx.convert(torchvision.models.resnet18(num_classes=5).eval(), x)
+    assert masked.ways.reuse.ok
+    masks = torch.cat([some_masks((64, 64)), torch.ones(12, 1, 64, 64, dtype=torch.bool)])
+    for i in range(12, 24):
+        masks[i, 0, 4 * i - 48 : 4 * i - 40, 20:28] = False
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-4, atol=1e-5)
+    assert 0 < sum(calls["rest"]) < len(masks)
+
+
+def test_many_masks_that_share_are_looked_at_twice(eager_to_share: None) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, *GRID, dtype=torch.double)
+    masked = convad_fx.convert(built("strided"), x)
+    masks = random_boxes(evaluate.CHUNK + 2 * evaluate.FEW)
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+    assert sum(calls["rest"]) == found.passes
 
 
 def test_what_masks_have_alike_is_computed_once(eager_to_share: None) -> None:
@@ -240,6 +360,28 @@ def test_a_batch_size_is_of_images_not_of_tiles(eager_to_share: None) -> None:
         assert max(numbers) <= 2 * tiles_of_an_image
         assert len(numbers) == -(-sum(numbers) // (2 * tiles_of_an_image))
     assert found.batches == len(rest) + sum(map(len, calls.values()))
+
+
+def test_out_of_memory_halves_the_number_of_tiles(eager_to_share: None) -> None:
+    torch.manual_seed(0)
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(built("strided"), x)
+    parts: Any = masked.__dict__["engine"].parts
+    right, whole, asked = masked(x, masks), parts["tiles_0"], list[int]()
+
+    def scarce(patch: Tensor, *cuts: Tensor) -> Tensor:
+        asked.append(len(patch))
+        if len(patch) > 20:
+            raise torch.OutOfMemoryError("no memory for so many")
+        return whole(patch, *cuts)
+
+    parts["tiles_0"] = scarce
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks, batch_size=5)
+    torch.testing.assert_close(found.logits, right, rtol=1e-10, atol=1e-10)
+    assert max(asked) > 20
+    assert sum(n for n in asked if n <= 20) >= 20
+    assert sum(calls["rest"]) == len(masks)
 
 
 def test_without_memory_for_tiles_masks_run_on_boxes(

@@ -69,6 +69,20 @@ class TwoWindows(nn.Module):
         return self.last(torch.cat([self.wide(x), self.pool(x)], 1)).mean((2, 3))
 
 
+class OneColumn(nn.Module):
+    """A grid of one column, for all columns of another."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, 1, 1)
+        self.row = nn.Conv2d(4, 4, (1, width))
+        self.last = nn.Conv2d(4, 4, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x * self.row(x))
+
+
 class SqueezeExcite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
