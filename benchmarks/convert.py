@@ -4,12 +4,12 @@
 
 Random weights, 224 pixels. After one warm-up, each network is converted `--runs` times, interleaved
 with the others: medians, and the slowest run. "trace", "check" (the plan), "rewrite" (and
-simplify), "ways" (boxes and patches) and "emit" (code) are the steps of the way, taken one by one
-in runs of their own, medians as well. --compile adds, once each and with nothing cached: the first
-result of the compiled masked network on an image and a mask, of the plain one on the image, and of
-`evaluate` on 16 masks that need boxes. "peak MB" is what tensors take beyond what was held. The
-last column is milliseconds per operation of the network: about the same for any depth if time grows
-linearly.
+simplify), "ways" (boxes, tiles, patches) and "emit" (code) are the steps of the way, taken one by
+one in runs of their own, medians as well. --compile adds, once each and with nothing cached: the
+first result of the compiled masked network on an image and a mask, of the plain one on the image,
+and of `evaluate` on 16 masks that need boxes. "peak MB" is what tensors take beyond what was held.
+The last column is milliseconds per operation of the network: about the same for any depth if time
+grows linearly.
 """
 
 from __future__ import annotations
