@@ -97,8 +97,8 @@ def row_of(
     region = masked.ways.region
     with torch.inference_mode():
         activities = masked.__dict__["engine"].parts["boxed_activities"](x, masks)
-    whole = extent(region, activities)
-    _, sizes = boxes(region, activities, whole)
+    largest = extent(region, activities)
+    _, sizes = boxes(region, activities, largest)
     cells = active_cells(region, activities)
     levels = [side for side in work if side in cells]
     rest = sum(n for side, n in work.items() if side not in cells)
@@ -111,7 +111,7 @@ def row_of(
         return torch.stack(parts).sum(0) + rest
 
     def in_tiles(size: tuple[int, ...]) -> tuple[int, ...]:
-        rows = zip(size, region.tile, whole, strict=True)
+        rows = zip(size, region.tile, largest, strict=True)
         return tuple(min(-(-n // tile) * tile, most) for n, tile, most in rows)
 
     def shares_of_sides(keys: NDArray[np.int64]) -> NDArray[np.float64]:
