@@ -54,6 +54,11 @@ def image(size: int = SIZE) -> Tensor:
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1)).cuda()
 
 
+def large_enough(name: str) -> int:
+    """The side of an image that this network takes."""
+    return 224 if name in ("alexnet", "vgg11_bn", "inception_v3") else SIZE
+
+
 def masks_of_all_kinds(size: int = SIZE) -> Tensor:
     """Small boxes of noise, small holes, noise everywhere, nothing, everything."""
     generator = torch.Generator().manual_seed(2)
@@ -124,7 +129,7 @@ def test_it_is_what_hooks_give(name: str) -> None:
 def test_boxes_and_patches_give_what_whole_images_give(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = 224 if name in ("alexnet", "vgg11_bn", "inception_v3") else SIZE
+    size = large_enough(name)
     x, masks = image(size).double(), masks_of_all_kinds(size)
     # calls as cheap as on a CPU: boxes and patches have calls of their own
     monkeypatch.setattr(evaluate, "_batch_size_on", lambda _: BatchSize(64))
@@ -142,7 +147,7 @@ def test_boxes_and_patches_give_what_whole_images_give(
 def test_shared_tiles_give_what_whole_images_give(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = 224 if name in ("alexnet", "vgg11_bn", "inception_v3") else SIZE
+    size = large_enough(name)
     x, masks = image(size).double(), masks_of_all_kinds(size)
     monkeypatch.setattr(evaluate._Run, "_worthwhile", lambda *_: True)  # however dear calls are
     monkeypatch.setattr(evaluate, "ENOUGH", 1)

@@ -73,9 +73,18 @@ def cells_of(
     """For each grid axis and stride the cells of boxes that start at these positions, (N, n)."""
     found = []
     for axis, stride in region.cells:
-        steps = torch.arange(-(-size[axis] // stride))
-        found.append(marked((first[:, axis, None] // stride + steps).to(device), 0, 1))
+        found.append(marked(cells_from(first[:, axis], size[axis], stride).to(device), 0, 1))
     return found
+
+
+def cells_from(first: Tensor, size: int, stride: int) -> Tensor:
+    """The cells (N, n) of a line of so many positions, from each of these (N,) on.
+
+    >>> cells_from(torch.tensor([0, 4]), size=5, stride=2)
+    tensor([[0, 1, 2],
+            [2, 3, 4]])
+    """
+    return first[:, None] // stride + torch.arange(-(-size // stride))
 
 
 def extent(region: Region, activities: tuple[Tensor, ...]) -> tuple[int, ...]:

@@ -13,9 +13,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import networkx as nx
 import torch
@@ -149,7 +148,7 @@ def share_of(
     if not region.ok:
         return replace(none, why="it runs on no boxes")
     try:
-        return Stages(traced, plan, graph, boxes, region).built()
+        return Stages(traced, plan, graph, boxes).built()
     except Unsupported as unsupported:
         return replace(none, why=str(unsupported))
 
@@ -157,19 +156,20 @@ def share_of(
 class Stages(OnPatches):
     """Writes what lies between tensors that everything later depends on alone, on tiles."""
 
-    def __init__(
-        self, traced: Trace, plan: Plan, graph: torch.fx.Graph, boxes: Builder, region: Region
-    ) -> None:
+    def __init__(self, traced: Trace, plan: Plan, graph: torch.fx.Graph, boxes: Builder) -> None:
         super().__init__(traced, plan, graph)
-        self.on_boxes, self.region = boxes, region
+        self.on_boxes, self.unmasked = boxes, boxes.unmasked
         self.image = next(n for n in graph.nodes if n.op == "placeholder" and n.name != "mask")
         self.works: dict[Node, float] = {}  # multiplications per cell
-        self.whole_works: dict[Node, float] = {}  # and of the whole grid
         self.total = 0.0
         self.activity_numbers = {node: i for i, node in enumerate(boxes.asked)}
         self.place = {node: i for i, node in enumerate(graph.nodes)}
-        self.in_order = list(graph.nodes)
         self.needs: dict[Node, dict[Node, Reach]] = {}  # of tiles of a tensor, down to the image
+        # of the stage that is written: its tensors, those cut to less, its activities, its reaches
+        self.made: dict[Node, Node] = {}
+        self.narrowed: dict[tuple[Node, Reach], Node] = {}
+        self.gates: dict[Read, Node] = {}
+        self.reaches: dict[Node, Reach] = {}
 
     # ------------------------------------------------------------------- what each tensor is
 
@@ -180,7 +180,6 @@ class Stages(OnPatches):
             role = role_of(node)
             if node is self.image:
                 self.levels[node] = Level(tuple(range(2, 2 + dims)), (1,) * dims, ((0, 0),) * dims)
-                self.unmasked.add(node)
             elif role in ("gate", "per_mask", "refill"):
                 self.levels[node] = self.levels.get(node.args[0])
             elif node.op in ("placeholder", "output") or role or META not in node.meta:
@@ -204,7 +203,7 @@ class Stages(OnPatches):
         self.total += work
         if isinstance(level, Level):
             cells = math.prod(facts(node).shape[axis] for axis in level.axes)
-            self.works[node], self.whole_works[node] = work / cells, work
+            self.works[node] = work / cells
 
     def _window(
         self, step: steps.Window, op: OpView, item: TensorView, level: Level, decided: NodePlan
@@ -257,7 +256,7 @@ class Stages(OnPatches):
 
     def _needed(self, end: Node) -> dict[Node, Reach]:
         reaches: dict[Node, Reach] = {end: ((0, 0),) * len(self.traced.grid)}
-        for node in reversed(self.in_order[: self.place[end] + 1]):
+        for node in reversed(list(self.place)[: self.place[end] + 1]):
             if node not in reaches:
                 continue
             reads = self._reads(node, reaches[node])
@@ -325,7 +324,8 @@ class Stages(OnPatches):
                 for start in known[max(0, k - LONGEST) : k]
             ]
             best[end] = min(options, key=lambda option: option[0])
-            work = sum(self.whole_works.get(node, 0.0) for node in behind)
+            some = (node for node in behind if node in self.works)
+            work = sum(self.works[node] * math.prod(self._grid(node)) for node in some)
             copies = COPY * BOXES * self._channels(end) * math.prod(self._grid(end))
             gains[end] = BOXES * work - best[end][0] - copies
         if not gains:
@@ -361,7 +361,7 @@ class Stages(OnPatches):
         rest = self._rest(chain[-1])
         behind = set(self.between(self.image, chain[-1]))
         left = [(work, cost) for node, work, cost in self.on_boxes.done if node not in behind]
-        work = replace(Work.of(left), total=self.region.work.total)
+        work = replace(Work.of(left), total=self.total)
         return Share(stages, rest, tile, self.traced.grid, work, facts(chain[-1]).path)
 
     def _check_shapes(
@@ -397,63 +397,16 @@ class Stages(OnPatches):
 
     def _stage(self, start: Node, end: Node, tile: tuple[int, ...]) -> Stage:
         reaches = self.between(start, end)
-        graph = self.graph = torch.fx.Graph()
-        made: dict[Node, Node] = {start: graph.placeholder("patch")}
-        cuts: dict[Read, Node] = {}
-        narrowed: dict[tuple[Node, Reach], Node] = {}
-        self.numbers.clear()
-
-        def read(source: Node, wanted: Reach) -> Node:
-            level = self.levels.get(source)
-            if level is None:
-                return self._parameter_or_number(source, made)
-            have = reaches[source]
-            if have == wanted or not isinstance(level, Level):
-                return made[source]
-            if (source, wanted) not in narrowed:
-                less = tuple((a - c, b - d) for (a, b), (c, d) in zip(have, wanted, strict=True))
-                args = (made[source], level.axes, less)
-                narrowed[source, wanted] = self._call(crop.trimmed, args, f"{source.name}_part")
-            return narrowed[source, wanted]
-
-        for node in self.old.nodes:
-            if node is start or node not in reaches:
-                continue
-            reach = reaches[node]
-            if role_of(node) in ("gate", "refill"):
-                value, activity, *fill = node.args
-                key = self._read_of(node, activity, reach)
-                if key not in cuts:
-                    last = list(cuts.values())[-1] if cuts else made[start]
-                    with graph.inserting_after(last):
-                        cuts[key] = graph.placeholder(f"activity_{len(cuts)}")
-                cut = self._call(written, (cuts[key],), "cut")
-                args = (read(value, reach), cut, *fill)
-                made[node] = self._call(gate, args, node.name)
-            elif role_of(node) == "per_mask":
-                made[node] = read(node.args[0], reach)
-            elif node in self.windows:
-                made[node] = self._on_window(node, reach, read)
-            else:
-                made[node] = self._copied(node, reach, reaches, read)
-        graph.output(made[end])
-        graph.lint()
         level, result = self.levels[start], self.levels[end]
         assert isinstance(level, Level)
         assert isinstance(result, Level)
-        everything = self.between(self.image, end)
-        depends = {
-            self._read_of(node, node.args[1], reach): None  # type: ignore[arg-type]
-            for node, reach in everything.items()
-            if role_of(node) in ("gate", "refill")
-        }
         return Stage(
-            values=graph,
+            values=self._written(start, end, reaches),
             strides=level.strides,
             grid=self._grid(start),
             reach=reaches[start],
-            cuts=tuple(cuts),
-            depends=widest(depends),
+            cuts=tuple(self.gates),
+            depends=widest(self._reads_of_gates(self.between(self.image, end))),
             result=result.strides,
             cells=self._grid(end),
             channels=self._channels(end),
@@ -461,31 +414,33 @@ class Stages(OnPatches):
             work=self._work_on(start, reaches, tile),
         )
 
-    def _copied(
-        self, node: Node, reach: Reach, reaches: dict[Node, Reach], read: Callable[..., Node]
-    ) -> Node:
-        """An operation cell by cell, on tensors of its own reach."""
-        copied = self.graph.node_copy(node, lambda source: read(source, reach))
-        copied.meta = {}
-        _in_any_order(copied)
-        level = self.levels[node]
-        for source in node.all_input_nodes:
-            # of several tensors, of which others may reach further
-            if isinstance(self.levels.get(source), tuple) and isinstance(level, Level):
-                rows = zip(reaches[source], reach, strict=True)
-                less = tuple((a - c, b - d) for (a, b), (c, d) in rows)
-                copied = self._call(crop.trimmed, (copied, level.axes, less), f"{node.name}_part")
-        return copied
+    def _written(self, start: Node, end: Node, reaches: dict[Node, Reach]) -> torch.fx.Graph:
+        """The graph of a stage."""
+        graph = self.graph = torch.fx.Graph()
+        self.made, self.narrowed, self.reaches = {start: graph.placeholder("patch")}, {}, reaches
+        after = {node: reach for node, reach in reaches.items() if node is not start}
+        reads = self._reads_of_gates(after)
+        self.gates = {read: graph.placeholder(f"activity_{i}") for i, read in enumerate(reads)}
+        for node in self.old.nodes:
+            if node in after:
+                self.made[node] = self._on_tile(node, after[node])
+        graph.output(self.made[end])
+        graph.lint()
+        return graph
 
-    def _parameter_or_number(self, node: Node, made: dict[Node, Node]) -> Node:
-        if node not in made:
-            made[node] = self.graph.node_copy(node, lambda n: self._parameter_or_number(n, made))
-            made[node].meta = {}
-        return made[node]
+    def _reads_of_gates(self, reaches: dict[Node, Reach]) -> list[Read]:
+        gates = (node for node in self.old.nodes if node in reaches)
+        found = (
+            self._read_of(node, reaches[node])
+            for node in gates
+            if role_of(node) in ("gate", "refill")
+        )
+        return list(dict.fromkeys(found))
 
-    def _read_of(self, gated: Node, activity: Node, reach: Reach) -> Read:
-        level = self.levels[gated]
+    def _read_of(self, gated: Node, reach: Reach) -> Read:
+        level, activity = self.levels[gated], gated.args[1]
         assert isinstance(level, Level)
+        assert isinstance(activity, Node)
         full = self.plan.activities[gated.meta[META].row].full
         kept = [i for i, axis in enumerate(level.axes) if full[axis]]
         number = self.activity_numbers[activity]  # boxes are cut by the same gates
@@ -497,11 +452,55 @@ class Stages(OnPatches):
             tuple(reach[i] for i in kept),
         )
 
-    def _on_window(self, node: Node, reach: Reach, read: Any) -> Node:
-        """A window without padding, on a patch that has what surrounds it."""
-        source = next(n for n in self._operands(node) if isinstance(self.levels.get(n), Level))
-        z = read(source, self._reads(node, reach))
-        return self._call_window(node, z, lambda n: read(n, ()))
+    def _on_tile(self, node: Node, reach: Reach) -> Node:
+        """An operation, on tensors that reach as far as it reads."""
+        role = role_of(node)
+        if role in ("gate", "refill"):
+            value, _, *fill = node.args
+            cut = self._call(written, (self.gates[self._read_of(node, reach)],), "cut")
+            return self._call(gate, (self._part(value, reach), cut, *fill), node.name)  # type: ignore[arg-type]
+        if role == "per_mask":
+            return self._part(node.args[0], reach)  # type: ignore[arg-type]
+        if node in self.windows:
+            some = self._operands(node)
+            source = next(n for n in some if isinstance(self.levels.get(n), Level))
+            z = self._part(source, self._reads(node, reach))
+            return self._call_window(node, z, self._parameter_or_number)
+        return self._copied(node, reach)
+
+    def _part(self, source: Node, wanted: Reach) -> Node:
+        """So many cells before and after the tile, of a tensor that may have more."""
+        level = self.levels.get(source)
+        if level is None:
+            return self._parameter_or_number(source)
+        have = self.reaches[source]
+        if have == wanted or not isinstance(level, Level):
+            return self.made[source]
+        if (source, wanted) not in self.narrowed:
+            self.narrowed[source, wanted] = self._trimmed(self.made[source], level, have, wanted)
+        return self.narrowed[source, wanted]
+
+    def _trimmed(self, z: Node, level: Level, have: Reach, wanted: Reach) -> Node:
+        less = tuple((a - c, b - d) for (a, b), (c, d) in zip(have, wanted, strict=True))
+        return self._call(crop.trimmed, (z, level.axes, less), f"{z.name}_part")
+
+    def _copied(self, node: Node, reach: Reach) -> Node:
+        """An operation cell by cell, on tensors of its own reach."""
+        copied = self.graph.node_copy(node, lambda source: self._part(source, reach))
+        copied.meta = {}
+        _in_any_order(copied)
+        level = self.levels[node]
+        for source in node.all_input_nodes:
+            # of several tensors, of which others may reach further
+            if isinstance(self.levels.get(source), tuple) and isinstance(level, Level):
+                copied = self._trimmed(copied, level, self.reaches[source], reach)
+        return copied
+
+    def _parameter_or_number(self, node: Node) -> Node:
+        if node not in self.made:
+            self.made[node] = self.graph.node_copy(node, self._parameter_or_number)
+            self.made[node].meta = {}
+        return self.made[node]
 
     def _rest(self, last: Node) -> torch.fx.Graph:
         """The graph on boxes, from this tensor on."""

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convad_fx.compiler.batches import BatchSize, marked
-from convad_fx.compiler.boxed import Boxed, Parts, cells_of
+from convad_fx.compiler.boxed import Boxed, Parts, cells_from, cells_of
+from convad_fx.compiler.crop import along
 from convad_fx.compiler.groups import grouped
 from convad_fx.compiler.share import COPY, Read, Share, Stage
 
@@ -32,7 +33,6 @@ LITTLE = 1e-3
 SEED = 0
 #: Masks whose sums are held at once: about a byte for each cell of each.
 SUMMED = 64
-
 
 Numbers = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
@@ -117,7 +117,7 @@ class Tiles:
             tile, place = share.tile[axis], torch.arange(n)
             low = (first[:, axis, None] // tile).clamp(max=n - 1)
             some = (place >= low) & (place * tile < end[:, axis, None])
-            needed &= _along(some, axis, len(self.counts))
+            needed &= along(some, 1 + axis, needed.dim())
         self.rows: list[Tensor] = []  # for each stage: member and place -> row of its tile
         self.of: list[tuple[Tensor, Tensor]] = []  # member and place (axes) of each row
         for stage, keys in zip(share.stages[::-1], self._keys()[::-1], strict=True):
@@ -125,7 +125,6 @@ class Tiles:
         self.rows.reverse()
         self.of.reverse()
         self.values: list[Tensor | None] = [None] * len(share.stages)  # (rows * cells, C)
-        self.views: dict[Read, Tensor] = {}
 
     def _keys(self) -> list[Numbers]:
         """What tells tiles apart, for each stage, (members, *tiles)."""
@@ -200,7 +199,7 @@ class Tiles:
     ) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some tiles of a stage, and with what; of stages before, all are kept."""
         stage, (owner, places) = self.share.stages[i], self.of[i]
-        self.views = {read: self._unfolded(read) for read in stage.cuts}
+        views = [(read, self._unfolded(read)) for read in stage.cuts]
         if i == 0:
             before, rows = x[0].movedim(0, -1).reshape(-1, x.shape[1]), None  # of each position
         else:
@@ -216,7 +215,8 @@ class Tiles:
                 steps = torch.arange(-low, n + high)
                 cells.append((at[:, axis, None] * n + steps).clamp(0, stage.grid[axis] - 1))
             patch = self._gathered(before, rows, own, cells, stage.strides)
-            return part, *(marked(t) for t in (patch, *(self._cut(r, own, at) for r in stage.cuts)))
+            cuts = (self._cut(read, view, own, at) for read, view in views)
+            return part, *(marked(t) for t in (patch, *cuts))
 
         return ask
 
@@ -229,7 +229,6 @@ class Tiles:
         some = slice(chosen[0] * cells, (chosen[-1] + 1) * cells)
         kept[some] = tiles.movedim(1, -1).reshape(-1, tiles.shape[1])
         if chosen[-1] + 1 == number:  # nobody reads what it was made from any more
-            self.views = {}
             self.values[:i] = [None] * i
 
     def boxes(self, owner: Tensor, first: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -238,8 +237,8 @@ class Tiles:
         assert kept is not None
         cells = []
         for axis, stride in enumerate(last.result):
-            steps = torch.arange(-(-size[axis] // stride))
-            cells.append((first[:, axis, None] // stride + steps).clamp(max=last.cells[axis] - 1))
+            some = cells_from(first[:, axis], size[axis], stride)
+            cells.append(some.clamp(max=last.cells[axis] - 1))
         return self._gathered(kept, self.rows[-1], owner, cells, last.result)
 
     def _gathered(
@@ -252,23 +251,22 @@ class Tiles:
     ) -> Tensor:
         """Cells (N, n) along each axis of the grid of these members -> (N, C, n, ...)."""
         index: Any = 0
-        dims = len(cells)
+        rank = 1 + len(cells)
         if rows is None:
             for axis, cell in enumerate(cells):
-                index = index * self.share.canvas[axis] + _along(cell, axis, dims)
+                index = index * self.share.canvas[axis] + along(cell, 1 + axis, rank)
         else:
             sizes = [t // s for t, s in zip(self.share.tile, strides, strict=True)]
             pairs = list(zip(cells, sizes, strict=True))
-            where = (_along(cell // n, axis, dims) for axis, (cell, n) in enumerate(pairs))
-            index = rows[(_along(owner[:, None], 0, dims), *where)]
+            where = (along(cell // n, 1 + axis, rank) for axis, (cell, n) in enumerate(pairs))
+            index = rows[(along(owner[:, None], 1, rank), *where)]
             for axis, (cell, n) in enumerate(pairs):
-                index = index * n + _along(cell % n, axis, dims)
+                index = index * n + along(cell % n, 1 + axis, rank)
         found = values.index_select(0, index.flatten().to(values.device))
         return found.reshape(*index.shape, -1).movedim(-1, 1)
 
-    def _cut(self, read: Read, owner: Tensor, places: Tensor) -> Tensor:
-        """The patches of an activity that these tiles read."""
-        view = self.views[read]
+    def _cut(self, read: Read, view: Tensor, owner: Tensor, places: Tensor) -> Tensor:
+        """The patches of an activity that these tiles read, of all of them."""
         owner = self.members[owner] if len(view) > 1 else torch.zeros_like(owner)
         index: list[Any] = [slice(None)] * (view.dim() - len(read.axes))
         index[0] = owner.to(view.device)
@@ -391,10 +389,3 @@ def _cumulative(numbers: Numbers) -> Numbers:
     sums = np.zeros((1 + len(numbers), *numbers.shape[1:]), np.uint64)
     np.cumsum(numbers, 0, out=sums[1:])
     return sums
-
-
-def _along(cells: Tensor, axis: int, dims: int) -> Tensor:
-    """(N, n) -> (N, 1, .., n, .., 1), n at an axis of so many."""
-    shape = [1] * (1 + dims)
-    shape[0], shape[1 + axis] = cells.shape
-    return cells.reshape(shape)

@@ -6,7 +6,6 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,16 @@ from torch._dynamo.utils import counters
 
 import convad_fx
 from convad_fx.compiler import patch, patched, reuse
-from tests.compiler.test_region import BODIES, GRID, Net, built, conv, some_masks
+from tests.compiler.test_region import (
+    BODIES,
+    GRID,
+    Net,
+    built,
+    calls_of,
+    conv,
+    some_masks,
+    some_policies,
+)
 from tests.compiler.toys import Dense, Residual, Shuffle
 
 
@@ -35,25 +43,7 @@ def eager_to_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patched, "COPYING", 0.0)
 
 
-def patched_masks(masked: convad_fx.MaskedModule) -> list[int]:
-    """How many masks each call on patches is given, from now on."""
-    parts: Any = masked.__dict__["engine"].parts
-    calls, function = list[int](), parts["patched"]
-
-    def listening(x: Tensor, *args: Tensor) -> Any:
-        calls.append(len(args[0]))
-        return function(x, *args)
-
-    parts["patched"] = listening
-    return calls
-
-
-@pytest.mark.parametrize("policy", [
-    convad_fx.Policy(),
-    convad_fx.Policy(tau=0.3, attribution="receptive"),
-    convad_fx.Policy(input="raw"),
-    convad_fx.Policy(input="strict", attribution="receptive"),
-], ids=lambda policy: f"{policy.input}-{policy.attribution}")  # fmt: skip
+@some_policies
 @pytest.mark.parametrize("name", BODIES)
 def test_what_has_changed_gives_what_the_whole_image_gives(
     name: str, policy: convad_fx.Policy, eager_to_reuse: None
@@ -63,7 +53,7 @@ def test_what_has_changed_gives_what_the_whole_image_gives(
     # before anything has run on a patch, they are padded or every so many cells are taken
     ends_at_once = name == "explicit-pad" or (name == "free-shortcut" and policy.input == "raw")
     assert masked.ways.reuse.ok == (not ends_at_once), masked.ways.reuse.why
-    calls = patched_masks(masked) if masked.ways.reuse.ok else []
+    calls = calls_of(masked).get("patched", [])
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
     assert (sum(calls) >= 10) == masked.ways.reuse.ok
@@ -77,7 +67,7 @@ def test_joins_and_shuffles_give_the_same(toy: type[nn.Module], eager_to_reuse: 
     assert masked.ways.reuse.ok, masked.ways.reuse.why
     masks = torch.ones(20, 1, 8, 8, dtype=torch.bool)
     masks[:, :, 3:5, 2:4] = torch.rand(20, 1, 2, 2) < 0.5
-    calls = patched_masks(masked)
+    calls = calls_of(masked)["patched"]
     found = masked.evaluate(x, masks, batch_size=4)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
     assert calls
@@ -170,7 +160,7 @@ def test_only_masks_that_hide_little_run_on_patches() -> None:
         mask[:, 8 * i : 8 * i + 30, 40:70] = True
     noise = torch.rand(5, 1, 96, 96) < 0.5
     masks = torch.cat([little, kept, noise])
-    calls = patched_masks(masked)
+    calls = calls_of(masked)["patched"]
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-3, atol=1e-4)
     assert sum(calls) == len(little)
@@ -181,7 +171,7 @@ def test_one_mask_alone_and_several_images_do_without() -> None:
     x = torch.randn(3, 3, 96, 96)
     masked = convad_fx.convert(torchvision.models.resnet18(num_classes=4).eval(), x)
     masks = torch.stack(list(sliding(96, 16, 16)))
-    calls = patched_masks(masked)
+    calls = calls_of(masked)["patched"]
     masked.evaluate(x[:1], masks[:1])  # the unmasked image would have to be run as well
     masked.evaluate(x, masks[:3])
     assert not calls
@@ -199,7 +189,7 @@ def test_what_is_compiled_serves_every_hidden_box_and_batch(eager_to_reuse: None
         masks = torch.ones(number, 1, *GRID, dtype=torch.bool)
         for i, mask in enumerate(masks):
             mask[:, i % 11 : i % 11 + 5 + number // 4, 3 + i : 9 + i] = False
-        calls = patched_masks(masked)
+        calls = calls_of(masked)["patched"]
         found = masked.evaluate(x, masks)
         torch.testing.assert_close(found.logits, expected.forward(x, masks))
         assert sum(calls) >= number
@@ -215,7 +205,7 @@ def test_copies_reuse_too(way: str, tmp_path: Path, eager_to_reuse: None) -> Non
         twin = convad_fx.load(tmp_path / "network.cfx")
     else:
         twin = copy.deepcopy(masked) if way == "copied" else pickle.loads(pickle.dumps(masked))
-    calls = patched_masks(twin)
+    calls = calls_of(twin)["patched"]
     found = twin.evaluate(x, masks, batch_size=4)
     assert calls
     assert torch.equal(found.logits, masked.evaluate(x, masks, batch_size=4).logits)

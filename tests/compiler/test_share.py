@@ -12,7 +12,6 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 import convad_fx
@@ -21,7 +20,18 @@ from convad_fx.compiler.batches import BatchSize
 from convad_fx.compiler.share import Read, widest
 from convad_fx.compiler.tiles import Sums
 from convad_fx.compiler.work import Work
-from tests.compiler.test_region import BODIES, GRID, Net, built, conv, random_boxes, some_masks
+from tests.compiler.test_region import (
+    BODIES,
+    GRID,
+    Net,
+    built,
+    calls_of,
+    conv,
+    graphs_compiled,
+    random_boxes,
+    some_masks,
+    some_policies,
+)
 from tests.compiler.toys import Dense, OneColumn, Residual, Shuffle, TwoWindows
 
 
@@ -37,32 +47,7 @@ def eager_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchSize, "call", property(lambda _: -100.0))
 
 
-def calls_of(masked: convad_fx.MaskedModule) -> dict[str, list[int]]:
-    """How many tiles, or masks, each call of a stage, or of the rest, is given from now on."""
-    parts: Any = masked.__dict__["engine"].parts
-    calls: dict[str, list[int]] = {}
-
-    def listened(name: str, function: Any) -> Any:
-        calls[name] = []
-
-        def listening(x: Tensor, *args: Tensor) -> Any:
-            calls[name].append(len(x))
-            return function(x, *args)
-
-        return listening
-
-    for name, function in list(parts.items()):
-        if name == "rest" or name.startswith("tiles_"):
-            parts[name] = listened(name, function)
-    return calls
-
-
-@pytest.mark.parametrize("policy", [
-    convad_fx.Policy(),
-    convad_fx.Policy(tau=0.3, attribution="receptive"),
-    convad_fx.Policy(input="raw"),
-    convad_fx.Policy(input="strict", attribution="receptive"),
-], ids=lambda policy: f"{policy.input}-{policy.attribution}")  # fmt: skip
+@some_policies
 @pytest.mark.parametrize("name", BODIES)
 def test_shared_tiles_give_what_the_whole_image_gives(
     name: str, policy: convad_fx.Policy, eager_to_share: None
@@ -218,7 +203,7 @@ def test_what_masks_have_alike_is_computed_once(eager_to_share: None) -> None:
     other[..., 28:30, 28:30] = False
     alone = calls_of(masked)
     masked.evaluate(x, whole)
-    once = {name: sum(n) for name, n in alone.items() if name != "rest"}
+    once = {name: sum(n) for name, n in alone.items() if name.startswith("tiles_")}
     masked = convad_fx.convert(model, x)
     both = calls_of(masked)
     masked.evaluate(x, torch.cat([whole, other]))
@@ -352,12 +337,12 @@ def test_a_batch_size_is_of_images_not_of_tiles(eager_to_share: None) -> None:
     tiles_of_an_image = math.prod(masked.ways.share.counts)
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=2)
-    rest = calls.pop("rest")
+    rest, of_tiles = calls["rest"], [n for name, n in calls.items() if name.startswith("tiles_")]
     assert max(rest) == 2
-    for numbers in calls.values():
+    for numbers in of_tiles:
         assert max(numbers) <= 2 * tiles_of_an_image
         assert len(numbers) == -(-sum(numbers) // (2 * tiles_of_an_image))
-    assert found.batches == len(rest) + sum(map(len, calls.values()))
+    assert found.batches == len(rest) + sum(map(len, of_tiles))
 
 
 def test_out_of_memory_halves_the_number_of_tiles(eager_to_share: None) -> None:
@@ -464,13 +449,7 @@ def test_a_transposed_activity_is_told_by_its_own_axes() -> None:
 def test_what_is_compiled_serves_any_number_of_tiles(eager_to_share: None) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
-    masked, expected = (convad_fx.convert(built("strided"), x) for _ in range(2))
-    masked.compile(backend="eager")
-    torch._dynamo.reset()
-    before = counters["stats"]["unique_graphs"]
-    for number in (1, 3, 12, 40):
-        masks = some_masks()[:number] if number <= 12 else random_boxes(number)
-        found = masked.evaluate(x, masks)
-        torch.testing.assert_close(found.logits, expected.forward(x, masks))
+    masked = convad_fx.convert(built("strided"), x)
+    some = [*(some_masks()[:number] for number in (1, 3, 12)), random_boxes(40)]
     # tiles: one each; what follows: one for batches of less than 16, one for others
-    assert counters["stats"]["unique_graphs"] - before <= 2 + len(masked.ways.share.stages)
+    assert graphs_compiled(masked, x, some) <= 2 + len(masked.ways.share.stages)
