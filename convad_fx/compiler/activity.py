@@ -324,7 +324,7 @@ def _counts(
     kernel, stride, padding, dilation, ceil_mode, mode = geometry
     grid = activity.shape[-len(kernel) :]
     padding = tuple(
-        _same_padding(n, k, s, d) if pair is None else pair
+        same_padding(n, k, s, d) if pair is None else pair
         for pair, n, k, s, d in zip(padding, grid, kernel, stride, dilation, strict=True)
     )
     if ceil_mode:
@@ -435,7 +435,7 @@ def _sliced(t: Tensor, axis: int, start: int, stop: int, step: int) -> Tensor:
     return t[(slice(None),) * axis + (slice(start, stop, step),)]
 
 
-def _same_padding(n: int, k: int, s: int, d: int) -> tuple[int, int]:
+def same_padding(n: int, k: int, s: int, d: int) -> tuple[int, int]:
     """TensorFlow's "SAME": ceil(n / s) cells come out, the odd cell of padding is at the end."""
     total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
     return total // 2, total - total // 2
@@ -454,7 +454,7 @@ def same_padded(
     torch.Size([1, 1, 7, 5])
     """
     pairs = [
-        _same_padding(n, k, s, d)
+        same_padding(n, k, s, d)
         for n, k, s, d in zip(z.shape[-2:], kernel, stride, dilation, strict=True)
     ]
     return F.pad(z, [n for pair in reversed(pairs) for n in pair], value=value)

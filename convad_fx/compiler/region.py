@@ -29,10 +29,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convad_fx.compiler import crop, steps
-from convad_fx.compiler.activity import gate
+from convad_fx.compiler.activity import gate, same_padding
 from convad_fx.compiler.ops import OpView, TensorView, view
 from convad_fx.compiler.plan import NodePlan, Plan, Tracked
-from convad_fx.compiler.rewrite import Inserted
+from convad_fx.compiler.rewrite import Inserted, zeroes
 from convad_fx.compiler.trace import META, Facts, Trace, facts
 from convad_fx.compiler.work import Cost, Work
 
@@ -154,7 +154,8 @@ class Builder:
         self.done: list[tuple[Node, float, Cost | None]] = []  # operations, and what they multiply
         self.whole_cells: list[tuple[int, ...]] = []  # strides at whose multiples boxes must end
         self.unmasked: set[Node] = set()  # the same for every mask: computed once
-        self.on_box = False  # whether the operation at hand is given boxes
+        self.at: Node | None = None  # the operation at hand
+        self.on_box = False  # whether it is given boxes
 
     def build(self) -> Region:
         """The result; `boxes` and `asked` say where each tensor and activity is in it."""
@@ -320,7 +321,8 @@ class Builder:
         if node not in self.boxes:
             return self._number(node, whole=True)
         level = self.levels[node]
-        if not isinstance(level, Level):  # several tensors: taken apart once more, of whole grids
+        # several tensors are taken apart once more, of whole grids; these are padded, too
+        if not isinstance(level, Level) or self._pads(node):
             self.wholes[node] = self._copy(node, whole=True)
             return self.wholes[node]
         source = node.args[0] if node.target is gate else node
@@ -403,6 +405,7 @@ class Builder:
 
     def _through(self, node: Node, decided: NodePlan) -> Passes | None:
         """What becomes of boxes at this operation. Raises `Leaves`."""
+        self.at = node
         original = self.originals[facts(node).name]
         picked = self._picked(node)
         if picked is not None:
@@ -510,7 +513,7 @@ class Builder:
                     raise Leaves("it turns positions round")
                 return Passes(level)
             case steps.Pad():
-                return Passes(self._pad(step, op, level))
+                return Passes(self._pad(step, level))
             case steps.Concat(axis, new):
                 if axis in level.axes and not new:
                     raise Leaves("it puts grids side by side")
@@ -553,15 +556,34 @@ class Builder:
         axes = [rest.get(a, axes[i]) for i, a in enumerate(level.axes)]
         return replace(level, axes=tuple(axes), strides=tuple(strides))
 
-    @staticmethod
-    def _pad(step: steps.Pad, op: OpView, level: Level) -> Level:
+    def _pads(self, node: Node) -> bool:
+        return self._padding_of(node) is not None
+
+    def _padding_of(self, node: Node) -> steps.Pad | None:
+        known = node.meta.get(META)
+        decided = self.plan.nodes.get(known.name) if isinstance(known, Facts) else None
+        return decided.step if decided and isinstance(decided.step, steps.Pad) else None
+
+    def _inside(self, node: Node) -> Node:
+        """What zeros have been put around."""
+        while (step := self._padding_of(node)) is not None and step.zeros:
+            node = self._padded(node)
+        return node
+
+    def _padded(self, node: Node) -> Node:
+        return next(n for n in node.all_input_nodes if n in self.levels)
+
+    def _pad(self, step: steps.Pad, level: Level) -> Level:
         pairs = [step.padding[axis] for axis in level.axes]
         if not any(map(any, pairs)):
             return level
-        if step.mode != "constant" or op.get("value", 0.0) != 0.0:
+        if not step.zeros:
             raise Leaves("it pads with something other than zeros")
         if any(n < 0 for pair in pairs for n in pair):
             raise Leaves("it cuts positions off")
+        assert self.at is not None
+        if self._padded(self.at) in self.boxes and not zeroes(self._inside(self.at)):
+            raise Leaves("what it pads is not gated: a box may hold more than the grid")
         extra = tuple((a + c, b + d) for (a, b), (c, d) in zip(level.extra, pairs, strict=True))
         return replace(level, extra=extra)
 
@@ -614,7 +636,8 @@ class Builder:
                 raise Leaves("its window is as large as the grid")
             strides.append(level.strides[i] * stride)
             if pair is steps.SAME:
-                if not level.aligned or _same(size, reach, stride) != _same(stride, reach, stride):
+                same = (same_padding(n, reach + 1, stride, 1)[0] for n in (size, stride))
+                if not level.aligned or len(set(same)) > 1:
                     raise Leaves("its padding depends on the size of the grid")
                 append.append(0)
                 whole[i] = strides[i] if stride > 1 else 1
@@ -768,11 +791,6 @@ class Shapes(torch.fx.Interpreter):
         if isinstance(self.fetch_attr(target), _BatchNorm):
             return args[0]  # as large in any case; torch takes longest of all to say so
         return super().call_module(target, args, kwargs)
-
-
-def _same(size: int, reach: int, stride: int) -> int:
-    """Cells that "SAME" padding puts before a grid of this size."""
-    return max((math.ceil(size / stride) - 1) * stride + reach + 1 - size, 0) // 2
 
 
 def role_of(node: Node) -> str:

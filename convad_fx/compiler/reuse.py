@@ -233,6 +233,8 @@ class Patches(OnPatches):
         self._tell(node, boxed=patched)
         if not patched:
             self.wholes[node] = self._copy(node, whole=True)
+        elif self._is_padding(node):
+            self.boxes[node] = self.boxes[self._padded(node)]
         elif node in self.windows:
             self.boxes[node] = self._on_window(node)
         else:
@@ -306,7 +308,8 @@ class Patches(OnPatches):
 
     def _whole(self, node: Node) -> Node:
         level = self.levels.get(node)
-        if node in self.wholes or node not in self.boxes or not isinstance(level, Level):
+        known = node in self.wholes or node not in self.boxes or self._is_padding(node)
+        if known or not isinstance(level, Level):
             return super()._whole(node)
         where = (self.places, level.axes, level.strides, self.reaches[node])
         args = (self.boxes[node], self._unmasked(node), *where)
@@ -314,7 +317,9 @@ class Patches(OnPatches):
         return self.wholes[node]
 
     def _unmasked(self, node: Node) -> Node:
-        """What a tensor is without a mask, handed in."""
+        """What a tensor is without a mask, and without padding, handed in."""
+        while self._is_padding(node):
+            node = self._padded(node)
         if node.op == "placeholder":
             return self.wholes[node]
         if node not in self.kept:

@@ -60,6 +60,11 @@ def rewrite(traced: Trace, plan: Plan, policy: Policy) -> torch.fx.Graph:
     return _Writer(traced, plan, policy).write()
 
 
+def zeroes(node: torch.fx.Node) -> bool:
+    """It is a gate, and what is switched off there is zero."""
+    return node.target is tensors.gate and node.args[2:] in ((), (0.0,))
+
+
 class _Writer:
     def __init__(self, traced: Trace, plan: Plan, policy: Policy):
         self.traced, self.plan, self.policy = traced, plan, policy

@@ -26,6 +26,7 @@ from convad_fx.compiler.activity import gate, written
 from convad_fx.compiler.ops import OpView, TensorView
 from convad_fx.compiler.plan import NodePlan, Plan
 from convad_fx.compiler.region import Builder, Leaves, Level, Passes, Region, Unsupported, role_of
+from convad_fx.compiler.rewrite import zeroes
 from convad_fx.compiler.trace import META, Trace, facts
 from convad_fx.compiler.windows import OnPatches, Reach, read_by
 from convad_fx.compiler.work import Work
@@ -208,9 +209,16 @@ class Stages(OnPatches):
     def _window(
         self, step: steps.Window, op: OpView, item: TensorView, level: Level, decided: NodePlan
     ) -> Passes:
-        if not (self._gated(item, decided) or step.one_cell):
+        if not (self._gated(item, decided) or (step.one_cell and level.aligned)):
             raise Leaves("it reads cells that are not gated")
         return super()._window(step, op, item, level, decided)
+
+    def _pad(self, step: steps.Pad, level: Level) -> Level:
+        padded = super()._pad(step, level)
+        assert self.at is not None
+        if not padded.aligned and not zeroes(self._inside(self.at)):
+            raise Leaves("what it pads is not gated: a tile may hold more than the grid")
+        return padded
 
     # ---------------------------------------------------------------------- where to cut
 
@@ -234,6 +242,7 @@ class Stages(OnPatches):
             if isinstance(self.levels.get(n), Level) and n.target is not gate and n in tensors
             and role_of(n) != "per_mask"
             and self.levels[n].axes == self.levels[self.image].axes  # type: ignore[union-attr]
+            and self.levels[n].aligned  # type: ignore[union-attr]
         ]  # fmt: skip
 
     def _operands(self, node: Node) -> Iterable[Node]:
@@ -461,6 +470,8 @@ class Stages(OnPatches):
             return self._call(gate, (self._part(value, reach), cut, *fill), node.name)  # type: ignore[arg-type]
         if role == "per_mask":
             return self._part(node.args[0], reach)  # type: ignore[arg-type]
+        if self._is_padding(node):
+            return self._part(self._padded(node), reach)
         if node in self.windows:
             some = self._operands(node)
             source = next(n for n in some if isinstance(self.levels.get(n), Level))

@@ -13,7 +13,7 @@ import torch.fx
 
 from convad_fx.compiler.activity import gate, per_mask
 from convad_fx.compiler.plan import NodePlan, Plan
-from convad_fx.compiler.rewrite import Inserted
+from convad_fx.compiler.rewrite import Inserted, zeroes
 from convad_fx.compiler.steps import (
     AdaptivePool,
     Flip,
@@ -55,6 +55,22 @@ def read_through_gates(graph: torch.fx.Graph, plan: Plan) -> int:
     return count
 
 
+def drop_gates_of_padding(graph: torch.fx.Graph, plan: Plan) -> int:
+    """Zeros put around a gated value need no gate: what is switched off there is, here, too."""
+    count = 0
+    for node in list(graph.nodes):
+        if not zeroes(node) or _inserted(node).role != "gate":
+            continue
+        source = node.args[0]
+        while _pads_zeros(source, plan):
+            source = source.all_input_nodes[0]
+        if source is not node.args[0] and zeroes(source):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+            count += 1
+    return count
+
+
 def drop_idle_gates(graph: torch.fx.Graph, plan: Plan) -> int:
     """A gate goes if no reader of it mixes cells that may differ in activity.
 
@@ -63,7 +79,7 @@ def drop_idle_gates(graph: torch.fx.Graph, plan: Plan) -> int:
     """
     count = 0
     for node in list(graph.nodes):
-        if not _is_gate(node) or _inserted(node).role != "gate" or _fill(node) != 0.0:
+        if not zeroes(node) or _inserted(node).role != "gate":
             continue
         if any(_needs(user, _inserted(node).source, plan) for user in node.users):
             continue
@@ -119,6 +135,7 @@ def hoist_what_no_mask_touches(graph: torch.fx.Graph, plan: Plan) -> int:
 
 PASSES: tuple[Pass, ...] = (
     read_through_gates,
+    drop_gates_of_padding,
     drop_idle_gates,
     drop_unread,
     hoist_what_no_mask_touches,
@@ -135,8 +152,9 @@ def _is_gate(node: object) -> bool:
     return isinstance(node, torch.fx.Node) and node.target is gate
 
 
-def _fill(node: torch.fx.Node) -> float:
-    return float(node.args[2]) if len(node.args) > 2 else 0.0  # type: ignore[arg-type]
+def _pads_zeros(node: torch.fx.Node, plan: Plan) -> bool:
+    decided = _decided(node, plan)
+    return decided is not None and isinstance(decided.step, Pad) and decided.step.zeros
 
 
 def _inserted(node: torch.fx.Node) -> Inserted:
@@ -153,6 +171,8 @@ def _needs(user: torch.fx.Node, source: str, plan: Plan) -> bool:
     """Does this reader combine cells of the source that may differ in activity?"""
     if user.op == "output":
         return source in plan.outputs
+    if _pads_zeros(user, plan):  # whoever reads what is padded reads the source
+        return any(_needs(reader, _name(user), plan) for reader in user.users)
     decided = _decided(user, plan)
     return decided is not None and (source, 0.0) in decided.reads
 
@@ -161,6 +181,11 @@ def _decided(node: torch.fx.Node, plan: Plan) -> NodePlan | None:
     """What the plan says of an operation of the model; None for what was put in."""
     known = node.meta.get(META)
     return plan.nodes.get(known.name) if isinstance(known, Facts) else None
+
+
+def _name(node: torch.fx.Node) -> str:
+    known: Facts = node.meta[META]
+    return known.name
 
 
 def _broadcasts(user: torch.fx.Node, plan: Plan) -> bool:

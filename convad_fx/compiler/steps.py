@@ -179,10 +179,19 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Pad:
-    """Cells added (or, negative, removed) at the ends of axes: (before, after) for every axis."""
+    """Cells added (or, negative, removed) at the ends of axes: (before, after) for every axis.
+
+    ``value``: what they are, where the mode is "constant".
+    """
 
     padding: tuple[tuple[int, int], ...]
     mode: str = "constant"
+    value: float = 0.0
+
+    @property
+    def zeros(self) -> bool:
+        """What it adds is zero."""
+        return self.mode == "constant" and self.value == 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import torch.fx
 from torch.nn import functional as F
 
 from convad_fx.compiler import patch, steps
+from convad_fx.compiler.activity import gate, same_padding
 from convad_fx.compiler.ops import OpView, TensorView
 from convad_fx.compiler.plan import NodePlan, Plan
 from convad_fx.compiler.region import Builder, Leaves, Level, Passes
@@ -48,16 +49,23 @@ def read_by(step: steps.Window, reach: Reach) -> Reach:
 
 
 class OnPatches(Builder):
-    """A walk over the graph whose windows are given patches, not boxes."""
+    """A walk over the graph whose windows are given patches, not boxes.
+
+    Explicit padding is nothing on a patch, which has what surrounds it: cells that lie outside the
+    grid are zero as soon as they are gated. So it is the window that reads it whose padding is more
+    by as much, and nothing but windows may read it.
+    """
 
     def __init__(self, traced: Trace, plan: Plan, graph: torch.fx.Graph) -> None:
         super().__init__(traced, plan, graph)
         self.windows: dict[Node, tuple[steps.Window, OpView]] = {}
-        self.at: Node | None = None
 
     def _through(self, node: Node, decided: NodePlan) -> Passes | None:
-        self.at = node
         passes = super()._through(node, decided)
+        given = (self.levels.get(source) for source in node.all_input_nodes)
+        padded = any(isinstance(level, Level) and not level.aligned for level in given)
+        if padded and node not in self.windows and not self._pads(node):
+            raise Leaves("only windows of patches read explicit padding")
         if node in self.windows and node.op == "call_module":
             module = self.traced.module.get_submodule(str(node.target))
             if module._forward_hooks or module._forward_pre_hooks:
@@ -77,21 +85,52 @@ class OnPatches(Builder):
             raise Leaves("its grid is not the image's")
         if step.transposed or step.mode != "constant":
             raise Leaves("no patch is known for transposed convolutions and copying padding")
-        if steps.SAME in step.padding or op.kind not in ("conv", "max_pool", "avg_pool"):
+        if op.kind not in ("conv", "conv_same", "max_pool", "max_pool_same", "avg_pool"):
             raise Leaves(f"no patch is known for {op.spelling}")
+        if op.kind == "conv_same" and op.spelling != "Conv2dSame":
+            raise Leaves("only a call of it makes its weight")
+        if step.reads == "max" and not level.aligned:
+            raise Leaves("a maximum over padding is not a maximum over nothing")
         if op.kind == "avg_pool" and (op.get("divisor_override") or self._counts_cells(step, op)):
             raise Leaves("it divides by another number of cells at the border")
         strides = tuple(a * b for a, b in zip(level.strides, step.stride, strict=True))
-        if not (step.one_cell and set(step.stride) == {1}):
+        if not (step.one_cell and level.aligned and set(step.stride) == {1}):
             assert self.at is not None
-            self.windows[self.at] = step, op
-        return Passes(replace(level, strides=strides))
+            padding = tuple(
+                (before + more[0], after + more[1])
+                for (before, after), more in zip(
+                    self._padding(step, item), level.extra, strict=True
+                )
+            )
+            self.windows[self.at] = replace(step, padding=padding), op
+        return Passes(Level(level.axes, strides, ((0, 0),) * dims))
 
     @staticmethod
-    def _pad(step: steps.Pad, op: OpView, level: Level) -> Level:
-        if any(any(step.padding[axis]) for axis in level.axes):
-            raise Leaves("no patch is known for explicit padding")
-        return level
+    def _padding(step: steps.Window, item: TensorView) -> list[tuple[int, int]]:
+        """In numbers, "SAME" too, for this grid."""
+        rows = zip(
+            item.shape[2:], step.kernel, step.stride, step.dilation, step.padding, strict=True
+        )
+        return [
+            same_padding(size, kernel, stride, dilation) if pair is steps.SAME else pair
+            for size, kernel, stride, dilation, pair in rows
+        ]
+
+    def _pad(self, step: steps.Pad, level: Level) -> Level:
+        padded = super()._pad(step, level)
+        if padded.aligned:
+            return padded
+        assert self.at is not None
+        if any(user.target is gate for user in self.at.users):
+            raise Leaves("its padding is gated")
+        if any(any(pair) for axis, pair in enumerate(step.padding) if axis not in level.axes):
+            raise Leaves("it pads more than the grid")
+        return padded
+
+    def _is_padding(self, node: Node) -> bool:
+        """What is nothing on a patch."""
+        level = self.levels.get(node)
+        return isinstance(level, Level) and not level.aligned and self._pads(node)
 
     @staticmethod
     def _take(step: steps.Take, level: Level) -> Level:
@@ -125,11 +164,11 @@ class OnPatches(Builder):
         dims = len(step.kernel)
         call: Any
         args: tuple[Any, ...]
-        if op.kind == "conv":
+        if step.reads == "sum":
             weight, bias = parameter("weight", 1), parameter("bias", 2)
             call = getattr(torch, f"conv{dims}d")
             args = (z, weight, bias, step.stride, 0, step.dilation, step.groups)
-        elif op.kind == "max_pool":
+        elif step.reads == "max":
             call = getattr(torch, f"max_pool{dims}d")
             args = (z, step.kernel, step.stride, 0, step.dilation)
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from torch import nn
 
 from convad_fx.compiler import Policy, convert
 from convad_fx.compiler.activity import gate
-from convad_fx.compiler.plan import plan
+from convad_fx.compiler.plan import Plan, plan
 from convad_fx.compiler.rewrite import rewrite
 from convad_fx.compiler.simplify import simplify
+from convad_fx.compiler.steps import Pad
 from convad_fx.compiler.trace import META, Facts, facts, trace
 from tests.compiler.toys import SHAPE, TOYS, build
 
@@ -44,6 +46,11 @@ def is_original(node: torch.fx.Node) -> bool:
     return isinstance(node.meta.get(META), Facts)
 
 
+def _step_of(node: torch.fx.Node, decided: Plan) -> Any:
+    known = decided.nodes.get(facts(node).name)
+    return None if known is None else known.step
+
+
 def gates_of(graph: torch.fx.Graph) -> int:
     return sum(map(is_gate, graph.nodes))
 
@@ -60,9 +67,13 @@ def test_simplify_only_takes_away_and_is_idempotent(name: str) -> None:
     gates = gates_of(graph)
     reads = sum(len(node.reads) for node in decided.nodes.values())
     assert gates <= min(reads, naive_gates)
-    readers = {name for name, known in decided.nodes.items() if known.reads}
+    # zeros are put around what is gated, not gated themselves
+    mixing = {
+        name for name, known in decided.nodes.items() if known.reads or isinstance(known.step, Pad)
+    }
     for node in filter(is_gate, graph.nodes):  # each for a reader; others may share it
-        assert any(facts(user).name in readers for user in node.users if is_original(user)), node
+        assert any(facts(user).name in mixing for user in node.users if is_original(user)), node
+        assert not isinstance(_step_of(node.args[0], decided), Pad)
         assert not any(map(is_gate, node.all_input_nodes))
     pairs = [node.args for node in graph.nodes if is_gate(node)]  # value, activity, what else
     assert len(set(pairs)) == len(pairs)

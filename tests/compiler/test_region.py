@@ -106,9 +106,31 @@ BODIES = {
 }
 
 
+def normed(channels: int) -> nn.Module:
+    """A BatchNorm that turns zeros into something else."""
+    norm = nn.BatchNorm2d(channels)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+#: Padding amid a network: of what has a bias, twice in a row, read by more than convolutions.
+PADDED = {
+    "twice": lambda: [nn.ZeroPad2d((1, 2, 0, 1)), nn.ZeroPad2d(1), conv(4, 4, 5, 2, 1)],
+    "before-strides": lambda: [nn.ZeroPad2d((0, 1, 0, 1)), conv(4, 4, 3, 2), normed(4), nn.ReLU6(),
+                       nn.ZeroPad2d((0, 1, 0, 1)), conv(4, 4, 3, 2)],
+    "ungated": lambda: [nn.ZeroPad2d((0, 1, 0, 0)), conv(4, 4, 1)],
+    "norm": lambda: [nn.ZeroPad2d(1), normed(4), conv(4, 4, 3)],
+    "maximum": lambda: [nn.ZeroPad2d(1), nn.MaxPool2d(3, 2), conv(4, 4, 3)],
+    "minus": lambda: [nn.ConstantPad2d(1, -1.0), conv(4, 4, 3)],
+    "channels-too": lambda: [nn.ConstantPad3d((0, 1, 0, 1, 1, 1), 0.0), conv(6, 4, 3, 2)],
+}  # fmt: skip
+BODIES_AND_PADDED = [*BODIES, *PADDED]
+
+
 def built(name: str) -> nn.Module:
     torch.manual_seed(0)
-    body = BODIES[name]()
+    first = [conv(3, 4, 3, 2, 1), normed(4), nn.ReLU6()]
+    body = BODIES[name]() if name in BODIES else nn.Sequential(*first, *PADDED[name]())
     channels = body(torch.zeros(1, 3, *GRID)).shape[1]
     return Net(body, channels).eval().double()
 
@@ -157,6 +179,23 @@ def test_a_box_gives_what_the_whole_image_gives(
     saves = name != "far-padding" and masked.ways.region.work.on_boxes > 0.5
     assert (found.area < 0.8) == saves
     assert saves or name == "far-padding" or policy.input == "raw" or name == "ceil-padded"
+
+
+@some_policies
+@pytest.mark.parametrize("name", PADDED)
+def test_a_box_that_ends_beyond_a_padded_grid_gives_the_same(
+    name: str, policy: convad_fx.Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(region, "WORTHWHILE", 0.0)
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    masked = convad_fx.convert(built(name), x, policy)
+    # the first layer of "raw" is all masks'; what follows is then padded before it is gated
+    assert masked.ways.region.ok or (policy.input == "raw" and name == "minus")
+    if policy.input != "raw":
+        leaves = " ".join(why for _, why in masked.ways.region.leaves)
+        assert ("not gated" in leaves) == (name in ("ungated", "norm", "maximum"))
+    found = masked.evaluate(x, masks, batch_size=5)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("at_most", [1.0, 1e9], ids=["patches", "boxes"])

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 import convad_fx
 from convad_fx.compiler import patch, patched, reuse
 from tests.compiler.test_region import (
-    BODIES,
+    BODIES_AND_PADDED,
     GRID,
     Net,
     built,
@@ -44,14 +44,15 @@ def eager_to_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @some_policies
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("name", BODIES_AND_PADDED)
 def test_what_has_changed_gives_what_the_whole_image_gives(
     name: str, policy: convad_fx.Policy, eager_to_reuse: None
 ) -> None:
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), hiding_masks()
     masked = convad_fx.convert(built(name), x, policy)
-    # before anything has run on a patch, they are padded or every so many cells are taken
-    ends_at_once = name == "explicit-pad" or (name == "free-shortcut" and policy.input == "raw")
+    # padded, or every so many cells are taken, before anything has run on a patch
+    ends = ("free-shortcut", "norm", "maximum", "minus")
+    ends_at_once = policy.input == "raw" and name in ends
     assert masked.ways.reuse.ok == (not ends_at_once), masked.ways.reuse.why
     calls = calls_of(masked).get("patched", [])
     found = masked.evaluate(x, masks, batch_size=5)

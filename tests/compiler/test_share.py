@@ -21,13 +21,14 @@ from convad_fx.compiler.share import Read, widest
 from convad_fx.compiler.tiles import Sums
 from convad_fx.compiler.work import Work
 from tests.compiler.test_region import (
-    BODIES,
+    BODIES_AND_PADDED,
     GRID,
     Net,
     built,
     calls_of,
     conv,
     graphs_compiled,
+    normed,
     random_boxes,
     some_masks,
     some_policies,
@@ -48,14 +49,14 @@ def eager_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @some_policies
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("name", BODIES_AND_PADDED)
 def test_shared_tiles_give_what_the_whole_image_gives(
     name: str, policy: convad_fx.Policy, eager_to_share: None
 ) -> None:
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built(name), x, policy)
-    # the image is padded, or a window reads it ungated, before anything has run on a tile
-    expected = name != "explicit-pad" and (policy.input != "raw" or name == "ceil-padded")
+    # a window reads the image ungated before anything has run on a tile
+    expected = policy.input != "raw" or name == "ceil-padded"
     assert masked.ways.share.ok == expected, masked.ways.share.why
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
@@ -116,6 +117,31 @@ def test_a_column_for_all_columns_is_on_no_tile(eager_to_share: None) -> None:
     assert masked.ways.share.until == "body.first"
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["tiles", "patches"])
+def test_padding_in_the_way_of_tensorflow_gives_the_same(
+    shared: bool, eager_to_share: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        layers.Conv2dSame(3, 4, 5, 2), normed(4), layers.create_pool2d("max", 3, 2, padding="same"),
+        layers.Conv2dSame(4, 4, 3, 2, groups=2), normed(4), layers.StdConv2dSame(4, 4, 3),
+    )  # fmt: skip
+    x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
+    if not shared:
+        monkeypatch.setattr(patched, "COPYING", 0.0)
+        monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+    masked = convad_fx.convert(Net(body, 4).eval().double(), x)
+    # the weights of the last are made when it is called
+    assert masked.ways.share.until == "body.3"
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks if shared else ~masks, batch_size=5)
+    torch.testing.assert_close(
+        found.logits, masked(x, masks if shared else ~masks), rtol=1e-10, atol=1e-10
+    )
+    assert sum(calls["rest" if shared else "patched"]) >= 10
 
 
 @pytest.mark.parametrize("dims", [1, 3])

@@ -237,12 +237,12 @@ def stack(op: OpView) -> Step:
 
 @rule("pad")
 def pad(op: OpView) -> Step:
-    return _padding(op, op.pad, op.mode)
+    return _padding(op, op.pad, op.mode, op.value)
 
 
 @rule("zero_pad", "constant_pad")
 def constant_pad(op: OpView) -> Step:
-    return _padding(op, op.padding, "constant")
+    return _padding(op, op.padding, "constant", op.get("value"))
 
 
 @rule("reflection_pad")
@@ -260,13 +260,13 @@ def circular_pad(op: OpView) -> Step:
     return _padding(op, op.padding, "circular")
 
 
-def _padding(op: OpView, flat: Sequence[int] | int, mode: str) -> Step:
+def _padding(op: OpView, flat: Sequence[int] | int, mode: str, value: float | None = None) -> Step:
     """F.pad lists the last axis first: (left, right, top, bottom, ...)."""
     rank = op.input.rank
     numbers = list(flat) if isinstance(flat, Sequence) else [flat] * (2 * (rank - 2))
     pairs = [(int(a), int(b)) for a, b in zip(numbers[::2], numbers[1::2], strict=True)]
     missing = rank - len(pairs)
-    return Pad(((0, 0),) * missing + tuple(reversed(pairs)), mode)
+    return Pad(((0, 0),) * missing + tuple(reversed(pairs)), mode, value or 0.0)
 
 
 @rule("pixel_shuffle")
