@@ -607,7 +607,7 @@ def main() -> None:
     parser.add_argument("--partitions", type=int)
     parser.add_argument("--seed", type=int, help="of the searches")
     parser.add_argument("--sizes", nargs="+", type=float, help="equal sizes")
-    parser.add_argument("--paints", nargs="+")
+    parser.add_argument("--paints", nargs="*", help="none: only what switches off")
     parser.add_argument("--grid", choices=("few", "full"), help="of policies")
     parser.add_argument("--threads", type=int, help="of each process")
     parser.add_argument("--workers", type=int, help="processes, each with photos of its own")

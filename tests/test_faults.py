@@ -23,6 +23,7 @@ LAWS = "tests/test_properties.py::"
 POLICIES = f"{LAWS}test_the_usual_network_meets_every_policy"
 HIDDEN = f"{LAWS}test_hidden_values_never_matter"
 TILES = "tests/compiler/test_share.py"
+BOXES = "tests/compiler/test_region.py"
 TOYS = "tests/compiler/test_masked.py::"
 ORACLE = "tests/test_oracle.py::test_the_rule_agrees_with_the_operation"
 
@@ -147,6 +148,13 @@ FAULTS = (
         "    ratio = full.to(exact) / active.clamp(min=1).to(exact)\n",
         "    ratio = full.to(exact) / full.to(exact)\n",
         POLICIES,
+    ),
+    Fault(
+        "a box takes what lies outside a grid for the zeros that were put around it",
+        "region.py",
+        "if self._padded(self.at) in self.boxes and not zeroes(self._inside(self.at)):",
+        "if False:",
+        f"{BOXES}::test_a_box_that_ends_beyond_a_padded_grid_gives_the_same",
     ),
     Fault(
         "tiles are told apart by what they cover, not by all that they depend on",

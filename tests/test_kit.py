@@ -54,6 +54,32 @@ def test_equal_bit_for_bit_on_50_photos(kit: Path, models: ModuleType, name: str
     assert masked.state_dict().keys() == model.state_dict().keys()
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param("mobilenet_v2", marks=pytest.mark.heavy), "mobilenet_v1_075_192"]
+)
+def test_what_a_search_asks_is_what_the_whole_image_gives(
+    kit: Path, models: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, info = models.load(name, kit)
+    x = photos(kit, models, info, 1)
+    masked, asked = convad_fx.convert(model, x), []
+    evaluate = convad_fx.MaskedModule.evaluate
+
+    def listened(network: Any, image: Tensor, masks: Tensor, **options: Any) -> Any:
+        found = evaluate(network, image, masks, **options)
+        asked.append((masks, found.logits))
+        return found
+
+    monkeypatch.setattr(convad_fx.MaskedModule, "evaluate", listened)
+    convad_fx.explain(masked, x, search=convad_fx.Search(partitions=2))
+    masks, logits = (torch.cat(parts) for parts in zip(*asked, strict=True))
+    assert len(masks) > 150
+    with torch.inference_mode():
+        wanted = torch.cat([masked(x, some) for some in masks.split(32)])
+    torch.testing.assert_close(logits.cpu(), wanted, rtol=1e-4, atol=1e-3)
+    assert torch.equal(logits.argmax(1), wanted.argmax(1))
+
+
 @pytest.mark.heavy
 def test_explanations_of_ten_photos_are_sufficient(kit: Path, models: ModuleType) -> None:
     model, info = models.load("mobilenet_v2", kit)

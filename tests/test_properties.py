@@ -37,7 +37,8 @@ from strategies import (
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx.compiler import evaluate, patched, reuse, share, tiles
+from convad_fx.compiler import evaluate, patched, region, reuse, share, tiles
+from convad_fx.compiler.batches import BatchSize
 from convad_fx.compiler.convert import convert as convert_plainly
 
 # One network by hand, so that the laws are met by a usual one whatever is drawn.
@@ -215,6 +216,15 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         assert_same_to_rounding(found.logits, masked(x, many), "boxes against whole images")
         assert found.area <= 1
         assert masked.ways.region.ok or masked.ways.reuse.ok or found.area == 1
+    # all of them on the largest box, from where their own starts: many end beyond the image
+    with (
+        mock.patch.object(region, "WORTHWHILE", 1e-9),
+        mock.patch.object(BatchSize, "call", property(lambda _: 1e9)),
+        torch.no_grad(),
+    ):
+        masked = convad_fx.convert(model, x, policy=_policy(policy))
+        found = masked.evaluate(x, many, batch_size=4)
+        assert_same_to_rounding(found.logits, masked(x, many), "large boxes against whole images")
     # masks that hide a box: patches as far as they go, however little there is to save
     with (
         mock.patch.object(reuse.Patches, "best_end", reuse.Patches.last_end),

@@ -775,7 +775,7 @@ class Builder:
 
 
 class Shapes(torch.fx.Interpreter):
-    """Keeps the shape of every tensor."""
+    """Keeps the shape of every tensor, and spares what takes torch longest to say the same of."""
 
     def __init__(self, module: nn.Module, graph: torch.fx.Graph) -> None:
         super().__init__(module, graph=graph)
@@ -789,8 +789,15 @@ class Shapes(torch.fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(self.fetch_attr(target), _BatchNorm):
-            return args[0]  # as large in any case; torch takes longest of all to say so
+            return args[0]
         return super().call_module(target, args, kwargs)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is gate:
+            value, activity = args[:2]
+            shape = torch.broadcast_shapes(value.shape, activity.shape)  # type: ignore[no-untyped-call]
+            return value if shape == value.shape else value.expand(shape)
+        return super().call_function(target, args, kwargs)
 
 
 def role_of(node: Node) -> str:

@@ -25,7 +25,16 @@ from convad_fx.compiler import crop, steps
 from convad_fx.compiler.activity import gate, written
 from convad_fx.compiler.ops import OpView, TensorView
 from convad_fx.compiler.plan import NodePlan, Plan
-from convad_fx.compiler.region import Builder, Leaves, Level, Passes, Region, Unsupported, role_of
+from convad_fx.compiler.region import (
+    Builder,
+    Leaves,
+    Level,
+    Passes,
+    Region,
+    Shapes,
+    Unsupported,
+    role_of,
+)
 from convad_fx.compiler.rewrite import zeroes
 from convad_fx.compiler.trace import META, Trace, facts
 from convad_fx.compiler.windows import OnPatches, Reach, read_by
@@ -387,8 +396,7 @@ class Stages(OnPatches):
                 try:
                     cuts = (self._fake_cut(read, tile, x.device) for read in stage.cuts)
                     assert stage.values is not None
-                    run = torch.fx.Interpreter(self._root(), graph=stage.values)
-                    answer = run.run(patch, *cuts)
+                    answer = Shapes(self._root(), stage.values).run(patch, *cuts)
                 except Exception as error:
                     why = f"it does not run on another size than the example's ({error})"
                     raise Unsupported(why) from error
