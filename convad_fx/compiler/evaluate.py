@@ -340,7 +340,8 @@ class _Run:
         """It is less work, and there is memory for it."""
         numbers = zip(shared.tiles.numbers, self.tile_sizes, strict=True)
         calls = sum(-(-number // size.most_of(OF_TILE)) for number, size in numbers)
-        call = self.size.call / (1 + len(self.tile_sizes))  # of a part of the network
+        # of a part of the network; what calls for boxes were timed to cost says little of it
+        call = self.size.usual / (1 + len(self.tile_sizes))
         fits = shared.tiles.held * self.x.element_size() < _free(self.x) / 2
         return fits and shared.saves > shared.cost + calls * call
 

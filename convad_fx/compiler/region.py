@@ -234,6 +234,8 @@ class Builder:
         assert isinstance(value, Node)
         assert isinstance(activity, Node)
         level = self.levels.get(value)
+        if isinstance(level, Level) and not (level.aligned or (zeroes(node) and self._pads(value))):
+            level = None  # what padding has become is not known around a box
         self.levels[node] = level
         if not isinstance(level, Level):
             args = (self._whole(value), self._activity(activity), *fill)
@@ -406,6 +408,11 @@ class Builder:
     def _through(self, node: Node, decided: NodePlan) -> Passes | None:
         """What becomes of boxes at this operation. Raises `Leaves`."""
         self.at = node
+        given_levels = (self.levels.get(source) for source in node.all_input_nodes)
+        padded = any(isinstance(level, Level) and not level.aligned for level in given_levels)
+        if padded and not isinstance(decided.step, steps.Window | steps.Pad):
+            # to all others zeros are cells like any other, and a box has only those next to it
+            raise Leaves("only windows and further padding may read explicit padding")
         original = self.originals[facts(node).name]
         picked = self._picked(node)
         if picked is not None:

@@ -249,7 +249,7 @@ class Stages(OnPatches):
         return [self.image] + [
             n for n in reversed(chain[:-1])
             if isinstance(self.levels.get(n), Level) and n.target is not gate and n in tensors
-            and role_of(n) != "per_mask"
+            and role_of(n) != "per_mask" and not self._pads(n)  # the gate is before the padding
             and self.levels[n].axes == self.levels[self.image].axes  # type: ignore[union-attr]
             and self.levels[n].aligned  # type: ignore[union-attr]
         ]  # fmt: skip

@@ -1,5 +1,7 @@
 """From a gate after every operation to one gate, at most, before each reader that mixes cells.
 
+Zeros that are put around what is gated stand between the two.
+
 Each pass takes a graph and returns how many nodes it took out or moved, so that tests can count and
 `simplify` can stop when there is nothing left to do.
 """

@@ -53,7 +53,7 @@ class OnPatches(Builder):
 
     Explicit padding is nothing on a patch, which has what surrounds it: cells that lie outside the
     grid are zero as soon as they are gated. So it is the window that reads it whose padding is more
-    by as much, and nothing but windows may read it.
+    by as much; nothing but windows and further padding may read it.
     """
 
     def __init__(self, traced: Trace, plan: Plan, graph: torch.fx.Graph) -> None:
@@ -62,10 +62,6 @@ class OnPatches(Builder):
 
     def _through(self, node: Node, decided: NodePlan) -> Passes | None:
         passes = super()._through(node, decided)
-        given = (self.levels.get(source) for source in node.all_input_nodes)
-        padded = any(isinstance(level, Level) and not level.aligned for level in given)
-        if padded and node not in self.windows and not self._pads(node):
-            raise Leaves("only windows of patches read explicit padding")
         if node in self.windows and node.op == "call_module":
             module = self.traced.module.get_submodule(str(node.target))
             if module._forward_hooks or module._forward_pre_hooks:

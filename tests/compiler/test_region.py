@@ -79,6 +79,27 @@ class ByChunks(nn.Module):
         return torch.cat([F.relu(b), a * 2], 1)
 
 
+class TwoReaders(nn.Module):
+    """Padding of what may be negative, read by a convolution and by something else."""
+
+    def __init__(self, other: Any) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(4, 4, 3), other
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x - 3, (0, 2, 0, 2))
+        return self.conv(x).mean((2, 3), keepdim=True) + self.other(x)
+
+
+class ChannelsCut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 0, 0, 0, 0, -2)))
+
+
 class OverChannelsLast(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -122,6 +143,11 @@ PADDED = {
     "norm": lambda: [nn.ZeroPad2d(1), normed(4), conv(4, 4, 3)],
     "maximum": lambda: [nn.ZeroPad2d(1), nn.MaxPool2d(3, 2), conv(4, 4, 3)],
     "minus": lambda: [nn.ConstantPad2d(1, -1.0), conv(4, 4, 3)],
+    "sigmoid": lambda: [nn.ZeroPad2d((0, 1, 0, 1)), nn.Sigmoid(), conv(4, 4, 5)],
+    "sigmoid-beside": lambda: [TwoReaders(lambda x: torch.sigmoid(x).mean((2, 3), True))],
+    "maximum-beside": lambda: [TwoReaders(lambda x: x.amax((2, 3), True))],
+    "pool-beside": lambda: [TwoReaders(lambda x: F.max_pool2d(x, 5, 1).mean((2, 3), True))],
+    "channels-cut": lambda: [ChannelsCut()],
     "channels-too": lambda: [nn.ConstantPad3d((0, 1, 0, 1, 1, 1), 0.0), conv(6, 4, 3, 2)],
 }  # fmt: skip
 BODIES_AND_PADDED = [*BODIES, *PADDED]
@@ -189,13 +215,14 @@ def test_a_box_that_ends_beyond_a_padded_grid_gives_the_same(
     monkeypatch.setattr(region, "WORTHWHILE", 0.0)
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built(name), x, policy)
-    # the first layer of "raw" is all masks'; what follows is then padded before it is gated
-    assert masked.ways.region.ok or (policy.input == "raw" and name == "minus")
-    if policy.input != "raw":
-        leaves = " ".join(why for _, why in masked.ways.region.leaves)
-        assert ("not gated" in leaves) == (name in ("ungated", "norm", "maximum"))
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+    # the first layer of "raw" is all masks'; what follows is then padded before it is gated
+    if policy.input != "raw":
+        leaves = " ".join(why for _, why in masked.ways.region.leaves)
+        assert masked.ways.region.ok, masked.ways.region.why
+        assert ("not gated" in leaves) == (name in ("ungated", "norm", "maximum", "sigmoid"))
+        assert ("further padding" in leaves) == (name == "sigmoid-beside")
 
 
 @pytest.mark.parametrize("at_most", [1.0, 1e9], ids=["patches", "boxes"])

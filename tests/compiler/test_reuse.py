@@ -51,7 +51,7 @@ def test_what_has_changed_gives_what_the_whole_image_gives(
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), hiding_masks()
     masked = convad_fx.convert(built(name), x, policy)
     # padded, or every so many cells are taken, before anything has run on a patch
-    ends = ("free-shortcut", "norm", "maximum", "minus")
+    ends = ("free-shortcut", "norm", "sigmoid", "maximum", "minus")
     ends_at_once = policy.input == "raw" and name in ends
     assert masked.ways.reuse.ok == (not ends_at_once), masked.ways.reuse.why
     calls = calls_of(masked).get("patched", [])
