@@ -32,7 +32,7 @@ from convad_fx.compiler import crop, steps
 from convad_fx.compiler.activity import gate, same_padding
 from convad_fx.compiler.ops import OpView, TensorView, view
 from convad_fx.compiler.plan import NodePlan, Plan, Tracked
-from convad_fx.compiler.rewrite import Inserted, zeroes
+from convad_fx.compiler.rewrite import Inserted, padding_of, zeroes
 from convad_fx.compiler.trace import META, Facts, Trace, facts
 from convad_fx.compiler.work import Cost, Work
 
@@ -564,20 +564,17 @@ class Builder:
         return replace(level, axes=tuple(axes), strides=tuple(strides))
 
     def _pads(self, node: Node) -> bool:
-        return self._padding_of(node) is not None
-
-    def _padding_of(self, node: Node) -> steps.Pad | None:
-        known = node.meta.get(META)
-        decided = self.plan.nodes.get(known.name) if isinstance(known, Facts) else None
-        return decided.step if decided and isinstance(decided.step, steps.Pad) else None
+        """It is explicit padding, of whatever axes."""
+        return padding_of(node, self.plan) is not None
 
     def _inside(self, node: Node) -> Node:
         """What zeros have been put around."""
-        while (step := self._padding_of(node)) is not None and step.zeros:
+        while (step := padding_of(node, self.plan)) is not None and step.zeros:
             node = self._padded(node)
         return node
 
     def _padded(self, node: Node) -> Node:
+        """What this padding has been put around."""
         return next(n for n in node.all_input_nodes if n in self.levels)
 
     def _pad(self, step: steps.Pad, level: Level) -> Level:

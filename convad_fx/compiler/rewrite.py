@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from convad_fx.compiler import activity as tensors
 from convad_fx.compiler.plan import Activity, Derivation, NodePlan, Plan, Tracked
 from convad_fx.compiler.policy import Policy
-from convad_fx.compiler.steps import Window
-from convad_fx.compiler.trace import META, Trace, facts
+from convad_fx.compiler.steps import Pad, Window
+from convad_fx.compiler.trace import META, Facts, Trace, facts
 
 #: Relabellings that are torch's own operation, applied to the activity.
 _TORCH_OWN = {
@@ -63,6 +63,13 @@ def rewrite(traced: Trace, plan: Plan, policy: Policy) -> torch.fx.Graph:
 def zeroes(node: torch.fx.Node) -> bool:
     """It is a gate, and what is switched off there is zero."""
     return node.target is tensors.gate and node.args[2:] in ((), (0.0,))
+
+
+def padding_of(node: torch.fx.Node, plan: Plan) -> Pad | None:
+    """What it adds, if it is explicit padding of the model's."""
+    known = node.meta.get(META)
+    decided = plan.nodes.get(known.name) if isinstance(known, Facts) else None
+    return decided.step if decided and isinstance(decided.step, Pad) else None
 
 
 class _Writer:

@@ -15,7 +15,7 @@ import torch.fx
 
 from convad_fx.compiler.activity import gate, per_mask
 from convad_fx.compiler.plan import NodePlan, Plan
-from convad_fx.compiler.rewrite import Inserted, zeroes
+from convad_fx.compiler.rewrite import Inserted, padding_of, zeroes
 from convad_fx.compiler.steps import (
     AdaptivePool,
     Flip,
@@ -155,8 +155,8 @@ def _is_gate(node: object) -> bool:
 
 
 def _pads_zeros(node: torch.fx.Node, plan: Plan) -> bool:
-    decided = _decided(node, plan)
-    return decided is not None and isinstance(decided.step, Pad) and decided.step.zeros
+    step = padding_of(node, plan)
+    return step is not None and step.zeros
 
 
 def _inserted(node: torch.fx.Node) -> Inserted:
