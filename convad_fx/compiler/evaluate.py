@@ -2,8 +2,8 @@
 
 The way of a mask: met before? nothing kept? else on the box of what it keeps, from the activities
 of every level, or on the patches that what it hides can change, whichever is less; boxes of one
-size form a batch. Those on boxes share tiles of the first layers, if that is less again. What a
-network allows was decided on the graph (`region`, `reuse`, `share`).
+size form a batch. If it is less again, masks share tiles of the first layers. What a network allows
+was decided on the graph (`region`, `reuse`, `share`).
 """
 
 from __future__ import annotations
@@ -296,21 +296,31 @@ class _Run:
         try:
             boxed = Boxed(ways.region, self.engine.parts, x, masks)
             patched = Patched(ways.reuse, self.engine.parts, x, masks, boxed.costs, self.size.call)
-            rest = sorted(set(range(len(masks))) - patched.members)
-            return boxed, patched, self._shared(boxed, rest)
+            shared = self._shared(boxed, patched)
+            if shared is not None:
+                patched.members -= set(shared.members)
+            patched.prepare()
+            return boxed, patched, shared
         except (RuntimeError, MemoryError) as error:
             if len(masks) == 1 or not is_out_of_memory(error):
                 raise
         _release(self.x)
         return None
 
-    def _shared(self, boxed: Boxed, members: list[int]) -> Shared | None:
-        """The tiles that these masks share, computed, if that is less work than their boxes."""
+    def _shared(self, boxed: Boxed, patched: Patched) -> Shared | None:
+        """The tiles that masks share, computed, if that is less work than boxes and patches.
+
+        All of the masks; or else those that do not go on patches.
+        """
         able = "rest" in self.engine.parts and len(boxed.x) == len(self.x) == 1
-        if not able or self.lower is not None or len(members) < ENOUGH or self.nothing_shared:
+        every = list(range(len(boxed.sizes)))
+        rest = [k for k in every if k not in patched.members]
+        trials = {len(some): some for some in (every, rest) if len(some) >= ENOUGH}
+        if not able or self.lower is not None or self.nothing_shared or not trials:
             return None
+        found = (self._if_worthwhile(boxed, patched.costs, some) for some in trials.values())
         try:
-            shared = self._if_worthwhile(boxed, members)
+            shared = next((one for one in found if one is not None), None)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -320,13 +330,15 @@ class _Run:
             _release(self.x)
         return shared
 
-    def _if_worthwhile(self, boxed: Boxed, members: list[int]) -> Shared | None:
+    def _if_worthwhile(
+        self, boxed: Boxed, otherwise: list[float], members: list[int]
+    ) -> Shared | None:
         way, parts = self.engine.ways.share, self.engine.parts
         if len(members) >= 2 * FEW:  # looking at all takes longer
-            few = Shared(way, parts, boxed, members[:FEW])
+            few = Shared(way, parts, boxed, otherwise, members[:FEW])
             if few.saves < few.cost / AT_MOST:
                 return None
-        shared = Shared(way, parts, boxed, members)
+        shared = Shared(way, parts, boxed, otherwise, members)
         if not self._worthwhile(shared):
             return None
         for i, (number, size) in enumerate(zip(shared.tiles.numbers, self.tile_sizes, strict=True)):

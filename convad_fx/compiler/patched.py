@@ -25,6 +25,10 @@ class Patched:
     Args:
         otherwise: what each mask would cost, in images.
         call: what a call costs, in images.
+
+    Attributes:
+        costs: the same of each mask, now that some go on patches.
+        members: those, by number.
     """
 
     def __init__(
@@ -36,7 +40,8 @@ class Patched:
         otherwise: list[float],
         call: float,
     ) -> None:
-        self.reuse, self.parts, self.x = reuse, parts, x
+        self.reuse, self.parts, self.x, self.masks = reuse, parts, x, masks
+        self.costs = otherwise
         self.members: set[int] = set()
         self.sizes: list[tuple[int, ...]] = []  # of the hidden boxes, where patches are possible
         self.kept: tuple[Tensor, ...] = ()
@@ -58,8 +63,13 @@ class Patched:
         # without a mask the network has to run once more; a call of its own for each
         if sum(better.values()) > 1 + 2 * call:
             self.members = set(better)
-            self.kept = parts["unmasked"](x, None)
-            self.activities = parts["patched_activities"](x, masks)
+            self.costs = [o - better.get(k, 0.0) for k, o in enumerate(otherwise)]
+
+    def prepare(self) -> None:
+        """What their patches are put amid, and cut from."""
+        if self.members:
+            self.kept = self.parts["unmasked"](self.x, None)
+            self.activities = self.parts["patched_activities"](self.x, self.masks)
 
     def share(self, size: tuple[int, ...]) -> float:
         """Of the whole image's arithmetic."""

@@ -40,10 +40,23 @@ Places = NDArray[np.int64]
 
 
 class Shared:
-    """Masks on boxes of a tensor amid the network, put together from tiles that they share."""
+    """Masks on boxes of a tensor amid the network, put together from tiles that they share.
 
-    def __init__(self, share: Share, parts: Parts, boxed: Boxed, members: list[int]) -> None:
+    Args:
+        otherwise: what each of the masks that are boxed would cost, in images.
+        members: those that are to share.
+    """
+
+    def __init__(
+        self,
+        share: Share,
+        parts: Parts,
+        boxed: Boxed,
+        otherwise: list[float],
+        members: list[int],
+    ) -> None:
         self.way, self.parts, self.boxed, self.members = share, parts, boxed, members
+        self.otherwise = sum(otherwise[k] for k in members)
         self.first = boxed.first[members]
         end = self.first + torch.tensor([boxed.sizes[k] for k in members])
         self.tiles = Tiles(self.way, boxed.activities, members, self.first, end)
@@ -51,10 +64,9 @@ class Shared:
 
     @property
     def saves(self) -> float:
-        """What their boxes would cost more than what follows the tiles, in images."""
+        """What they would cost more than what follows the tiles, in images."""
         sizes = np.array([self.boxed.sizes[k] for k in self.members])
-        work = self.boxed.region.work.shares(sizes) - self.way.work.shares(sizes)
-        return float(work.sum())
+        return self.otherwise - float(self.way.work.shares(sizes).sum())
 
     @property
     def cost(self) -> float:
@@ -361,8 +373,7 @@ class Sums:
         for i in reversed(range(len(read.axes) - 1)):
             lines = np.moveaxis(result, -1, 0)
             first, end = self._spans(read, i, len(lines))
-            total = _cumulative(lines)
-            result = total[end] - total[first]
+            result = np.stack([lines[a:b].sum(0) for a, b in zip(first, end, strict=True)])
         tiles = len(read.axes)
         result = np.moveaxis(result, tiles, 0)
         result = result.sum(tuple(range(1 + tiles, result.ndim)))
@@ -387,5 +398,6 @@ def _packed(activity: NDArray[np.bool_], axes: tuple[int, ...]) -> Bytes:
 def _cumulative(numbers: Numbers) -> Numbers:
     """Sums over the first 0, 1, ... along the first axis."""
     sums = np.zeros((1 + len(numbers), *numbers.shape[1:]), np.uint64)
-    np.cumsum(numbers, 0, out=sums[1:])
+    for before, line, after in zip(sums, numbers, sums[1:], strict=False):
+        np.add(before, line, out=after)  # several times faster than cumsum along the first axis
     return sums

@@ -132,6 +132,7 @@ def test_padding_in_the_way_of_tensorflow_gives_the_same(
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     if not shared:
         monkeypatch.setattr(patched, "COPYING", 0.0)
+        monkeypatch.setattr(tiles, "SHARING", 1e6)
         monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
     masked = convad_fx.convert(Net(body, 4).eval().double(), x)
     # the weights of the last are made when it is called
@@ -192,8 +193,9 @@ def test_views_of_tiles_may_be_copies(eager_to_share: None) -> None:
     assert sum(calls["rest"]) == len(masks)
 
 
-def test_some_masks_run_on_patches_and_the_others_share(
-    eager_to_share: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("all_share", [True, False])
+def test_all_masks_share_or_some_of_them_run_on_patches(
+    all_share: bool, eager_to_share: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patched, "COPYING", 1.0)
     monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
@@ -202,10 +204,44 @@ def test_some_masks_run_on_patches_and_the_others_share(
     masked = convad_fx.convert(built("strided"), x)
     assert masked.ways.reuse.ok
     masks = torch.cat([some_masks(), ~some_masks()])
+    looked_at: list[int] = []
+
+    def worthwhile(self: Any, shared: tiles.Shared) -> bool:
+        looked_at.append(len(shared.members))
+        return all_share or len(looked_at) == 2
+
+    monkeypatch.setattr(evaluate._Run, "_worthwhile", worthwhile)
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert 0 < sum(calls["rest"]) < found.passes
+    assert sum(calls["rest"]) == looked_at[-1]
+    assert looked_at[0] == found.passes
+    if all_share:
+        assert not calls.get("unmasked")
+    else:
+        assert 0 < sum(calls["rest"]) < found.passes
+
+
+def test_a_sliding_window_shares_tiles_only_where_that_beats_patches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model, x = torchvision.models.mobilenet_v2(weights=None).eval(), torch.randn(1, 3, 224, 224)
+    masked = convad_fx.convert(model, x)
+    masks = torch.ones(64, 1, 224, 224, dtype=torch.bool)
+    for k, mask in enumerate(masks):
+        i, j = (24 * n for n in divmod(k, 8))
+        mask[0, i : i + 32, j : j + 32] = False
+    calls = calls_of(masked)
+    monkeypatch.setattr(tiles, "SHARING", 0.5)
+    tiled = masked.evaluate(x, masks)
+    assert sum(calls["rest"]) == len(masks)
+    assert not calls.get("patched")
+    monkeypatch.setattr(tiles, "SHARING", 1.2)
+    on_patches = masked.evaluate(x, masks)
+    assert sum(calls["patched"]) == len(masks)
+    assert sum(calls["rest"]) == len(masks)
+    torch.testing.assert_close(tiled.logits, on_patches.logits, rtol=1e-3, atol=1e-4)
 
 
 def test_many_masks_that_share_are_looked_at_twice(eager_to_share: None) -> None:
@@ -426,9 +462,9 @@ def test_where_masks_share_little_it_is_not_sought_again(monkeypatch: pytest.Mon
     looked_at: list[int] = []
     made = tiles.Shared.__init__
 
-    def listening(self: Any, way: Any, parts: Any, boxed: Any, members: list[int]) -> None:
-        looked_at.append(len(members))
-        made(self, way, parts, boxed, members)
+    def listening(self: Any, *args: Any) -> None:
+        looked_at.append(len(args[-1]))
+        made(self, *args)
 
     monkeypatch.setattr(tiles.Shared, "__init__", listening)
     masks = torch.rand(evaluate.CHUNK + 100, 1, 64, 64) < 0.5  # no two tiles alike
