@@ -18,21 +18,20 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import torchvision
 
 import convad_fx
 from benchmarks import measure
 
 MODELS = ("resnet50", "mobilenet_v2")
-SIZE, TILE = 224, 32
+TILE = 32
 
 
-def squares(side: int, number: int) -> torch.Tensor:
+def squares(side: int, number: int, size: int) -> torch.Tensor:
     """Masks that keep a square of so many tiles, but for two pixels far from each other."""
     generator = torch.Generator().manual_seed(side)
-    masks = torch.zeros(number, 1, SIZE, SIZE, dtype=torch.bool)
+    masks = torch.zeros(number, 1, size, size, dtype=torch.bool)
     for mask in masks:
-        places = torch.randint(SIZE // TILE - side + 1, (2,), generator=generator) * TILE
+        places = torch.randint(size // TILE - side + 1, (2,), generator=generator) * TILE
         top, left = places.tolist()
         kept = mask[0, top : top + side * TILE, left : left + side * TILE]
         kept[:] = True
@@ -45,12 +44,11 @@ def squares(side: int, number: int) -> torch.Tensor:
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     rows = []
     for name in asked.models:
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None).eval().to(asked.device)
-        x = torch.randn(1, 3, SIZE, SIZE, device=asked.device)
+        model, x = measure.network(name, asked)
+        size, most = x.shape[-1], x.shape[-1] // TILE
         masked = convad_fx.convert(model, x)
         masked.compile()
-        given = {side: squares(side, asked.masks) for side in range(2, SIZE // TILE + 1)}
+        given = {side: squares(side, asked.masks, size) for side in range(2, most + 1)}
         calls = {str(side): partial(masked.evaluate, x, masks) for side, masks in given.items()}
         taken = measure.interleaved(calls, asked.runs)
         for side, masks in given.items():
@@ -61,8 +59,8 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
                     "active": float(masks.float().mean()),
                     "computed": found.area,
                     "ms per mask": 1000 * taken.median(str(side)) / asked.masks,
-                    "of the whole": taken.ratio(str(side), str(SIZE // TILE)),
-                    "quartiles": taken.spread(str(side), str(SIZE // TILE)),
+                    "of the whole": taken.ratio(str(side), str(most)),
+                    "quartiles": taken.spread(str(side), str(most)),
                     "peak MB": measure.peak_mb(calls[str(side)], asked.device),
                 }
             )

@@ -20,14 +20,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision
 
 import convad_fx
 from benchmarks import measure
 from convad_fx.compiler.boxed import Boxed
 
 MODELS = ("mobilenet_v2", "resnet50")
-SIZE = 224
 SIDES = (97, 129, 161, 193)
 BATCHES = (3, 5, 9)
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
@@ -43,13 +41,12 @@ def seconds(call: Callable[[], Any]) -> float:
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     rows = []
     for name in asked.models:
-        torch.manual_seed(0)
         torch._dynamo.reset()
-        model = torchvision.models.get_model(name, weights=None).eval().to(asked.device)
-        x = torch.randn(1, 3, SIZE, SIZE, device=asked.device)
+        model, x = measure.network(name, asked)
+        size = x.shape[-1]
         masked = convad_fx.convert(model, x)
         masked.compile()
-        masks = torch.zeros(32, 1, SIZE, SIZE, dtype=torch.bool, device=asked.device)
+        masks = torch.zeros(32, 1, size, size, dtype=torch.bool, device=asked.device)
         masks[..., 40:60, 40:60] = True
         region = masked.ways.region
         work = region.work
@@ -62,7 +59,7 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
 
             for batch in (8, 20):  # the two versions that torch compiles
                 call((2 * region.tile[0], 2 * region.tile[1], batch))
-            lines, columns = ([-(-a // g) * g for a in SIDES] for g in region.grain)
+            lines, columns = ([-(-a // g) * g for a in SIDES if a <= size] for g in region.grain)
             shapes = [(a, b, n) for a in lines for b in columns for n in BATCHES]
             new, again = [], []
             for shape in shapes:

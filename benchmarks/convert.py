@@ -2,14 +2,14 @@
 
     python -m benchmarks.convert [--models NAME ...] [--compile] [--json FILE]
 
-Random weights, 224 pixels. After one warm-up, each network is converted `--runs` times, interleaved
-with the others: medians, and the slowest run. "trace", "check" (the plan), "rewrite" (and
-simplify), "ways" (boxes, tiles, patches) and "emit" (code) are the steps of the way, taken one by
-one in runs of their own, medians as well. --compile adds, once each and with nothing cached: the
-first result of the compiled masked network on an image and a mask, of the plain one on the image,
-and of `evaluate` on 16 masks that need boxes. "peak MB" is what tensors take beyond what was held.
-The last column is milliseconds per operation of the network: about the same for any depth if time
-grows linearly.
+Random weights, 224 pixels, or the networks of --kit. After one warm-up, each network is converted
+`--runs` times, interleaved with the others: medians, and the slowest run. "trace", "check" (the
+plan), "rewrite" (and simplify), "ways" (boxes, tiles, patches) and "emit" (code) are the steps of
+the way, taken one by one in runs of their own, medians as well. --compile adds, once each and with
+nothing cached: the first result of the compiled masked network on an image and a mask, of the plain
+one on the image, and of `evaluate` on 16 masks that need boxes. "peak MB" is what tensors take
+beyond what was held. The last column is milliseconds per operation of the network: about the same
+for any depth if time grows linearly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import convad_fx
@@ -79,19 +78,15 @@ def first_result(call: Callable[[], object]) -> float:
 
 
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
-    models: dict[str, nn.Module] = {
-        name: torchvision.models.get_model(name, weights=None).eval().to(asked.device)
-        for name in asked.models
-    }
-    x = torch.zeros(1, 3, 224, 224, device=asked.device)
-    steps: dict[str, list[dict[str, float]]] = {name: [] for name in models}
+    networks = {name: measure.network(name, asked) for name in asked.models}
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     calls: dict[str, Callable[[], object]] = {}
-    for name, model in models.items():
+    for name, (model, x) in networks.items():
         calls[f"convert {name}"] = partial(convad_fx.convert, model, x)
-        calls[f"steps {name}"] = lambda name=name: steps[name].append(steps_of(models[name], x))
+        calls[f"steps {name}"] = lambda name=name: steps[name].append(steps_of(*networks[name]))
     taken = measure.interleaved(calls, asked.runs, warm_up=1)
     rows = []
-    for name, model in models.items():
+    for name, (model, x) in networks.items():
         operations = sum(number for _, number in convad_fx.check(model, x).operations)
         each = steps[name][1:]  # the first was the warm-up
         row: measure.Row = {
@@ -106,9 +101,11 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             masked, boxed = convad_fx.convert(model, x), convad_fx.convert(model, x)
             masked.compile()
             boxed.compile()
-            kept = torch.zeros(16, 1, 224, 224, dtype=torch.bool, device=asked.device)
-            kept[..., 64:128, 64:128] = True
-            kept[..., 64, 64:80] = torch.eye(16, dtype=torch.bool)[:, None]  # all different
+            kept = torch.zeros(16, 1, *x.shape[2:], dtype=torch.bool, device=asked.device)
+            first, end = (n * x.shape[-1] // 7 for n in (2, 4))
+            kept[..., first:end, first:end] = True
+            each = torch.arange(16)
+            kept[each, :, first + each // 4, first + each % 4] = False  # all different
             row["compile, first result s"] = first_result(partial(masked, x, kept[:1]))
             row["first evaluate s"] = first_result(partial(boxed.evaluate, x, kept))
             row["plain, the same s"] = first_result(partial(torch.compile(model), x))

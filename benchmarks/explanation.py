@@ -8,10 +8,11 @@ painted with zeros, in eager mode, and the set found by adding --step pixels at 
 the same network compiled, and the set found by sections. Painted images come in the batches of
 --batches that a probe on one photo finds fastest, eager and compiled.
 One photo after the other on all sides; a first explanation of each is not counted (it compiles),
-and one that compiles nevertheless, since its masks go another way, is taken again.
-Masks differ, because answers do: masks per second stand beside. "times as long" is per photo,
-against switching off; "from, to" are its extremes. "peak MB" is what tensors take beyond what was
-held, in an explanation by one partition.
+and one that compiles nevertheless, since its masks go another way, is taken again. Masks differ,
+because answers do: masks per second stand beside. "times as long" is per photo, against switching
+off; "from, to" are its extremes. "peak MB" is what tensors take beyond what was held, in an
+explanation by one partition; "graphs" is what torch.compile has made for a side, "again" those of
+them that are one more version of code that was compiled before.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch._dynamo.utils import counters
 
 import convad_fx
 from benchmarks import measure
@@ -90,7 +89,7 @@ def painting_compiled(model: torch.nn.Module) -> Masker:
 
 def explained(side: Side, photo: torch.Tensor, asked: argparse.Namespace) -> measure.Row:
     """Seconds and masks of one explanation."""
-    began, known = time.perf_counter(), counters["stats"]["unique_graphs"]
+    began = time.perf_counter()
     evaluator = Evaluator(side.masker, photo, batch_size=side.batch)
     logits = evaluator.logits([np.ones(evaluator.shape, bool)])
     target = int(logits.argmax())
@@ -110,7 +109,6 @@ def explained(side: Side, photo: torch.Tensor, asked: argparse.Namespace) -> mea
         "search seconds": searched[1],
         "search masks": searched[0],
         "size": pixels / rank.size,
-        "graphs": counters["stats"]["unique_graphs"] - known,
     }
 
 
@@ -131,17 +129,18 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             f"painting, compiled, by {batches[1]}": Side(compiled, batches[1]),
         }
         taken: dict[str, list[measure.Row]] = {side: [] for side in sides}
+        graphs = {side: measure.Compiled() for side in sides}
         for number, photo in zip(count(), photos[: asked.photos + 1], strict=False):
             for by, side in sides.items():
-                one = explained(side, photo, asked)
-                if not number:  # the first one compiles
-                    continue
-                while one["graphs"]:  # so does one that goes another way for the first time
-                    one = explained(side, photo, asked)
-                taken[by].append(one)
+                known = None
+                while known != graphs[by].graphs:  # what compiles does not count
+                    known = graphs[by].graphs
+                    with graphs[by].counted():
+                        one = explained(side, photo, asked)
+                if number:
+                    taken[by].append(one)
         for by, all_of_it in taken.items():
-            keys = (key for key in all_of_it[0] if key != "graphs")
-            row = {key: statistics.median(one[key] for one in all_of_it) for key in keys}
+            row = {key: statistics.median(one[key] for one in all_of_it) for key in all_of_it[0]}
             row["masks /s"] = sum(one["masks"] for one in all_of_it) / sum(
                 one["seconds"] for one in all_of_it
             )
@@ -156,13 +155,13 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             brief = argparse.Namespace(**{**vars(asked), "partitions": 1})
             call = partial(explained, sides[by], photos[0], brief)
             row["peak MB"] = measure.peak_mb(call, asked.device)
+            row |= {"graphs": graphs[by].graphs, "again": graphs[by].again}
             rows.append({"model": name, "photos": len(all_of_it), "by": by, **row})
     return rows
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, MODELS, rounds=False)
-    parser.add_argument("--kit", type=Path, required=True, help="folder of weights and photos")
+    parser = measure.parser(__doc__, MODELS, rounds=False, kit_needed=True)
     parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--partitions", type=int, default=20)
     parser.add_argument("--step", type=int, default=10, help="pixels added at a time (painting)")

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.fx
-import torchvision
 from torch import Tensor, nn
 
 from benchmarks import measure
@@ -86,11 +85,10 @@ def _one(value: Any) -> int:
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     rows = []
     for name in asked.models:
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None).eval().to(asked.device)
+        model, x = measure.network(name, asked)
         timed = Incremental(torch.fx.symbolic_trace(model), asked.hidden, asked.runs)
         with torch.inference_mode():
-            timed.run(torch.randn(asked.batch, 3, 224, 224, device=asked.device))
+            timed.run(torch.randn(asked.batch, *x.shape[1:], device=asked.device))
         whole = [seconds for seconds, _ in timed.seconds]
         # the first k operations on parts, the others on whole grids
         costs = [

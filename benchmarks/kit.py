@@ -28,6 +28,9 @@ class Kit:
         self._models = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self._models)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._models.ZOO
+
     def load(self, name: str) -> tuple[nn.Module, dict[str, Any]]:
         model, info = self._models.load(name, self.root)
         return model, info

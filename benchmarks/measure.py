@@ -18,12 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from torch import Tensor, nn
+from torch._dynamo.utils import clear_compilation_metrics, get_compilation_metrics
+
+from benchmarks.kit import Kit
 
 Row = dict[str, Any]
 
@@ -42,7 +48,7 @@ ALLOCATORS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED} | {
 
 
 def parser(
-    about: str | None, models: Sequence[str], *, rounds: bool = True
+    about: str | None, models: Sequence[str], *, rounds: bool = True, kit_needed: bool = False
 ) -> argparse.ArgumentParser:
     """Options that every benchmark takes; without `rounds` it has some of its own."""
     asked = argparse.ArgumentParser(
@@ -52,6 +58,13 @@ def parser(
     if rounds:
         asked.add_argument("--runs", type=int, default=7, help="rounds; medians are reported")
     asked.add_argument("--device", default="cpu")
+    asked.add_argument(
+        "--kit",
+        type=Path,
+        required=kit_needed,
+        metavar="DIR",
+        help="folder of real weights and photos",
+    )
     asked.add_argument("--json", type=Path, help="write the rows and the machine to this file")
     asked.add_argument(
         "--allocator",
@@ -62,6 +75,21 @@ def parser(
         "freed, or another (CPU)",
     )
     return asked
+
+
+def network(name: str, asked: argparse.Namespace, size: int = 224) -> tuple[nn.Module, Tensor]:
+    """A network and an image for it: the kit's, and its first photo, if it has one so named.
+
+    Else torchvision's, with random weights, and noise.
+    """
+    torch.manual_seed(0)
+    if asked.kit is not None and name in (kit := Kit(asked.kit)):
+        model, info = kit.load(name)
+        x = kit.photo(kit.files()[0], info)
+    else:
+        model = torchvision.models.get_model(name, weights=None)
+        x = torch.randn(1, 3, size, size)
+    return model.eval().to(asked.device), x.to(asked.device)
 
 
 def run(asked: argparse.Namespace, rows_of: Callable[[argparse.Namespace], list[Row]]) -> list[Row]:
@@ -179,6 +207,28 @@ def peak_mb(call: Callable[[], object], device: str = "cpu") -> float:
         held += event.nbytes()
         most = max(most, held)
     return most / 1e6
+
+
+@dataclass
+class Compiled:
+    """What torch.compile has made while it was counted.
+
+    Attributes:
+        graphs: all there are.
+        again: those that are another version of code of which there was one: recompilations.
+    """
+
+    graphs: int = 0
+    again: int = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count what is compiled inside."""
+        clear_compilation_metrics()
+        yield
+        found = get_compilation_metrics()
+        self.graphs += len(found)
+        self.again += sum(one.recompile_reason is not None for one in found)
 
 
 def machine(device: str) -> dict[str, Any]:

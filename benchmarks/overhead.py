@@ -3,20 +3,20 @@
     python -m benchmarks.overhead [--models NAME ...] [--batches 1 8 32] [--json FILE]
 
 Plain eager, plain compiled, masks carried by forward hooks (`hook_based`), masked eager and masked
-compiled: interleaved, after warm-up, medians. Random weights, 224 pixels. "one" is one image under
-as many random masks as the batch holds; "many" as many images, a mask each. The plain network runs
-on as many images. What the hooks give is first compared with the masked network, in eager mode and
-compiled; if they differ by more than rounding, nothing is timed. Peak memory is that of the
-compiled networks.
+compiled: interleaved, after warm-up, medians. Random weights, 224 pixels, or the networks of --kit.
+"one" is one image under as many random masks as the batch holds; "many" as many images, a mask
+each. The plain network runs on as many images. What the hooks give is first compared with the
+masked network, in eager mode and compiled; if they differ by more than rounding, nothing is timed.
+Peak memory is that of the compiled networks.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from typing import Any
 
 import torch
-import torchvision
 
 import convad_fx
 from benchmarks import measure
@@ -37,9 +37,8 @@ MODELS = (
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     rows = []
     for name in asked.models:
-        torch.manual_seed(0)
         torch._dynamo.reset()  # networks of one class share code, and the limit of its recompiling
-        networks = _Networks(name, asked.device)
+        networks = _Networks(name, asked)
         for batch in asked.batches:
             for images in ("one", "many") if batch > 1 else ("one",):
                 rows.append(networks.row(batch, images, asked))
@@ -50,19 +49,17 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
 class _Networks:
     """One network in all the forms that are compared."""
 
-    def __init__(self, name: str, device: str) -> None:
+    def __init__(self, name: str, asked: argparse.Namespace) -> None:
         self.name = name
-        self.model = torchvision.models.get_model(name, weights=None).eval().to(device)
-        self.hooked = torchvision.models.get_model(name, weights=None).eval().to(device)
-        self.hooked.load_state_dict(self.model.state_dict())
-        self.x = torch.randn(1, 3, 224, 224, device=device)
+        self.model, self.x = measure.network(name, asked)
+        self.hooked = copy.deepcopy(self.model)
         self.masked = convad_fx.convert(self.model, self.x)
         self.masked_compiled = convad_fx.convert(self.model, self.x)
         self.masked_compiled.compile()
         self.compiled = torch.compile(self.model)
 
     def row(self, batch: int, images: str, asked: argparse.Namespace) -> measure.Row:
-        masks = torch.rand(batch, 1, 224, 224, device=asked.device) < 0.5
+        masks = torch.rand(batch, 1, *self.x.shape[2:], device=asked.device) < 0.5
         plain = self.x.expand(batch, -1, -1, -1).contiguous()
         x = self.x if images == "one" else plain
         with torch.inference_mode(), HookBased(self.hooked) as hooked:

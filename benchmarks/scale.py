@@ -22,7 +22,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 import convad_fx
@@ -44,13 +43,11 @@ def masks(number: int, size: int, seed: int) -> Iterator[Tensor]:
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     rows = []
     for name in asked.models:
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None).eval().to(asked.device)
-        x = torch.randn(1, 3, asked.size, asked.size, device=asked.device)
+        model, x = measure.network(name, asked, asked.size)
         masked = convad_fx.convert(model, x)
         if asked.compile:
             masked.compile()
-        masked.evaluate(x, masks(128, asked.size, 0))  # warm, and the batch size found
+        masked.evaluate(x, masks(128, x.shape[-1], 0))  # warm, and the batch size found
         number, seed = 64, 1
         while number <= asked.most:
             row = _row(partial(_streamed, masked, x, number, seed), asked)
@@ -58,8 +55,8 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             number, seed = number * 4, seed + 1
             measure.table(rows[-1:])
         for images in (1, 4, 16, 64):
-            many = torch.randn(images, 3, asked.size, asked.size, device=asked.device)
-            given = torch.stack(list(masks(images, asked.size, 0)))
+            many = torch.randn(images, *x.shape[1:], device=asked.device)
+            given = torch.stack(list(masks(images, x.shape[-1], 0)))
             row = _row(partial(masked.evaluate, many, given), asked)
             rows.append({"model": name, "masks": images, "images": images, "batch": "auto", **row})
         rows += [{"model": name, **row} for row in _choices(model, masked, x, asked)]
@@ -74,7 +71,7 @@ def _choices(
     model: nn.Module, masked: convad_fx.MaskedModule, x: Tensor, asked: argparse.Namespace
 ) -> list[measure.Row]:
     """The same masks, as a user may choose to have them evaluated."""
-    given = torch.stack(list(masks(128, asked.size, 0)))
+    given = torch.stack(list(masks(128, x.shape[-1], 0)))
     last = x.to(memory_format=torch.channels_last)
     turned = convad_fx.convert(copy.deepcopy(model).to(memory_format=torch.channels_last), last)
     if asked.compile:
@@ -118,7 +115,7 @@ def _row(call: Callable[[], Evaluation], asked: argparse.Namespace) -> measure.R
 def main() -> None:
     parser = measure.parser(__doc__, MODELS)
     parser.add_argument("--most", type=int, default=16384)
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=int, default=224, help="of the image; not with --kit")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8, 14, 32, 64])
     parser.add_argument("--precisions", nargs="*", default=["bfloat16"], choices=PRECISIONS)
     parser.add_argument("--compile", action="store_true")

@@ -14,14 +14,14 @@ default (the class decides alone), from each photo a later step; without --kit, 
 network itself. `evaluate` is called once for each step, as the search does. "active" is the share
 of pixels kept, "computed" the share of whole images' arithmetic on the boxes that hold them, on
 tiles that they share, or on patches; "peak MB" is the most that tensors take, both ways compiled;
-"graphs" counts what torch.compile has compiled for `evaluate` in all families so far. No mask comes
-twice.
+"graphs" counts what torch.compile has compiled for `evaluate` in all families so far, "again" those
+of them that are one more version of code that was compiled before. No mask comes twice. Networks
+are torchvision's, with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,6 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
-from torch._dynamo.utils import counters
 
 import convad_fx
 from benchmarks import measure
@@ -165,16 +164,14 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
     masked_compiled.compile()
     painted = Painting(model)
     compiled = torch.compile(painted, dynamic=False)  # anew for each size of batch
-    rows, graphs = [], Counter[str]()
+    rows, graphs = [], measure.Compiled()
 
     def evaluate(by: convad_fx.MaskedModule, masks: list[Tensor]) -> list[Evaluation]:
         return [by.evaluate(x, call) for call in masks]
 
     def evaluate_compiled(masks: list[Tensor]) -> list[Evaluation]:
-        before = counters["stats"]["unique_graphs"]
-        found = evaluate(masked_compiled, masks)
-        graphs["all"] += counters["stats"]["unique_graphs"] - before
-        return found
+        with graphs.counted():
+            return evaluate(masked_compiled, masks)
 
     for family in asked.families:
         masks = [m.to(asked.device) for m in masks_of(family, masked, x, known, asked.masks)]
@@ -220,7 +217,8 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
                 "batches": f"{eager.split()[-1]}, {fast.split()[-1]}",
                 "peak MB": peaks[0],
                 "painting's": peaks[1],
-                "graphs": graphs["all"],
+                "graphs": graphs.graphs,
+                "again": graphs.again,
                 "differs": worst,
             }
         )
@@ -230,7 +228,6 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
 
 def main() -> None:
     parser = measure.parser(__doc__, MODELS)
-    parser.add_argument("--kit", type=Path, help="folder of real weights and photos")
     parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
     parser.add_argument("--masks", type=int, default=1200)

@@ -290,3 +290,69 @@ def test_ratios_are_taken_within_rounds():
     timing = measure.Timing({"a": [2.0, 20.0, 200.0], "b": [1.0, 10.0, 100.0]})
     assert timing.ratio("a", "b") == 2
     assert timing.spread("a", "b") == "2.00..2.00"
+
+
+SMALL_KIT = """
+import torch
+from torch import nn
+
+ZOO = {"small": None}
+
+def load(name, root):
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(body, nn.Flatten(), nn.Linear(4, 3)), {"size": 64}
+
+def preprocess(picture, info):
+    return torch.full((1, 3, 64, 64), picture.size[0] / 100)
+"""
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Path:
+    """A folder of one network and one photo."""
+    (tmp_path / "models.py").write_text(SMALL_KIT)
+    photos = tmp_path / "images" / "imagenet"
+    photos.mkdir(parents=True)
+    Image.new("RGB", (50, 50)).save(photos / "photo.jpg")
+    return tmp_path
+
+
+def test_networks_are_the_kits_where_it_has_them(kit):
+    asked = argparse.Namespace(kit=kit, device="cpu")
+    model, x = measure.network("small", asked)
+    assert x.shape == (1, 3, 64, 64)
+    assert (x == 0.5).all()
+    assert model(x).shape == (1, 3)
+    assert not model.training
+    _, other = measure.network("resnet18", asked)
+    assert other.shape == (1, 3, 224, 224)
+    asked.kit = None
+    with pytest.raises(ValueError, match="small"):
+        measure.network("small", asked)
+
+
+def test_converting_and_scaling_take_the_kits_networks(kit, monkeypatch, tmp_path):
+    options = ("--kit", str(kit), "--models", "small")
+    (row,) = run(convert, monkeypatch, tmp_path, *options)
+    assert row["model"] == "small"
+    assert row["operations"] == 5
+    rows = run(scale, monkeypatch, tmp_path, *options, "--most", "64", "--batches", "8")
+    assert rows[0]["answers MB"] == pytest.approx(64 * 3 * 4 / 1e6)
+
+
+def test_graphs_are_counted_and_those_that_are_made_again():
+    torch._dynamo.reset()
+    compiled = measure.Compiled()
+
+    @torch.compile(backend="eager", dynamic=False)
+    def double(x):
+        return 2 * x
+
+    with compiled.counted():
+        double(torch.ones(3))
+        double(torch.ones(3))
+    assert (compiled.graphs, compiled.again) == (1, 0)
+    double(torch.ones(4))  # not while it counts
+    with compiled.counted():
+        double(torch.ones(5))
+    assert (compiled.graphs, compiled.again) == (2, 1)
