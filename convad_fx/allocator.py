@@ -22,9 +22,9 @@ def keep_memory() -> bool:
     >>> kept = convad_fx.keep_memory()         # once, at the start of a program
 
     By default every large tensor is mapped and unmapped anew, and on a CPU the system's work on
-    that can cost more than the network: MobileNetV2 took half the time afterwards (see
-    docs/performance.md). The price is that the process keeps up to 2 GB that it does not need. The
-    command line does this by itself; a program of one's own has to ask.
+    that can cost more than the network (docs/performance.md has figures). The price is that the
+    process keeps up to 2 GB that it does not need. The command line does this by itself; a program
+    of one's own has to ask.
 
     oneDNN is told as well, by ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` unless that is set, to keep 8192
     kernels instead of 1024, which takes memory: boxes and batches come in many sizes, and kernels

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 import convad_fx
 from convad_fx import Policy, errors
@@ -450,3 +451,20 @@ def test_names_of_a_model_may_be_those_of_what_is_put_in(
 class Mean(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mean((2, 3))
+
+
+def test_batch_norm_is_folded_by_who_wants_it() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None).eval().double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    folded = fuse(model).eval()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    x, masks = images_and_masks(3, 64)
+    x = x.double()
+    masked = convad_fx.convert(folded, x)
+    assert torch.equal(masked(x, torch.ones_like(masks)), folded(x))
+    expected = convad_fx.convert(model, x)(x, masks)
+    torch.testing.assert_close(masked(x, masks), expected, rtol=1e-10, atol=1e-12)
