@@ -43,6 +43,7 @@ import json
 import math
 import multiprocessing
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -70,12 +71,14 @@ from benchmarks.paper_tables import (
     print_threshold,
 )
 from convad_fx import images, models
+from convad_fx.cli_tune import read_mask
 from convad_fx.compiler import Policy
-from convad_fx.errors import Unavailable
+from convad_fx.errors import ModelError, Unavailable
 from convad_fx.explain import Explanation, Search, explain, occlusion
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.paint import Normalisation
 from convad_fx.explain.sufficient import order
+from convad_fx.images import Preprocess
 from convad_fx.metrics import agreement, localisation, robustness
 
 TORCHVISION = "torchvision:"
@@ -113,31 +116,31 @@ def photo_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Network:
-    """One of the kit's, with its photos as it reads them."""
+    """One of the kit's or of torchvision's, with the kit's photos as it reads them."""
 
     name: str
     model: Any
     info: dict[str, Any]
     files: list[Path]
     photos: list[Tensor]
+    preprocess: Preprocess | None  # None: as the kit does
 
     @classmethod
     def load(cls, kit: Kit, name: str, device: str) -> Network:
         loaded = cls._load(kit, name)
         loaded.model.to(device)
-        return replace(loaded, photos=[photo.to(device) for photo in loaded.photos])
+        photos = [loaded.photo(kit, file).to(device) for file in loaded.files]
+        return replace(loaded, photos=photos)
 
     @classmethod
     def _load(cls, kit: Kit, name: str) -> Network:
-        files = kit.files()
         if name.startswith(TORCHVISION):
             classifier = models.resolve(name.removeprefix(TORCHVISION))
             steps = classifier.preprocess
             info = {"mean": steps.mean, "std": steps.std, "size": classifier.size[0]}
-            photos = [images.to_input(images.open_image(file), steps) for file in files]
-            return cls(name, classifier.model, info, files, photos)
+            return cls(name, classifier.model, info, kit.files(), [], steps)
         model, info = kit.load(name)
-        return cls(name, model, info, files, [kit.photo(file, info) for file in files])
+        return cls(name, model, info, kit.files(), [], None)
 
     @classmethod
     def load_all(cls, kit: Kit, names: Sequence[str], device: str) -> Iterator[Network]:
@@ -148,7 +151,22 @@ class Network:
             except Unavailable as error:
                 print(f"skipped: {name}: {error}")
                 continue
+            except ModelError as error:
+                sys.exit(f"{name}: {error}")
             yield network
+
+    def photo(self, kit: Kit, file: Path) -> Tensor:
+        """What it reads of a photo, (1, 3, H, W)."""
+        if self.preprocess is None:
+            return kit.photo(file, self.info)
+        return images.to_input(images.open_image(file), self.preprocess)
+
+    def truth(self, kit: Kit, mask: Path, photo: Path) -> Any:
+        """Where the object is in what it reads of a photo, (H, W); None if the crop leaves none."""
+        if self.preprocess is None:
+            cropped = kit._models.crop_mask(Image.open(mask), self.info).numpy()
+            return cropped if cropped.any() else None
+        return read_mask(mask, images.open_image(photo), self.preprocess)
 
     @property
     def normalisation(self) -> Normalisation:
@@ -408,11 +426,12 @@ def described_objects(kit: Kit, network: Network) -> Iterator[tuple[int, tuple[T
     folder = kit.root / "images" / "segmentation"
     with (folder / "manifest.csv").open(encoding="utf-8") as file:
         for number, line in enumerate(csv.DictReader(file)):
-            x = kit.photo(folder / line["image"], network.info).to(network.photos[0].device)
-            truth = kit._models.crop_mask(Image.open(folder / line["mask"]), network.info).numpy()
+            photo, mask = folder / line["image"], folder / line["mask"]
+            x = network.photo(kit, photo).to(network.photos[0].device)
+            truth = network.truth(kit, mask, photo)
             with torch.inference_mode():
                 top = str(int(network.model(x).argmax()))
-            if top in line["imagenet_indices"].split() and truth.any():
+            if top in line["imagenet_indices"].split() and truth is not None:
                 yield number, (x, truth)
 
 
@@ -422,11 +441,9 @@ class Threshold(Study):
     @cached_property
     def objects(self) -> dict[int, tuple[Tensor, Any]]:
         network = self.network
-        if network.info["size"] == 32 or network.name.startswith(TORCHVISION):
-            # the kit crops the objects' masks as its own networks see photos
+        if network.info["size"] == 32 and network.preprocess is None:
             print(
-                f"skipped: {network.name} knows none of the objects' classes, "
-                "or crops photos otherwise"
+                f"skipped: {network.name}: the objects' classes are ImageNet's, its own CIFAR-10's"
             )
             return {}
         return dict(described_objects(self.kit, network))

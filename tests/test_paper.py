@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import nn
 
 import convad_fx
 from benchmarks import convergence, paper, paper_plots, paper_tables
+from convad_fx import images
 from convad_fx.errors import Unavailable
+from convad_fx.images import Preprocess
 
 
 class SmallKit:
@@ -115,6 +117,16 @@ def test_workers_find_what_one_process_finds(
         found.append(json.loads(file.read_text())["rows"])
     assert found[0] == found[1]
     assert [row["photo"] for row in found[0][::4]] == ["00", "01", "02"]
+
+
+def test_a_network_that_torchvision_has_not_is_refused_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models.py").write_text(SMALL_KIT)
+    (tmp_path / "images" / "imagenet").mkdir(parents=True)
+    options = ["--experiment", "equivalence", "--kit", str(tmp_path), "--photos", "1"]
+    with pytest.raises(SystemExit, match=r"torchvision:resnet5: "):
+        call(monkeypatch, *options, "--models", "torchvision:resnet5")
 
 
 @pytest.mark.parametrize(("experiment", "number"), [("equivalence", "2"), ("threshold", "0")])
@@ -442,6 +454,140 @@ def test_weights_that_cannot_be_fetched_are_skipped_visibly(
     assert "skipped: torchvision:resnet50: the weights of resnet50 cannot be fetched" in printed
     with pytest.raises(SystemExit):
         call(monkeypatch, "--experiment", "equivalence", "--models", "resnet5000")
+
+
+PUBLISHED = "torchvision:resnet18"
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """Stands for a network of torchvision's with its weights, and a kit of pictures."""
+
+    model: nn.Module
+    preprocess: Preprocess
+    kit: Path
+    asked: list[tuple[Any, torch.Tensor, convad_fx.Explanation]]  # masker, photo, found
+
+    def read(self, file: Path) -> torch.Tensor:
+        return self.preprocess.transform(Image.open(file).convert("RGB"))[None]
+
+    def photos(self) -> list[torch.Tensor]:
+        return [self.read(file) for file in sorted((self.kit / "images/imagenet").iterdir())]
+
+    def top(self, x: torch.Tensor) -> int:
+        with torch.inference_mode():
+            return int(self.model(x).argmax())
+
+    def rows(self, monkeypatch: pytest.MonkeyPatch, *options: str) -> list[dict[str, Any]]:
+        file = self.kit / "rows.json"
+        argv = ["paper", "--kit", str(self.kit), "--models", PUBLISHED, "--json", str(file)]
+        if "equivalence" not in options:
+            argv += ["--partitions", "1", "--colours", "2", "--others", "2"]
+        monkeypatch.setattr(sys, "argv", [*argv, *options])
+        paper.main()
+        rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+        return rows
+
+
+def picture(ground: Any, shape: Any, columns: slice) -> Image.Image:
+    """Twice as wide as high, so that half of it is cropped; in some columns there is something."""
+    pixels = np.full((40, 80, 3), ground, np.uint8)
+    pixels[8:30, columns] = shape
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Downloaded:
+    (tmp_path / "models.py").write_text(SMALL_KIT)  # which crops no masks
+    folder = tmp_path / "images" / "imagenet"
+    folder.mkdir(parents=True)
+    for i, (ground, shape) in enumerate((("red", "blue"), ("white", "green"), ("black", "grey"))):
+        colours = (ImageColor.getrgb(name) for name in (ground, shape))
+        picture(*colours, slice(25, 50)).save(folder / f"{i}.jpg")
+    classifier = paper.models.resolve("resnet18", weights="none", size=32)
+    asked: list[tuple[Any, torch.Tensor, convad_fx.Explanation]] = []
+    stand_in = Downloaded(classifier.model, classifier.preprocess, tmp_path, asked)
+    with torch.inference_mode():  # random weights answer all pictures alike: take that away
+        x = torch.cat(stand_in.photos())
+        classifier.model.fc.bias -= classifier.model(x).mean(0)
+
+    def explain(masker: Any, x: torch.Tensor, **options: Any) -> convad_fx.Explanation:
+        asked.append((masker, x, convad_fx.explain(masker, x, **options)))
+        return asked[-1][2]
+
+    monkeypatch.setattr(paper, "explain", explain)
+    monkeypatch.setattr(paper.models, "resolve", {"resnet18": classifier}.__getitem__)
+    return stand_in
+
+
+def test_a_network_of_torchvision_gives_the_same_bits(
+    downloaded: Downloaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len({downloaded.top(x) for x in downloaded.photos()}) > 1
+    rows = downloaded.rows(monkeypatch, "--experiment", "equivalence")
+    assert [row["photo"] for row in rows] == ["00", "01", "02"] * 4
+    assert len({repr(row["policy"]) for row in rows}) == 4
+    assert {row["model"] for row in rows} == {PUBLISHED}
+    assert all(row["bit_equal"] and not row["changed"] for row in rows)
+
+
+def test_sets_of_a_network_of_torchvision_are_planted(
+    downloaded: Downloaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--experiment", "robustness", "--photos", "1", "--sizes", "0.5")
+    rows = downloaded.rows(monkeypatch, *options, "--paints", "black")
+    maskers = [*paper.OFF, "black"]
+    assert [(row["photo"], row["masker"]) for row in rows] == [("00", name) for name in maskers]
+    photo, *others = downloaded.photos()
+    for row, (_, x, why) in zip(rows, downloaded.asked, strict=True):
+        assert torch.equal(x, photo)
+        assert row["target"] == downloaded.top(x)
+        kept = torch.from_numpy(why.mask)
+        assert row["size"] == pytest.approx(float(kept.float().mean()), rel=1e-4)
+        same = [downloaded.top(torch.where(kept, x, o)) == row["target"] for o in others]
+        assert row["rho"]["photos"] == np.mean(same)
+    black, x, _ = downloaded.asked[3]
+    nothing = downloaded.preprocess.transform(Image.new("RGB", (80, 40)))[None]
+    with torch.inference_mode():
+        painted = black(x, torch.zeros(1, 1, 32, 32, dtype=torch.bool))
+        torch.testing.assert_close(painted, downloaded.model(nothing))
+
+
+def test_masks_of_objects_are_cropped_as_torchvision_crops_photos(
+    downloaded: Downloaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = downloaded.kit / "images" / "segmentation"
+    folder.mkdir()
+    lines = []
+    for name, columns, right in (
+        ("half-out", slice(45, 75), True),
+        ("another-class", slice(30, 50), False),
+        ("all-out", slice(0, 15), True),
+        ("within", slice(30, 50), True),
+    ):
+        drawn = picture(0, 255, columns)
+        drawn.save(folder / f"{name}.png")
+        drawn.convert("1").save(folder / f"{name}-mask.png")
+        top = downloaded.top(downloaded.read(folder / f"{name}.png"))
+        lines.append(f"{name}.png,{name}-mask.png,{top if right else top - 1} 1001")
+    (folder / "manifest.csv").write_text("\n".join(["image,mask,imagenet_indices", *lines]))
+    few = dict(list(paper.policies("few").items())[:2])
+    monkeypatch.setattr(paper, "policies", lambda grid: few)
+    options = ("--models", "cifar_resnet20", PUBLISHED)
+    rows = downloaded.rows(monkeypatch, "--experiment", "threshold", *options)
+    assert [(row["model"], row["photo"], row["masker"]) for row in rows] == [
+        (PUBLISHED, photo, policy) for photo in ("00", "03") for policy in few
+    ]
+    files = [folder / f"{name}.png" for name in ("half-out", "within") for _ in few]
+    for row, file, (_, x, why) in zip(rows, files, downloaded.asked, strict=True):
+        assert torch.equal(x, downloaded.read(file))
+        # the object is white on black: the photo itself says where it is
+        truth = images.displayable(x, downloaded.preprocess)[:, :, 0] > 127
+        assert row["object"] == pytest.approx(truth.mean(), rel=1e-4)
+        union = (why.mask | truth).sum()
+        assert row["iou"] == pytest.approx((why.mask & truth).sum() / union, rel=1e-4)
+    skipped = "skipped: cifar_resnet20: the objects' classes are ImageNet's, its own CIFAR-10's"
+    assert skipped in capsys.readouterr().out.splitlines()
 
 
 def converge(monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
