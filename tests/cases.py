@@ -279,8 +279,21 @@ WINDOWS = (
                 **TIMM,
                 **SAME,
             ),
+            of(
+                "unbatched",
+                lambda x, m: m(x[:, 0]),
+                foreign("timm.layers.conv2d_same.Conv2dSame", 13, 1, 1),
+                shape=(13, 3, 3),
+                refused=FIRST,
+                **TIMM,
+            ),
+        ),
+    ),
+    Case(
+        "standardised_conv_same",
+        (
             to(
-                "standardised",
+                "strided",
                 foreign("timm.layers.std_conv.StdConv2dSame", 2, 2, 3, stride=2),
                 **TIMM,
                 **WIN,
@@ -295,7 +308,7 @@ WINDOWS = (
             of(
                 "unbatched",
                 lambda x, m: m(x[:, 0]),
-                foreign("timm.layers.conv2d_same.Conv2dSame", 13, 1, 1),
+                foreign("timm.layers.std_conv.StdConv2dSame", 13, 1, 1),
                 shape=(13, 3, 3),
                 refused=FIRST,
                 **TIMM,

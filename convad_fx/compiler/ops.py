@@ -215,8 +215,12 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         "conv_same",
         "input weight bias=None stride=1 padding=0 dilation=1 groups=1",
-        foreign="timm.layers.conv2d_same.Conv2dSame timm.layers.std_conv.StdConv2dSame"
-        " timm.layers.std_conv.ScaledStdConv2dSame",
+        foreign="timm.layers.conv2d_same.Conv2dSame",
+    ),
+    Spelling(
+        "standardised_conv_same",  # its weight is made when it is called
+        "input weight bias=None stride=1 padding=0 dilation=1 groups=1",
+        foreign="timm.layers.std_conv.StdConv2dSame timm.layers.std_conv.ScaledStdConv2dSame",
     ),
     Spelling(
         "max_pool_same",

@@ -83,8 +83,6 @@ class OnPatches(Builder):
             raise Leaves("no patch is known for transposed convolutions and copying padding")
         if op.kind not in ("conv", "conv_same", "max_pool", "max_pool_same", "avg_pool"):
             raise Leaves(f"no patch is known for {op.spelling}")
-        if op.kind == "conv_same" and op.spelling != "Conv2dSame":
-            raise Leaves("only a call of it makes its weight")
         if step.reads == "max" and not level.aligned:
             raise Leaves("a maximum over padding is not a maximum over nothing")
         if op.kind == "avg_pool" and (op.get("divisor_override") or self._counts_cells(step, op)):

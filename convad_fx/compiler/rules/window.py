@@ -65,7 +65,7 @@ def conv(op: OpView) -> Step:
     )
 
 
-@rule("conv_same")
+@rule("conv_same", "standardised_conv_same")
 def conv_same(op: OpView) -> Step:
     return _same(conv(op))
 
