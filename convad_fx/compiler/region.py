@@ -32,7 +32,7 @@ from convad_fx.compiler import crop, steps
 from convad_fx.compiler.activity import gate, same_padding
 from convad_fx.compiler.ops import OpView, TensorView, view
 from convad_fx.compiler.plan import NodePlan, Plan, Tracked
-from convad_fx.compiler.rewrite import Inserted, padding_of, zeroes
+from convad_fx.compiler.rewrite import Inserted, inside_of_zeros, padding_of, zeroes
 from convad_fx.compiler.trace import META, Facts, Trace, facts
 from convad_fx.compiler.work import Cost, Work
 
@@ -567,12 +567,6 @@ class Builder:
         """It is explicit padding, of whatever axes."""
         return padding_of(node, self.plan) is not None
 
-    def _inside(self, node: Node) -> Node:
-        """What zeros have been put around."""
-        while (step := padding_of(node, self.plan)) is not None and step.zeros:
-            node = self._padded(node)
-        return node
-
     def _padded(self, node: Node) -> Node:
         """What this padding has been put around."""
         return next(n for n in node.all_input_nodes if n in self.levels)
@@ -586,7 +580,7 @@ class Builder:
         if any(n < 0 for pair in pairs for n in pair):
             raise Leaves("it cuts positions off")
         assert self.at is not None
-        if self._padded(self.at) in self.boxes and not zeroes(self._inside(self.at)):
+        if self._padded(self.at) in self.boxes and not zeroes(inside_of_zeros(self.at, self.plan)):
             raise Leaves("what it pads is not gated: a box may hold more than the grid")
         extra = tuple((a + c, b + d) for (a, b), (c, d) in zip(level.extra, pairs, strict=True))
         return replace(level, extra=extra)

@@ -72,6 +72,19 @@ def padding_of(node: torch.fx.Node, plan: Plan) -> Pad | None:
     return decided.step if decided and isinstance(decided.step, Pad) else None
 
 
+def pads_zeros(node: torch.fx.Node, plan: Plan) -> bool:
+    """It is explicit padding of the model's, with nothing but zeros."""
+    step = padding_of(node, plan)
+    return step is not None and step.zeros
+
+
+def inside_of_zeros(node: torch.fx.Node, plan: Plan) -> torch.fx.Node:
+    """What explicit zeros have been put around; a node that pads none, itself."""
+    while pads_zeros(node, plan):
+        node = node.all_input_nodes[0]
+    return node
+
+
 class _Writer:
     def __init__(self, traced: Trace, plan: Plan, policy: Policy):
         self.traced, self.plan, self.policy = traced, plan, policy

@@ -35,7 +35,7 @@ from convad_fx.compiler.region import (
     Unsupported,
     role_of,
 )
-from convad_fx.compiler.rewrite import zeroes
+from convad_fx.compiler.rewrite import inside_of_zeros, zeroes
 from convad_fx.compiler.trace import META, Trace, facts
 from convad_fx.compiler.windows import OnPatches, Reach, read_by
 from convad_fx.compiler.work import Work
@@ -225,7 +225,7 @@ class Stages(OnPatches):
     def _pad(self, step: steps.Pad, level: Level) -> Level:
         padded = super()._pad(step, level)
         assert self.at is not None
-        if not padded.aligned and not zeroes(self._inside(self.at)):
+        if not padded.aligned and not zeroes(inside_of_zeros(self.at, self.plan)):
             raise Leaves("what it pads is not gated: a tile may hold more than the grid")
         return padded
 

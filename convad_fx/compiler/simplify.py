@@ -15,7 +15,7 @@ import torch.fx
 
 from convad_fx.compiler.activity import gate, per_mask
 from convad_fx.compiler.plan import NodePlan, Plan
-from convad_fx.compiler.rewrite import Inserted, padding_of, zeroes
+from convad_fx.compiler.rewrite import Inserted, inside_of_zeros, pads_zeros, zeroes
 from convad_fx.compiler.steps import (
     AdaptivePool,
     Flip,
@@ -63,9 +63,7 @@ def drop_gates_of_padding(graph: torch.fx.Graph, plan: Plan) -> int:
     for node in list(graph.nodes):
         if not zeroes(node) or _inserted(node).role != "gate":
             continue
-        source = node.args[0]
-        while _pads_zeros(source, plan):
-            source = source.all_input_nodes[0]
+        source = inside_of_zeros(node.args[0], plan)
         if source is not node.args[0] and zeroes(source):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
@@ -154,11 +152,6 @@ def _is_gate(node: object) -> bool:
     return isinstance(node, torch.fx.Node) and node.target is gate
 
 
-def _pads_zeros(node: torch.fx.Node, plan: Plan) -> bool:
-    step = padding_of(node, plan)
-    return step is not None and step.zeros
-
-
 def _inserted(node: torch.fx.Node) -> Inserted:
     known: Inserted = node.meta[META]
     return known
@@ -173,7 +166,7 @@ def _needs(user: torch.fx.Node, source: str, plan: Plan) -> bool:
     """Does this reader combine cells of the source that may differ in activity?"""
     if user.op == "output":
         return source in plan.outputs
-    if _pads_zeros(user, plan):  # whoever reads what is padded reads the source
+    if pads_zeros(user, plan):  # whoever reads what is padded reads the source
         return any(_needs(reader, _name(user), plan) for reader in user.users)
     decided = _decided(user, plan)
     return decided is not None and (source, 0.0) in decided.reads
