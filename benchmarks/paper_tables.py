@@ -11,11 +11,13 @@ import numpy as np
 from convad_fx.compiler import Policy
 from convad_fx.metrics import bootstrap, paired
 from convad_fx.metrics.agreement import auc, rank_correlation
+from convad_fx.metrics.statistics import Paired
 
 Row = dict[str, Any]
 
 ROBUST = 0.8
 FEW = 5
+LEVEL = 0.05
 
 
 def print_equivalence(rows: list[Row]) -> None:
@@ -46,13 +48,37 @@ RANDOM = {
     "judged.good": "robust if called",
 }
 RANDOM_ALONE = {"judged.called": "called"}
+#: A column that says again what another does, of fewer photos: no comparison more.
+AGAIN = "ranked.photos"
+
+
+class Tested(str):
+    """The cell of a difference, which keeps its test; a cell of too few photos is mere text."""
+
+    test: Paired
+
+    def __new__(cls, test: Paired, remark: str) -> Tested:
+        d = test.difference
+        text = f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}], p {test.p_value:.2g}{remark}"
+        cell = super().__new__(cls, text)
+        cell.test = test
+        return cell
+
+
+#: (other masker, column) -> the cell of the difference from it.
+Differences = dict[tuple[str, str], str]
 
 
 def print_robustness(rows: list[Row]) -> None:
-    """Each masker's means; what the default and the paper's policy have more than every other."""
+    """Each masker's means; what the default and the paper's policy have more than every other.
+
+    Then what these tables come to, counted.
+    """
     more = [row | {"judged": judged(row), "ranked": ranked(row)} for row in rows]
     for (name,), group in grouped(more, "model"):
         labels = [label for (label,), _ in grouped(group, "masker")]
+        # switched off, as by default and as in the paper
+        found: dict[str, Differences] = {label: {} for label in labels[:2]}
         print(f"\n**{name}**, {len({row['photo'] for row in group})} photos")
         for title, keys, means_only in (
             ("the sets found", SETS, SETS_ALONE),
@@ -63,13 +89,64 @@ def print_robustness(rows: list[Row]) -> None:
             print_head(f"{name}, {title}", columns.values())
             for (label,), own in grouped(group, "masker"):
                 print(f"| {label} | {' | '.join(cell(own, key) for key in columns)} |")
-            for label in labels[:2]:  # switched off, as by default and as in the paper
+            for label, differences in found.items():
                 print_head(f"{label} less", keys.values())
                 first = by_photo(group, label)
                 for other in labels:
                     if other != label:
                         second = by_photo(group, other)
-                        print(f"| {other} | {' | '.join(less(first, second, k) for k in keys)} |")
+                        cells = {(other, key): less(first, second, key) for key in keys}
+                        print(f"| {other} | {' | '.join(cells.values())} |")
+                        differences.update(cells)
+        default, *others = labels
+        paints = others[2:]  # the paper's policy and layer masking come before them
+        print(f"\n{name}, counted:\n")
+        for label, differences in found.items():
+            print(f"* {label}, at equal size: {against_paints(differences, paints)}")
+        titles = {**SETS, **equal_sizes(group), **RANDOM}
+        print(f"* {default}, all but {titles[AGAIN]!r}: {corrected(found[default], titles)}")
+        print(f"* without a map: {without_maps(group, paints)}")
+
+
+def against_paints(differences: Differences, paints: list[str]) -> str:
+    """How often a masker is ahead of paint at equal size, or behind."""
+    cells = [
+        cell
+        for (other, key), cell in differences.items()
+        if other in paints and key.startswith("at_size.")
+    ]
+    tests = [cell.test for cell in cells if isinstance(cell, Tested)]
+    # an end that only rounding keeps from zero is zero
+    ends = [(round(t.difference.low, 9), round(t.difference.high, 9)) for t in tests]
+    ahead, behind = sum(low > 0 for low, _ in ends), sum(high < 0 for _, high in ends)
+    means = [t.difference.value for t in tests if t.p_value < LEVEL]
+    return (
+        f"ahead of paint in {ahead} of {len(cells)} comparisons, behind in {behind}, by intervals "
+        f"that exclude zero; with p < {LEVEL} ahead in {sum(mean > 0 for mean in means)}, "
+        f"behind in {sum(mean < 0 for mean in means)}"
+    )
+
+
+def corrected(differences: Differences, titles: dict[str, str]) -> str:
+    """How many differences meet Bonferroni's bound, and from which masker, in what."""
+    cells = {at: cell for at, cell in differences.items() if at[1] != AGAIN}
+    met: dict[str, list[str]] = {other: [] for other, _ in cells}
+    for (other, key), cell in cells.items():
+        if isinstance(cell, Tested) and cell.test.p_value * len(cells) <= LEVEL:
+            met[other].append(titles[key])
+    number = sum(map(len, met.values()))
+    each = [f"{len(what)} from {other} ({'; '.join(what)})" for other, what in met.items() if what]
+    bound = f"{number} of {len(cells)} differences have p <= {LEVEL} / {len(cells)}"
+    return f"{bound}: {', '.join(each)}" if each else bound
+
+
+def without_maps(rows: list[Row], paints: list[str]) -> str:
+    """On how many photos the search learnt nothing, by masker; paints are counted together."""
+    kinds = [row | {"kind": "paints" if row["masker"] in paints else row["masker"]} for row in rows]
+    return "; ".join(
+        f"{kind} {cell(own, 'ranked.nothing')} of {len(own)} ({cell(own, 'ranked.empty')} empty)"
+        for (kind,), own in grouped(kinds, "kind")
+    )
 
 
 def equal_sizes(rows: list[Row]) -> dict[str, str]:
@@ -264,7 +341,7 @@ def less(first: dict[str, Row], second: dict[str, Row], key: str) -> str:
     """The mean difference, paired by photo, with its interval and the signed-rank test's p.
 
     Photos without an answer on either side are left out, and how many remain is said; of fewer than
-    `FEW` there is no interval.
+    `FEW` there is no interval. A cell that has one is `Tested`.
     """
     pairs = [(value(first[p], key), value(second[p], key)) for p in first if p in second]
     sound = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
@@ -275,6 +352,4 @@ def less(first: dict[str, Row], second: dict[str, Row], key: str) -> str:
     if remark and len(sound) < FEW:
         return f"{np.mean(np.subtract(a, b)):+.2f}{remark}"
     # rows have five digits: equal differences are told by fewer
-    found = paired(np.subtract(a, b).round(4), np.zeros(len(a)))
-    d = found.difference
-    return f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}], p {found.p_value:.2g}{remark}"
+    return Tested(paired(np.subtract(a, b).round(4), np.zeros(len(a))), remark)
