@@ -2,12 +2,13 @@
 
     python -m benchmarks.area [--models NAME ...] [--plot docs/images/area.png] [--json FILE]
 
-Squares of 2 to 7 tiles a side (a tile is 32 pixels) are kept, at random places, but for two pixels
-of each, which makes all masks different: one in its first tile, one in its last, so that what is
-hidden is never a small box, which would run on patches. `masked.evaluate`, compiled, on --masks of
-each size, interleaved, medians. "active" is the share of the pixels kept, "computed" that of the
-arithmetic, "peak MB" what tensors take beyond what was held. The ideal is time in proportion to the
-active area, through the whole image. `--plot` draws both.
+Squares of 2 to 7 tiles a side (a tile is a seventh of the image, 32 pixels) are kept, at random
+places, but for two pixels of each, which makes all masks different: one in its first tile, one in
+its last, so that what is hidden is never a small box, which would run on patches.
+`masked.evaluate`, compiled, on --masks of each size, interleaved, medians. "active" is the share of
+the pixels kept, "computed" that of the arithmetic, "peak MB" what tensors take beyond what was
+held. The ideal is time in proportion to the active area, through the whole image. `--plot` draws
+both.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ import convad_fx
 from benchmarks import measure
 
 MODELS = ("resnet50", "mobilenet_v2")
-TILE = 32
+TILES = 7  # of a side
 
 
 def squares(side: int, number: int, size: int) -> torch.Tensor:
     """Masks that keep a square of so many tiles, but for two pixels far from each other."""
-    generator = torch.Generator().manual_seed(side)
+    generator, tile = torch.Generator().manual_seed(side), size // TILES
     masks = torch.zeros(number, 1, size, size, dtype=torch.bool)
     for mask in masks:
-        places = torch.randint(size // TILE - side + 1, (2,), generator=generator) * TILE
+        places = torch.randint(TILES - side + 1, (2,), generator=generator) * tile
         top, left = places.tolist()
-        kept = mask[0, top : top + side * TILE, left : left + side * TILE]
+        kept = mask[0, top : top + side * tile, left : left + side * tile]
         kept[:] = True
-        for tile in (0, side - 1):
-            hidden = torch.randint(1, TILE - 1, (2,), generator=generator) + tile * TILE
+        for place in (0, side - 1):
+            hidden = torch.randint(1, tile - 1, (2,), generator=generator) + place * tile
             kept[tuple(hidden.tolist())] = False
     return masks
 
@@ -44,11 +45,11 @@ def squares(side: int, number: int, size: int) -> torch.Tensor:
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     rows = []
     for name in asked.models:
-        model, x = measure.network(name, asked)
-        size, most = x.shape[-1], x.shape[-1] // TILE
+        model, x, weights = measure.Network.named(name, asked)
+        size = x.shape[-1]
         masked = convad_fx.convert(model, x)
         masked.compile()
-        given = {side: squares(side, asked.masks, size) for side in range(2, most + 1)}
+        given = {side: squares(side, asked.masks, size) for side in range(2, TILES + 1)}
         calls = {str(side): partial(masked.evaluate, x, masks) for side, masks in given.items()}
         taken = measure.interleaved(calls, asked.runs)
         for side, masks in given.items():
@@ -56,11 +57,12 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             rows.append(
                 {
                     "model": name,
+                    "weights": weights,
                     "active": float(masks.float().mean()),
                     "computed": found.area,
                     "ms per mask": 1000 * taken.median(str(side)) / asked.masks,
-                    "of the whole": taken.ratio(str(side), str(most)),
-                    "quartiles": taken.spread(str(side), str(most)),
+                    "of the whole": taken.ratio(str(side), str(TILES)),
+                    "quartiles": taken.spread(str(side), str(TILES)),
                     "peak MB": measure.peak_mb(calls[str(side)], asked.device),
                 }
             )

@@ -78,19 +78,20 @@ def first_result(call: Callable[[], object]) -> float:
 
 
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
-    networks = {name: measure.network(name, asked) for name in asked.models}
+    networks = {name: measure.Network.named(name, asked) for name in asked.models}
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     calls: dict[str, Callable[[], object]] = {}
-    for name, (model, x) in networks.items():
+    for name, (model, x, _) in networks.items():
         calls[f"convert {name}"] = partial(convad_fx.convert, model, x)
-        calls[f"steps {name}"] = lambda name=name: steps[name].append(steps_of(*networks[name]))
+        calls[f"steps {name}"] = lambda name=name: steps[name].append(steps_of(*networks[name][:2]))
     taken = measure.interleaved(calls, asked.runs, warm_up=1)
     rows = []
-    for name, (model, x) in networks.items():
+    for name, (model, x, weights) in networks.items():
         operations = sum(number for _, number in convad_fx.check(model, x).operations)
         each = steps[name][1:]  # the first was the warm-up
         row: measure.Row = {
             "model": name,
+            "weights": weights,
             "operations": operations,
             **{f"{step} s": statistics.median(one[step] for one in each) for step in each[0]},
             "convert s": taken.median(f"convert {name}"),
@@ -104,8 +105,8 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
             kept = torch.zeros(16, 1, *x.shape[2:], dtype=torch.bool, device=asked.device)
             first, end = (n * x.shape[-1] // 7 for n in (2, 4))
             kept[..., first:end, first:end] = True
-            each = torch.arange(16)
-            kept[each, :, first + each // 4, first + each % 4] = False  # all different
+            k = torch.arange(16)
+            kept[k, :, first + k // 4, first + k % 4] = False  # all different
             row["compile, first result s"] = first_result(partial(masked, x, kept[:1]))
             row["first evaluate s"] = first_result(partial(boxed.evaluate, x, kept))
             row["plain, the same s"] = first_result(partial(torch.compile(model), x))

@@ -7,12 +7,12 @@ the masked network, compiled, and the sufficient set found by sections; the plai
 painted with zeros, in eager mode, and the set found by adding --step pixels at a time, as ReX does;
 the same network compiled, and the set found by sections. Painted images come in the batches of
 --batches that a probe on one photo finds fastest, eager and compiled.
-One photo after the other on all sides; a first explanation of each is not counted (it compiles),
-and one that compiles nevertheless, since its masks go another way, is taken again. Masks differ,
-because answers do: masks per second stand beside. "times as long" is per photo, against switching
-off; "from, to" are its extremes. "peak MB" is what tensors take beyond what was held, in an
-explanation by one partition; "graphs" is what torch.compile has made for a side, "again" those of
-them that are one more version of code that was compiled before.
+One photo after the other on all sides; those of the first are not counted (they compile), and one
+that compiles nevertheless, since its masks go another way, is taken again. Masks differ, because
+answers do: masks per second stand beside. "times as long" is per photo, against switching off;
+"from, to" are its extremes. "peak MB" is what tensors take beyond what was held, in an explanation
+by one partition; "graphs" is what torch.compile has made for a side, "again" those of them that are
+one more version of code that was compiled before.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def _one(value: Any) -> int:
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     rows = []
     for name in asked.models:
-        model, x = measure.network(name, asked)
+        model, x, weights = measure.Network.named(name, asked)
         timed = Incremental(torch.fx.symbolic_trace(model), asked.hidden, asked.runs)
         with torch.inference_mode():
             timed.run(torch.randn(asked.batch, *x.shape[1:], device=asked.device))
@@ -99,6 +99,7 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         rows.append(
             {
                 "model": name,
+                "weights": weights,
                 "hidden": asked.hidden,
                 "whole ms": 1000 * sum(whole),
                 "parts ms": 1000 * costs[best],

@@ -3,8 +3,8 @@
     python -m benchmarks.limits [--kit DIR] [--models NAME ...] [--masks 1200] [--json FILE]
 
 Nothing is timed: the multiplications of convolutions are counted, as a share of those on whole
-images, for the masks of `benchmarks.search`; but not for its sliding window, where `evaluate`
-leaves out what is unchanged instead (see `benchmarks.incremental`). "kept" is the share of pixels;
+images, for the masks of `benchmarks.search`; but not for its sliding window, where `evaluate` can
+leave out what is unchanged instead (see `benchmarks.incremental`). "kept" is the share of pixels;
 "one box", a box of whole tiles at the same place on every level of the network; "as built", the
 boxes that `evaluate` has, which start at a tile and end with the first position of some level's
 last active cell, so that finer levels compute less of the last tile; "a box per level", the

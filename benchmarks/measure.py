@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch._dynamo.utils import clear_compilation_metrics, get_compilation_metrics
+from torch._dynamo.utils import clear_compilation_metrics, counters, get_compilation_metrics
 
 from benchmarks.kit import Kit
 
@@ -77,19 +77,29 @@ def parser(
     return asked
 
 
-def network(name: str, asked: argparse.Namespace, size: int = 224) -> tuple[nn.Module, Tensor]:
-    """A network and an image for it: the kit's, and its first photo, if it has one so named.
+class Network(NamedTuple):
+    """A network, an image for it, and where its weights are from."""
 
-    Else torchvision's, with random weights, and noise.
-    """
-    torch.manual_seed(0)
-    if asked.kit is not None and name in (kit := Kit(asked.kit)):
-        model, info = kit.load(name)
-        x = kit.photo(kit.files()[0], info)
-    else:
-        model = torchvision.models.get_model(name, weights=None)
-        x = torch.randn(1, 3, size, size)
-    return model.eval().to(asked.device), x.to(asked.device)
+    model: nn.Module
+    x: Tensor
+    weights: str
+
+    @classmethod
+    def named(cls, name: str, asked: argparse.Namespace, size: int | None = None) -> Network:
+        """The kit's, and its first photo, if it has one so named.
+
+        Else torchvision's, with random weights, and noise of this size, 224 unless it is given.
+        """
+        torch.manual_seed(0)
+        if asked.kit is not None and name in (kit := Kit(asked.kit)):
+            if size is not None:
+                sys.exit(f"{name} of the kit sees photos of one size: leave the size out")
+            (model, info), weights = kit.load(name), "the kit's"
+            x = kit.photo(kit.files()[0], info)
+        else:
+            model, weights = torchvision.models.get_model(name, weights=None), "random"
+            x = torch.randn(1, 3, size or 224, size or 224)
+        return cls(model.eval().to(asked.device), x.to(asked.device), weights)
 
 
 def run(asked: argparse.Namespace, rows_of: Callable[[argparse.Namespace], list[Row]]) -> list[Row]:
@@ -215,7 +225,7 @@ class Compiled:
 
     Attributes:
         graphs: all there are.
-        again: those that are another version of code of which there was one: recompilations.
+        again: times that code of which there was a version was compiled once more.
     """
 
     graphs: int = 0
@@ -224,11 +234,14 @@ class Compiled:
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Count what is compiled inside."""
-        clear_compilation_metrics()
-        yield
-        found = get_compilation_metrics()
-        self.graphs += len(found)
-        self.again += sum(one.recompile_reason is not None for one in found)
+        clear_compilation_metrics()  # torch keeps those of the last 64, more than one call compiles
+        before = counters["stats"]["unique_graphs"]
+        try:
+            yield
+        finally:
+            self.graphs += counters["stats"]["unique_graphs"] - before
+            done = [one for one in get_compilation_metrics() if one.fail_type is None]
+            self.again += sum(one.recompile_reason is not None for one in done)
 
 
 def machine(device: str) -> dict[str, Any]:

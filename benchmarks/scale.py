@@ -43,7 +43,8 @@ def masks(number: int, size: int, seed: int) -> Iterator[Tensor]:
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     rows = []
     for name in asked.models:
-        model, x = measure.network(name, asked, asked.size)
+        model, x, weights = measure.Network.named(name, asked, asked.size)
+        known = {"model": name, "weights": weights}
         masked = convad_fx.convert(model, x)
         if asked.compile:
             masked.compile()
@@ -51,15 +52,15 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         number, seed = 64, 1
         while number <= asked.most:
             row = _row(partial(_streamed, masked, x, number, seed), asked)
-            rows.append({"model": name, "masks": number, "images": 1, "batch": "auto", **row})
+            rows.append({**known, "masks": number, "images": 1, "batch": "auto", **row})
             number, seed = number * 4, seed + 1
             measure.table(rows[-1:])
         for images in (1, 4, 16, 64):
             many = torch.randn(images, *x.shape[1:], device=asked.device)
             given = torch.stack(list(masks(images, x.shape[-1], 0)))
             row = _row(partial(masked.evaluate, many, given), asked)
-            rows.append({"model": name, "masks": images, "images": images, "batch": "auto", **row})
-        rows += [{"model": name, **row} for row in _choices(model, masked, x, asked)]
+            rows.append({**known, "masks": images, "images": images, "batch": "auto", **row})
+        rows += [{**known, **row} for row in _choices(model, masked, x, asked)]
     return rows
 
 
@@ -115,7 +116,7 @@ def _row(call: Callable[[], Evaluation], asked: argparse.Namespace) -> measure.R
 def main() -> None:
     parser = measure.parser(__doc__, MODELS)
     parser.add_argument("--most", type=int, default=16384)
-    parser.add_argument("--size", type=int, default=224, help="of the image; not with --kit")
+    parser.add_argument("--size", type=int, help="of the image; 224 if it is not given")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8, 14, 32, 64])
     parser.add_argument("--precisions", nargs="*", default=["bfloat16"], choices=PRECISIONS)
     parser.add_argument("--compile", action="store_true")

@@ -13,7 +13,19 @@ import torchvision
 from PIL import Image
 
 import convad_fx
-from benchmarks import calls, convert, incremental, limits, many, measure, scale, sharing, signs
+from benchmarks import (
+    area,
+    calls,
+    convert,
+    incremental,
+    limits,
+    many,
+    measure,
+    overhead,
+    scale,
+    sharing,
+    signs,
+)
 from benchmarks.hook_based import HookBased
 from benchmarks.search import rise_masks, sliding_masks
 from convad_fx.demo import scenes
@@ -319,16 +331,20 @@ def kit(tmp_path: Path) -> Path:
 
 def test_networks_are_the_kits_where_it_has_them(kit):
     asked = argparse.Namespace(kit=kit, device="cpu")
-    model, x = measure.network("small", asked)
+    model, x, weights = measure.Network.named("small", asked)
+    assert weights == "the kit's"
     assert x.shape == (1, 3, 64, 64)
     assert (x == 0.5).all()
     assert model(x).shape == (1, 3)
     assert not model.training
-    _, other = measure.network("resnet18", asked)
-    assert other.shape == (1, 3, 224, 224)
+    with pytest.raises(SystemExit, match="leave the size out"):
+        measure.Network.named("small", asked, 32)
+    _, other, weights = measure.Network.named("resnet18", asked, 32)
+    assert other.shape == (1, 3, 32, 32)
+    assert weights == "random"
     asked.kit = None
     with pytest.raises(ValueError, match="small"):
-        measure.network("small", asked)
+        measure.Network.named("small", asked)
 
 
 def test_converting_and_scaling_take_the_kits_networks(kit, monkeypatch, tmp_path):
@@ -338,6 +354,21 @@ def test_converting_and_scaling_take_the_kits_networks(kit, monkeypatch, tmp_pat
     assert row["operations"] == 5
     rows = run(scale, monkeypatch, tmp_path, *options, "--most", "64", "--batches", "8")
     assert rows[0]["answers MB"] == pytest.approx(64 * 3 * 4 / 1e6)
+    assert {row["weights"] for row in rows} == {"the kit's"}
+
+
+def test_every_other_benchmark_of_speed_takes_the_kits_networks(kit, monkeypatch, tmp_path):
+    monkeypatch.setattr(convad_fx.MaskedModule, "compile", lambda self: None)
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    options = ("--kit", str(kit), "--models", "small")
+    rows = run(area, monkeypatch, tmp_path, *options, "--masks", "4")
+    assert [round(row["active"], 2) for row in rows] == [
+        round((side * 9) ** 2 / 64**2 - 2 / 64**2, 2) for side in range(2, 8)
+    ]
+    rows += run(overhead, monkeypatch, tmp_path, *options, "--batches", "1")
+    assert "hooks / masked compiled" not in rows[-1]  # which cannot follow every network
+    rows += run(incremental, monkeypatch, tmp_path, *options, "--batch", "1", "--hidden", "16")
+    assert [row["weights"] for row in rows] == ["the kit's"] * 8
 
 
 def test_graphs_are_counted_and_those_that_are_made_again():

@@ -152,7 +152,8 @@ FAULTS = (
     Fault(
         "a box takes what lies outside a grid for the zeros that were put around it",
         "region.py",
-        "if self._padded(self.at) in self.boxes and not zeroes(self._inside(self.at)):",
+        "if self._padded(self.at) in self.boxes and not zeroes("
+        "inside_of_zeros(self.at, self.plan)):",
         "if False:",
         f"{BOXES}::test_a_box_that_ends_beyond_a_padded_grid_gives_the_same",
     ),

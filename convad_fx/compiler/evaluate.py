@@ -292,20 +292,22 @@ class _Run:
 
     def _ways(self, x: Tensor, masks: Tensor) -> tuple[Boxed, Patched, Shared | None] | None:
         """Which way each mask may go; None where there is no memory to look at so many."""
-        ways = self.engine.ways
         try:
-            boxed = Boxed(ways.region, self.engine.parts, x, masks)
-            patched = Patched(ways.reuse, self.engine.parts, x, masks, boxed.costs, self.size.call)
-            shared = self._shared(boxed, patched)
-            if shared is not None:
-                patched.members -= set(shared.members)
-            patched.prepare()
-            return boxed, patched, shared
+            return self._looked_at(x, masks)
         except (RuntimeError, MemoryError) as error:
             if len(masks) == 1 or not is_out_of_memory(error):
                 raise
+        # not before: what was raised holds the tensors that did fit
         _release(self.x)
         return None
+
+    def _looked_at(self, x: Tensor, masks: Tensor) -> tuple[Boxed, Patched, Shared | None]:
+        ways, parts = self.engine.ways, self.engine.parts
+        boxed = Boxed(ways.region, parts, x, masks)
+        patched = Patched(ways.reuse, parts, x, masks, boxed.costs, self.size.call)
+        shared = self._shared(boxed, patched)
+        patched.prepare([] if shared is None else shared.members)
+        return boxed, patched, shared
 
     def _shared(self, boxed: Boxed, patched: Patched) -> Shared | None:
         """The tiles that masks share, computed, if that is less work than boxes and patches.
@@ -313,22 +315,24 @@ class _Run:
         All of the masks; or else those that do not go on patches.
         """
         able = "rest" in self.engine.parts and len(boxed.x) == len(self.x) == 1
+        if not able or self.lower is not None or self.nothing_shared:
+            return None
         every = list(range(len(boxed.sizes)))
         rest = [k for k in every if k not in patched.members]
-        trials = {len(some): some for some in (every, rest) if len(some) >= ENOUGH}
-        if not able or self.lower is not None or self.nothing_shared or not trials:
-            return None
-        found = (self._if_worthwhile(boxed, patched.costs, some) for some in trials.values())
-        try:
-            shared = next((one for one in found if one is not None), None)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            shared = None
-        if shared is None:
-            self.nothing_shared = True  # nor will there be in the masks that follow
+        for members in (every, rest) if patched.members else (every,):
+            if len(members) < ENOUGH:
+                return None
+            try:
+                shared = self._if_worthwhile(boxed, patched.costs, members)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                shared = None
+            if shared is not None:
+                return shared
             _release(self.x)
-        return shared
+        self.nothing_shared = True  # nor will there be in the masks that follow
+        return None
 
     def _if_worthwhile(
         self, boxed: Boxed, otherwise: list[float], members: list[int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -65,8 +65,9 @@ class Patched:
             self.members = set(better)
             self.costs = [o - better.get(k, 0.0) for k, o in enumerate(otherwise)]
 
-    def prepare(self) -> None:
-        """What their patches are put amid, and cut from."""
+    def prepare(self, gone: Iterable[int]) -> None:
+        """Make ready for what patches are put amid and cut from, of all members but those gone."""
+        self.members.difference_update(gone)
         if self.members:
             self.kept = self.parts["unmasked"](self.x, None)
             self.activities = self.parts["patched_activities"](self.x, self.masks)

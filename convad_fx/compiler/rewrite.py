@@ -81,7 +81,7 @@ def pads_zeros(node: torch.fx.Node, plan: Plan) -> bool:
 def inside_of_zeros(node: torch.fx.Node, plan: Plan) -> torch.fx.Node:
     """What explicit zeros have been put around; a node that pads none, itself."""
     while pads_zeros(node, plan):
-        node = node.all_input_nodes[0]
+        node = node.args[0] if node.args else node.kwargs["input"]  # type: ignore[assignment]
     return node
 
 

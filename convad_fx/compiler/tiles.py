@@ -398,6 +398,6 @@ def _packed(activity: NDArray[np.bool_], axes: tuple[int, ...]) -> Bytes:
 def _cumulative(numbers: Numbers) -> Numbers:
     """Sums over the first 0, 1, ... along the first axis."""
     sums = np.zeros((1 + len(numbers), *numbers.shape[1:]), np.uint64)
-    for before, line, after in zip(sums, numbers, sums[1:], strict=False):
+    for before, line, after in zip(sums[:-1], numbers, sums[1:], strict=True):
         np.add(before, line, out=after)  # several times faster than cumsum along the first axis
     return sums

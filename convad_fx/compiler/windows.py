@@ -81,6 +81,8 @@ class OnPatches(Builder):
             raise Leaves("its grid is not the image's")
         if step.transposed or step.mode != "constant":
             raise Leaves("no patch is known for transposed convolutions and copying padding")
+        if op.kind == "standardised_conv_same":
+            raise Leaves("only a call of it makes its weight")
         if op.kind not in ("conv", "conv_same", "max_pool", "max_pool_same", "avg_pool"):
             raise Leaves(f"no patch is known for {op.spelling}")
         if step.reads == "max" and not level.aligned:

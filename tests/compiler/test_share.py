@@ -244,6 +244,58 @@ def test_a_sliding_window_shares_tiles_only_where_that_beats_patches(
     torch.testing.assert_close(tiled.logits, on_patches.logits, rtol=1e-3, atol=1e-4)
 
 
+def test_what_a_search_asks_first_shares_tiles_where_masks_hide_little_too() -> None:
+    """As shipped: parts of boxes are hidden, some of them small, and no mask goes on patches."""
+    torch.manual_seed(0)
+    model, x = torchvision.models.mobilenet_v2(weights=None).eval(), torch.randn(1, 3, 224, 224)
+    masked = convad_fx.convert(model, x)
+    masks = torch.ones(14 * 12, 1, 224, 224, dtype=torch.bool)
+    for k, mask in enumerate(masks):
+        box, kept = divmod(k, 14)
+        across, down = 40 + 13 * box, 190 - 11 * box
+        rows, columns = (slice(0, across), slice(across, 224)), (slice(0, down), slice(down, 224))
+        for i in range(4):
+            if not (kept + 1) >> i & 1:
+                mask[0, rows[i // 2], columns[i % 2]] = False
+    parts = masked.__dict__["engine"].parts
+    boxed = evaluate.Boxed(masked.ways.region, parts, x, masks)
+    on_patches = evaluate.Patched(masked.ways.reuse, parts, x, masks, boxed.costs, 0.3)
+    assert len(on_patches.members) > 10  # those that would, if masks did not share
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks)
+    assert sum(calls["rest"]) == found.passes
+    assert not calls.get("patched")
+
+
+def test_a_call_whose_first_masks_go_on_patches_goes_on_looking_for_tiles(
+    eager_to_share: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patched, "COPYING", 0.0)
+    monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+    monkeypatch.setattr(evaluate, "CHUNK", 16)
+    monkeypatch.setattr(evaluate, "ENOUGH", 4)
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, *GRID, dtype=torch.double)
+    masked = convad_fx.convert(built("strided"), x)
+    boxes = torch.zeros(16, 1, *GRID, dtype=torch.bool)
+    boxes[:, :, 3:12, 5:14] = torch.rand(16, 1, 9, 9) < 0.7
+    masks = torch.cat([~boxes, boxes])
+    decide = evaluate._Run._worthwhile
+    looked_at: list[set[int]] = []
+
+    def worthwhile(self: Any, shared: tiles.Shared) -> bool:
+        looked_at.append(set(shared.members))
+        return len(looked_at) > 1 and decide(self, shared)
+
+    monkeypatch.setattr(evaluate._Run, "_worthwhile", worthwhile)
+    calls = calls_of(masked)
+    found = masked.evaluate(x, masks, batch_size=5)
+    torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
+    assert sum(calls["patched"]) == 16
+    assert sum(calls["rest"]) == 16
+    assert len(looked_at) == 2
+
+
 def test_many_masks_that_share_are_looked_at_twice(eager_to_share: None) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
