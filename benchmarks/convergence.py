@@ -35,7 +35,7 @@ from benchmarks.paper import written
 from benchmarks.paper_plots import new_figure
 from benchmarks.paper_tables import Row, grouped, less, print_head
 from convad_fx.explain.paint import Normalisation
-from convad_fx.metrics import robustness
+from convad_fx.metrics import bootstrap, robustness
 
 CONFIDENCES = (0.0, 0.5, 0.9)
 PARTITIONS = (2, 5, 10)
@@ -196,22 +196,31 @@ def plot(rows: list[Row], path: Path) -> None:
     for ((name,), own), panels in zip(
         networks, figure.subplots(len(networks), 2, squeeze=False), strict=True
     ):
-        means, n = summary(own), len({row["photo"] for row in own})
+        by_search = {search: group for (search,), group in grouped(own, "search")}
+        n = len({row["photo"] for row in own})
         for colour, confidence in zip(("#888888", "#1f77b4", "#d62728"), CONFIDENCES, strict=True):
             for line, kind in (
                 ("--", "responsibility"),
                 ("-", "spatial"),
                 (":", "spatial minimal"),
             ):
-                lines = [means.get(f"c{confidence:g} {kind} p{p}") for p in PARTITIONS]
-                found = [m for m in lines if m is not None]
+                lines = [by_search.get(f"c{confidence:g} {kind} p{p}") for p in PARTITIONS]
+                found = [group for group in lines if group is not None]
+                if not found:
+                    continue
                 for panel, value in zip(panels, ("size", "rho_images"), strict=True):
-                    panel.plot(
-                        [m["evaluations"] for m in found],
-                        [m[value] for m in found],
-                        line,
+                    ends = [bootstrap([row[value] for row in group]) for group in found]
+                    panel.errorbar(
+                        [np.mean([row["evaluations"] for row in group]) for group in found],
+                        [end.value for end in ends],
+                        [
+                            [end.value - end.low for end in ends],
+                            [end.high - end.value for end in ends],
+                        ],
+                        linestyle=line,
                         marker="o",
                         markersize=4,
+                        elinewidth=0.7,
                         color=colour,
                         label=f"confidence {confidence:g}, {kind}",
                     )
@@ -221,7 +230,7 @@ def plot(rows: list[Row], path: Path) -> None:
         for panel in panels:
             panel.set(xlabel="evaluations", xscale="log")
             panel.grid(alpha=0.3)
-        panels[0].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=80, metadata={"Software": None})
 
 
