@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from benchmarks import paper
+from benchmarks import convergence, paper
 from convad_fx.metrics import statistics
 
 ROOT = Path(__file__).parent.parent
@@ -206,3 +206,16 @@ def test_the_experiments_repeat_tables_word_for_word(section: str) -> None:
         # the first cell may say which network it is
         (original,) = (t for t in originals if t[0][0].endswith(head[0]) and t[0][1:] == head[1:])
         assert [row for row in original[1:] if row in rows] == rows
+
+
+def test_the_page_of_the_search_has_the_tables_of_its_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(statistics._TESTS, "wilcoxon", enumerated)
+    rows = ROOT / "benchmarks" / "results" / "convergence-mobilenet-v2.json"
+    monkeypatch.setattr(sys, "argv", ["convergence", "--kit", str(tmp_path), "--tables", str(rows)])
+    convergence.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    shown = [line for line in lines if not line.startswith("| varied: ")][:-1]
+    assert len(shown) == 2 + 2 * 27 - 1
+    assert set(shown) <= set((ROOT / "docs" / "search.md").read_text().splitlines())
