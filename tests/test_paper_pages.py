@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -219,3 +220,14 @@ def test_the_page_of_the_search_has_the_tables_of_its_rows(
     shown = [line for line in lines if not line.startswith("| varied: ")][:-1]
     assert len(shown) == 2 + 2 * 27 - 1
     assert set(shown) <= set((ROOT / "docs" / "search.md").read_text().splitlines())
+
+
+def test_the_page_of_tuning_has_the_scores_that_were_measured() -> None:
+    file = ROOT / "benchmarks" / "results" / "tune-mobilenet-v2.json"
+    measured = json.loads(file.read_text())
+    shown = re.findall(
+        r"^    [ *] \S+ +(0\.\d{3}) +(\d+)%", "\n".join(sections("tune")["On photos"]), re.M
+    )
+    trials = sorted(measured["trials"], key=lambda trial: -trial["score"])
+    assert shown == [(f"{t['score']:.3f}", f"{100 * t['wins']:.0f}") for t in trials]
+    assert measured["verdict"] in " ".join((ROOT / "docs" / "tune.md").read_text().split())
