@@ -225,7 +225,7 @@ class Compiled:
 
     Attributes:
         graphs: all there are.
-        again: times that code of which there was a version was compiled once more.
+        again: recompilations: one more version of code of which there was one.
     """
 
     graphs: int = 0
@@ -234,7 +234,7 @@ class Compiled:
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Count what is compiled inside."""
-        clear_compilation_metrics()  # torch keeps those of the last 64, more than one call compiles
+        clear_compilation_metrics()  # torch keeps the last 64: more than are compiled in here
         before = counters["stats"]["unique_graphs"]
         try:
             yield
