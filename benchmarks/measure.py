@@ -45,6 +45,8 @@ ALLOCATORS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED} | {
     for name in ("jemalloc", "tcmalloc_minimal", "tcmalloc")
     if (library := ctypes.util.find_library(name))
 }
+#: After so many masks the events by which memory is counted are given up.
+PART = 512
 
 
 def parser(
@@ -194,29 +196,74 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+class Memory:
+    """What tensors take at most, above what there was before, while it is counted.
+
+    >>> x = torch.zeros(1000)
+    >>> with Memory("cpu") as memory:
+    ...     for _ in range(8):
+    ...         y = x + 1  # the one before goes when this is there
+    ...         memory.part()
+    >>> memory.peak_mb
+    0.008
+    """
+
+    def __init__(self, device: str) -> None:
+        self.gpu = device != "cpu"
+        self.before = self.held = self.most = self.since = 0
+        self.profile: torch.profiler.profile | None = None
+
+    def __enter__(self) -> Memory:
+        gc.collect()
+        if self.gpu:
+            torch.cuda.synchronize()
+            self.before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.gpu:
+            torch.cuda.synchronize()
+            self.most = torch.cuda.max_memory_allocated() - self.before
+        else:
+            self._end()
+
+    def part(self, masks: int = PART) -> None:
+        """So many masks were done. On a CPU torch holds all events, so counting begins anew."""
+        self.since += masks
+        if not self.gpu and self.since >= PART:
+            self._end()
+            self._begin()
+
+    def _begin(self) -> None:
+        self.since = 0
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        self.profile = torch.profiler.profile(activities=cpu, profile_memory=True)
+        self.profile.start()
+
+    def _end(self) -> None:
+        assert self.profile is not None
+        self.profile.stop()
+        assert self.profile.profiler is not None
+        results = self.profile.profiler.kineto_results
+        assert results is not None
+        memory = [event for event in results.events() if event.name() == "[memory]"]
+        for event in sorted(memory, key=lambda event: event.start_ns()):
+            self.held += event.nbytes()  # what is freed that was made in an earlier part, too
+            self.most = max(self.most, self.held)
+
+    @property
+    def peak_mb(self) -> float:
+        return self.most / 1e6
+
+
 def peak_mb(call: Callable[[], object], device: str = "cpu") -> float:
-    """Largest sum of tensors' memory during a call, above what there was before, in MB."""
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+    """The most that tensors take during a call, above what there was before, in MB."""
+    with Memory(device) as memory:
         call()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        call()
-    assert profile.profiler is not None
-    results = profile.profiler.kineto_results
-    assert results is not None
-    memory = [event for event in results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(memory, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most / 1e6
+    return memory.peak_mb
 
 
 @dataclass

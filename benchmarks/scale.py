@@ -64,8 +64,14 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     return rows
 
 
-def _streamed(masked: convad_fx.MaskedModule, x: Tensor, number: int, seed: int) -> Evaluation:
-    return masked.evaluate(x, masks(number, x.shape[-1], seed))
+def _streamed(
+    masked: convad_fx.MaskedModule,
+    x: Tensor,
+    number: int,
+    seed: int,
+    told: Callable[[int], object] | None = None,
+) -> Evaluation:
+    return masked.evaluate(x, masks(number, x.shape[-1], seed), told=told)
 
 
 def _choices(
@@ -95,19 +101,18 @@ def _choices(
     return rows
 
 
-def _row(call: Callable[[], Evaluation], asked: argparse.Namespace) -> measure.Row:
-    found: list[Evaluation] = []
+def _row(call: Callable[..., Evaluation], asked: argparse.Namespace) -> measure.Row:
     began = time.perf_counter()
-    found.append(call())
+    found = call()
     measure.wait()
     seconds = time.perf_counter() - began
-    peak = measure.peak_mb(call, asked.device)
-    logits = found[0].logits
-    deviation = found[0].deviation
+    with measure.Memory(asked.device) as memory:
+        call(told=memory.part)
+    logits, deviation = found.logits, found.deviation
     return {
-        "calls": found[0].batches,
+        "calls": found.batches,
         "ms per mask": 1000 * seconds / len(logits),
-        "peak MB": peak,
+        "peak MB": memory.peak_mb,
         "answers MB": logits.numel() * logits.element_size() / 1e6,
         **({} if deviation is None else {"deviation": deviation / float(logits.abs().max())}),
     }

@@ -15,17 +15,19 @@ network itself. `evaluate` is called once for each step, as the search does. "ac
 of pixels kept, "computed" the share of whole images' arithmetic on the boxes that hold them, on
 tiles that they share, or on patches; "peak MB" is the most that tensors take, both ways compiled;
 "graphs" counts what torch.compile has compiled for `evaluate` in all families so far, "again" those
-of them that are one more version of code that was compiled before. No mask comes twice. Networks
-are torchvision's, with random weights.
+of them that are one more version of code that was compiled before. "of one" is how many masks an
+explanation of this kind asks for: what the searches asked for on average, every place of the
+window, RISE's 4000 (Petsiuk et al. 2018); "explanations /min" are so many at that rate. No mask
+comes twice. Networks are torchvision's, with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +46,23 @@ MODELS = ("resnet50", "mobilenet_v2")
 FAMILIES = ("search", "sliding", "rise")
 SIZE = 224
 PARTITIONS = 20
+RISE = 4000
+
+
+class Searches(NamedTuple):
+    """Steps of some searches, one of each, and how many masks a search asks for on average."""
+
+    steps: list[Tensor]
+    masks: float
+
+    @classmethod
+    def by(cls, masked: convad_fx.MaskedModule, images: Sequence[Tensor]) -> Searches:
+        """An early step on the first image, later ones on those after it."""
+        asked = [search_steps(masked, x) for x in images]
+        some = [
+            steps[(2 * k + 1) * len(steps) // (2 * len(asked))] for k, steps in enumerate(asked)
+        ]
+        return cls(some, sum(len(masks) for steps in asked for masks in steps) / len(asked))
 
 
 def search_steps(masked: convad_fx.MaskedModule, x: Tensor) -> list[Tensor]:
@@ -97,43 +116,35 @@ def in_batches(
     return lambda: torch.cat([painting(x, part) for part in masks.split(size)])
 
 
-def recorded(asked: argparse.Namespace) -> list[Tensor] | None:
-    """Steps of real searches: an early one from the first photo, later ones from those after it.
+def recorded(asked: argparse.Namespace) -> Searches | None:
+    """Searches on photos of the kit, by its MobileNetV2; None without a kit.
 
-    Recording takes minutes: they are kept in a file, if one is named. None without a kit.
+    Recording takes minutes: they are kept in a file, if one is named.
     """
     if asked.recorded is not None and asked.recorded.exists():
-        known: list[Tensor] = torch.load(asked.recorded)
-        return known
+        return Searches(**torch.load(asked.recorded))
     if asked.kit is None:
         return None
     kit = Kit(asked.kit)
     model, info = kit.load("mobilenet_v2")
     photos = [kit.photo(file, info).to(asked.device) for file in kit.files()[: asked.photos]]
-    masked = convad_fx.convert(model.eval().to(asked.device), photos[0])
-    steps = [steps_of(masked, photo, k, len(photos)) for k, photo in enumerate(photos)]
+    found = Searches.by(convad_fx.convert(model.eval().to(asked.device), photos[0]), photos)
     if asked.recorded is not None:
-        torch.save(steps, asked.recorded)
-    return steps
-
-
-def steps_of(masked: convad_fx.MaskedModule, x: Tensor, k: int, of: int) -> Tensor:
-    """The step in the middle of the k-th part of a search, of so many parts."""
-    steps = search_steps(masked, x)
-    return steps[(2 * k + 1) * len(steps) // (2 * of)]
+        torch.save(found._asdict(), asked.recorded)
+    return found
 
 
 def masks_of(
     family: str,
     masked: convad_fx.MaskedModule,
     x: Tensor,
-    known: list[Tensor] | None,
+    known: Searches | None,
     most: int,
 ) -> list[Tensor]:
     """Masks of one kind, call by call, at most so many, none twice in a call, in a random order."""
     match family:
         case "search":
-            calls = [steps_of(masked, x, 0, 1)] if known is None else known
+            calls = (known or Searches.by(masked, [x])).steps
         case "sliding":
             calls = [sliding_masks()]
         case "rise":
@@ -148,12 +159,20 @@ def masks_of(
     return found
 
 
+def of_one(family: str, known: Searches | None) -> float:
+    """How many masks an explanation asks for."""
+    if family == "search":
+        assert known is not None
+        return known.masks
+    return RISE if family == "rise" else len(sliding_masks())
+
+
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     known = recorded(asked) if "search" in asked.families else None
     return [row for name in asked.models for row in _rows_of(name, known, asked)]
 
 
-def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -> list[measure.Row]:
+def _rows_of(name: str, known: Searches | None, asked: argparse.Namespace) -> list[measure.Row]:
     torch.manual_seed(0)
     torch._dynamo.reset()  # networks of one class share code, and the limit of its recompiling
     order = torch.channels_last if asked.channels_last else torch.contiguous_format
@@ -165,6 +184,8 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
     painted = Painting(model)
     compiled = torch.compile(painted, dynamic=False)  # anew for each size of batch
     rows, graphs = [], measure.Compiled()
+    if known is None and "search" in asked.families:
+        known = Searches.by(masked, [x])
 
     def evaluate(by: convad_fx.MaskedModule, masks: list[Tensor]) -> list[Evaluation]:
         return [by.evaluate(x, call) for call in masks]
@@ -199,6 +220,7 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
             peaks = [
                 measure.peak_mb(calls[key], asked.device) for key in ("evaluate compiled", fast)
             ]
+        rate, one = len(together) / taken.median("evaluate compiled"), of_one(family, known)
         rows.append(
             {
                 "model": f"{name}, channels-last" if asked.channels_last else name,
@@ -207,7 +229,7 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
                 "computed": sum(one.area * one.passes for one in found)
                 / sum(one.passes for one in found),
                 "evaluate /s": len(together) / taken.median("evaluate"),
-                "compiled /s": len(together) / taken.median("evaluate compiled"),
+                "compiled /s": rate,
                 "painting /s": len(together) / taken.median(eager),
                 "painting compiled /s": len(together) / taken.median(fast),
                 "over painting compiled": taken.ratio(fast, "evaluate compiled"),
@@ -220,6 +242,8 @@ def _rows_of(name: str, known: list[Tensor] | None, asked: argparse.Namespace) -
                 "graphs": graphs.graphs,
                 "again": graphs.again,
                 "differs": worst,
+                "of one": one,
+                "explanations /min": 60 * rate / one,
             }
         )
         measure.table(rows[-1:])

@@ -23,11 +23,11 @@ from benchmarks import (
     measure,
     overhead,
     scale,
+    search,
     sharing,
     signs,
 )
 from benchmarks.hook_based import HookBased
-from benchmarks.search import rise_masks, sliding_masks
 from convad_fx.demo import scenes
 
 pytestmark = pytest.mark.heavy
@@ -271,12 +271,43 @@ def test_ways_are_measured_against_the_first(monkeypatch):
 
 
 def test_masks_are_the_families_that_they_are_called():
-    sliding = sliding_masks()
+    sliding = search.sliding_masks()
     assert sliding.shape == (169, 1, 224, 224)
     assert (~sliding).flatten(1).sum(1).unique().tolist() == [32 * 32]
     assert (~sliding).any(0).all()  # every pixel is hidden by some
-    kept = rise_masks(64).float().mean()
+    kept = search.rise_masks(64).float().mean()
     assert 0.4 < kept < 0.6
+
+
+def test_searches_are_asked_again_and_counted_whole(monkeypatch, tmp_path):
+    monkeypatch.setattr(convad_fx.MaskedModule, "compile", lambda self: None)
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
+    monkeypatch.setattr(search, "SIZE", 64)
+    monkeypatch.setattr(search, "PARTITIONS", 1)
+    asked = []
+    steps_of = search.search_steps
+    monkeypatch.setattr(search, "search_steps", lambda *x: asked.append(steps_of(*x)) or asked[-1])
+    rows = run(search, monkeypatch, tmp_path, "--masks", "32", "--batches", "1")
+    (steps,) = asked
+    middle = len(steps[len(steps) // 2].unique(dim=0))
+    assert [row["masks"] for row in rows] == [f"search ({middle})", "sliding (9)", "rise (32)"]
+    assert [row["of one"] for row in rows] == [sum(map(len, steps)), 9, 4000]
+    for row in rows:
+        assert row["differs"] < 1e-5
+        assert row["explanations /min"] == pytest.approx(60 * row["compiled /s"] / row["of one"])
+
+
+def test_steps_go_on_from_image_to_image(monkeypatch, tmp_path):
+    numbered = [torch.full((k, 1, 2, 2), k % 2 == 0) for k in range(1, 7)]
+    monkeypatch.setattr(search, "search_steps", lambda masked, x: numbered[int(x) :])
+    found = search.Searches.by(None, [torch.tensor(0), torch.tensor(2)])
+    assert [len(step) for step in found.steps] == [2, 6]  # of 1 to 6 and of 3 to 6
+    assert found.masks == (21 + 18) / 2
+    file = tmp_path / "searches.pt"
+    torch.save(found._asdict(), file)
+    again = search.recorded(argparse.Namespace(recorded=file))
+    assert again.masks == found.masks
+    assert all(map(torch.equal, again.steps, found.steps))
 
 
 def test_hooks_give_what_the_masked_network_gives():
@@ -296,6 +327,17 @@ def test_peak_memory_is_that_of_tensors():
         b + 1
 
     assert measure.peak_mb(call) == pytest.approx(8.0, rel=0.1)  # two of 4 MB at a time
+
+
+def test_peak_memory_goes_on_from_part_to_part():
+    with measure.Memory("cpu") as memory:
+        a = torch.ones(1000, 1000)
+        memory.part()
+        b = a + 1
+        memory.part()
+        del a
+        b + 1
+    assert memory.peak_mb == pytest.approx(8.0, rel=0.1)
 
 
 def test_ratios_are_taken_within_rounds():
