@@ -30,7 +30,12 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
     """
     if z.dtype == torch.bool:
         return z & activity
+    bits = _BITS.get(z.dtype) if fill == 0 else None
+    if torch.is_grad_enabled() and z.requires_grad:
+        bits = None  # which have no gradient
     if torch.compiler.is_compiling():  # which chooses strides anyway; one operation, fused
+        if bits is not None and _is_compiled_for_cpu(z) and z.shape[1] < FEW:
+            return (z.view(bits) & -activity.to(bits)).view(z.dtype)
         return torch.where(activity, z, fill)
     repeated = len(z) == 1 != len(activity)  # for each mask; other axes of z are never the shorter
     if z.is_cuda and z.is_floating_point():
@@ -38,11 +43,9 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
         first = int(repeated)  # a batch of its own has no strides to keep
         if result.stride()[first:] == z.stride()[first:]:
             return result
-    elif fill == 0 and not (torch.is_grad_enabled() and z.requires_grad):
-        bits = _BITS.get(z.dtype)
-        if bits is not None and (repeated or z.is_contiguous() or not _has_gaps(z)):
-            # The bits of every number and all ones, or none: one pass over the tensor, not two.
-            return (z.view(bits) & -activity.to(bits)).view(z.dtype)
+    elif bits is not None and (repeated or z.is_contiguous() or not _has_gaps(z)):
+        # The bits of every number and all ones, or none: one pass over the tensor, not two.
+        return (z.view(bits) & -activity.to(bits)).view(z.dtype)
     # A copy keeps the strides. where() may take the activity's, and masked_fill() makes its result
     # contiguous: the network would run other kernels than the model, or could not view() what
     # the model can.
@@ -50,6 +53,9 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
     return _copied(z, shape).masked_fill_(~activity, fill)
 
 
+#: Channels that inductor does not put into vectors: cell by cell `where` is a branch, whose side
+#: the processor has to guess.
+FEW = 8
 #: Integers of the same size.
 _BITS = {
     torch.float16: torch.int16,
@@ -168,13 +174,17 @@ def written(t: Tensor) -> Tensor:
     `as_strided` makes it store integers once, and read them as they are. Nothing happens in eager
     mode, on a GPU, when exporting, or to floats.
     """
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if t.is_floating_point() or not _is_compiled_for_cpu(t):
         return t
-    if t.device.type != "cpu" or t.is_floating_point():
-        return t
-    numbers = t.to(torch.int32, memory_format=torch.contiguous_format)
+    # a copy, as_strided of a view is another tensor: fused with what makes t
+    numbers = t.to(torch.int32, copy=True, memory_format=torch.contiguous_format)
     stored = torch.as_strided(numbers, numbers.shape, numbers.stride())
     return stored != 0 if t.dtype == torch.bool else stored
+
+
+def _is_compiled_for_cpu(t: Tensor) -> bool:
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return compiled and t.device.type == "cpu"
 
 
 # ------------------------------------------------------------------------------- windows
@@ -416,9 +426,12 @@ def _over_window(
     dilation: Sequence[int],
 ) -> Tensor:
     """Reduce every window by combining shifted slices, one axis after the other."""
-    t = written(_padded(t, padding))
-    first = t.dim() - len(kernel)
-    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True), start=first):
+    as_bool = t.dtype == torch.bool
+    if as_bool and _is_compiled_for_cpu(t):
+        t = t.to(torch.int32)  # as which they are written down: a bool would be made of each
+    axes = range(t.dim() - len(kernel), t.dim())
+    for axis, k, s, pair, d in zip(axes, kernel, stride, padding, dilation, strict=True):
+        t = _padded(t, ((0, 0),) * (axis - axes[0]) + (pair,) + ((0, 0),) * (axes[-1] - axis))
         if k == s == 1:
             continue
         count = (t.shape[axis] - d * (k - 1) - 1) // s + 1
@@ -428,7 +441,7 @@ def _over_window(
                 (_sliced(t, axis, i * d, i * d + (count - 1) * s + 1, s) for i in range(k)),
             )
         )
-    return t
+    return t != 0 if as_bool and t.dtype != torch.bool else t
 
 
 def _sliced(t: Tensor, axis: int, start: int, stop: int, step: int) -> Tensor:

@@ -114,6 +114,53 @@ def test_interpolation_reads_what_has_weight(mode: str, size: tuple[int, int]) -
         assert torch.equal(found, out != 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("channels", [3, 2 * A.FEW])
+@pytest.mark.parametrize("fill", [0.0, -1.0])
+def test_a_compiled_gate_lets_the_same_bits_through(
+    channels: int, dtype: torch.dtype, fill: float
+) -> None:
+    z = torch.randn(2, channels, 5, 6, dtype=dtype)
+    z[0, 0, 0, :4] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-40], dtype=dtype)
+    activity = torch.rand(2, 1, 5, 6) < 0.5
+    activity[0, 0, 0, :4] = torch.tensor([False, False, True, True])
+    expected = torch.where(activity, z, fill)
+    compiled = torch.compile(A.gate, backend="aot_eager")
+    with torch.inference_mode():
+        found = compiled(z, activity, fill)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+    assert torch.equal(found.signbit(), expected.signbit())
+    weights = z.nan_to_num(0, 0, 0).requires_grad_()
+    compiled(weights, activity, fill).sum().backward()
+    assert torch.equal(weights.grad, activity.expand_as(z).to(dtype))
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5])
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 2), (0, 1))])
+def test_compiled_windows_see_what_eager_ones_do(padding: A.Pairs, tau: float) -> None:
+    activity = torch.rand(2, 1, 9, 12) < 0.3
+    options: Any = {"kernel": (3, 2), "stride": (2, 1), "padding": padding, "dilation": (1, 2)}
+    expected = A.window_activity(activity, **options, tau=tau)
+    compiled = torch.compile(A.window_activity, backend="aot_eager")
+    found = compiled(activity, **options, tau=tau)
+    assert found.dtype == torch.bool
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5])
+def test_what_inductor_writes_down_is_no_view(tau: float) -> None:
+    options: Any = {"kernel": (1, 1), "stride": (2, 2), "padding": ((0, 0),) * 2}
+
+    def twice(activity: Tensor) -> Tensor:
+        for _ in range(2):  # windows of one cell are slices of what was written down
+            activity = A.window_activity(activity, **options, dilation=(1, 1), tau=tau)
+        return activity
+
+    activity = torch.rand(3, 1, 12, 12) < 0.5
+    assert torch.equal(torch.compile(twice)(activity), twice(activity))
+
+
 def test_a_gate_keeps_what_is_hidden_out_and_the_memory_format() -> None:
     z = torch.full((2, 3, 4, 4), float("nan")).to(memory_format=torch.channels_last)
     gated = A.gate(z, torch.zeros(2, 1, 4, 4, dtype=torch.bool))
