@@ -176,7 +176,7 @@ def written(t: Tensor) -> Tensor:
     """
     if t.is_floating_point() or not _is_compiled_for_cpu(t):
         return t
-    # a copy, as_strided of a view is another tensor: fused with what makes t
+    # always a copy, fused with what makes t: of a view, as_strided would be another tensor
     numbers = t.to(torch.int32, copy=True, memory_format=torch.contiguous_format)
     stored = torch.as_strided(numbers, numbers.shape, numbers.stride())
     return stored != 0 if t.dtype == torch.bool else stored
