@@ -72,8 +72,8 @@ FAULTS = (
     Fault(
         "a gate multiplies instead of choosing",
         "activity.py",
-        "        return (z.view(bits) & -activity.to(bits)).view(z.dtype)\n",
-        "        return z * activity\n",
+        "    return (z.view(bits) & -activity.to(bits)).view(z.dtype)\n",
+        "    return z * activity\n",
         HIDDEN,
     ),
     Fault(

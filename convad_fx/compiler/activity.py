@@ -35,7 +35,7 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
         bits = None  # which have no gradient
     if torch.compiler.is_compiling():  # which chooses strides anyway; one operation, fused
         if bits is not None and _is_compiled_for_cpu(z) and z.shape[1] < FEW:
-            return (z.view(bits) & -activity.to(bits)).view(z.dtype)
+            return _bitwise(z, activity, bits)
         return torch.where(activity, z, fill)
     repeated = len(z) == 1 != len(activity)  # for each mask; other axes of z are never the shorter
     if z.is_cuda and z.is_floating_point():
@@ -44,13 +44,17 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
         if result.stride()[first:] == z.stride()[first:]:
             return result
     elif bits is not None and (repeated or z.is_contiguous() or not _has_gaps(z)):
-        # The bits of every number and all ones, or none: one pass over the tensor, not two.
-        return (z.view(bits) & -activity.to(bits)).view(z.dtype)
+        return _bitwise(z, activity, bits)  # one pass over the tensor, not two
     # A copy keeps the strides. where() may take the activity's, and masked_fill() makes its result
     # contiguous: the network would run other kernels than the model, or could not view() what
     # the model can.
     shape = (len(activity), *z.shape[1:]) if repeated else z.shape
     return _copied(z, shape).masked_fill_(~activity, fill)
+
+
+def _bitwise(z: Tensor, activity: Tensor, bits: torch.dtype) -> Tensor:
+    """The bits of every number and all ones, or none."""
+    return (z.view(bits) & -activity.to(bits)).view(z.dtype)
 
 
 #: Channels that inductor does not put into vectors: cell by cell `where` is a branch, whose side
