@@ -4,8 +4,8 @@
 
 Squares of 2 to 7 tiles a side (a tile is a seventh of the image, 32 pixels) are kept, at random
 places, but for two pixels of each, which makes all masks different: one in its first tile, one in
-its last, so that what is hidden is never a small box, which would run on patches; and there are too
-few of each size to share tiles. What is timed is boxes.
+its last, so that what is hidden is never a small box, which would run on patches; and by
+default there are too few of each size to share tiles. What is timed is boxes.
 `masked.evaluate`, compiled, on --masks of each size, interleaved, medians. "active" is the share of
 the pixels kept, "computed" that of the arithmetic, "peak MB" what tensors take beyond what was
 held. The ideal is time in proportion to the active area, through the whole image. `--plot` draws
@@ -90,7 +90,12 @@ def plot(rows: list[measure.Row], file: Path) -> None:
 
 def main() -> None:
     parser = measure.parser(__doc__, MODELS)
-    parser.add_argument("--masks", type=int, default=ENOUGH - 1, help="more may share tiles")
+    parser.add_argument(
+        "--masks",
+        type=int,
+        default=ENOUGH - 1,
+        help="of each size; from 32 on they may share tiles",
+    )
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
     rows = measure.run(asked, rows_of)

@@ -45,7 +45,7 @@ ALLOCATORS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED} | {
     for name in ("jemalloc", "tcmalloc_minimal", "tcmalloc")
     if (library := ctypes.util.find_library(name))
 }
-#: After so many masks the events by which memory is counted are given up.
+#: So many masks are counted in one go: torch keeps every event until counting ends.
 PART = 512
 
 
@@ -197,16 +197,7 @@ def wait() -> None:
 
 
 class Memory:
-    """What tensors take at most, above what there was before, while it is counted.
-
-    >>> x = torch.zeros(1000)
-    >>> with Memory("cpu") as memory:
-    ...     for _ in range(8):
-    ...         y = x + 1  # the one before goes when this is there
-    ...         memory.part()
-    >>> memory.peak_mb
-    0.008
-    """
+    """What tensors take at most, above what there was before, while it is counted."""
 
     def __init__(self, device: str) -> None:
         self.gpu = device != "cpu"
@@ -234,6 +225,7 @@ class Memory:
         """So many masks were done. On a CPU torch holds all events, so counting begins anew."""
         self.since += masks
         if not self.gpu and self.since >= PART:
+            gc.collect()  # not between parts, where it would go unseen
             self._end()
             self._begin()
 

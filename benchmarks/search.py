@@ -16,9 +16,9 @@ of pixels kept, "computed" the share of whole images' arithmetic on the boxes th
 tiles that they share, or on patches; "peak MB" is the most that tensors take, both ways compiled;
 "graphs" counts what torch.compile has compiled for `evaluate` in all families so far, "again" those
 of them that are one more version of code that was compiled before. "of one" is how many masks an
-explanation of this kind asks for: what the searches asked for on average, every place of the
-window, RISE's 4000 (Petsiuk et al. 2018); "explanations /min" are so many at that rate. No mask
-comes twice. Networks are torchvision's, with random weights.
+explanation of this kind asks for: what the searches asked for on average (finding the set not
+included), every place of the window, RISE's 4000 (Petsiuk et al. 2018); "explanations /min" are so
+many at that rate. No mask comes twice. Networks are torchvision's, with random weights.
 """
 
 from __future__ import annotations

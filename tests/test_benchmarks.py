@@ -57,7 +57,9 @@ def test_convert_times_every_step(monkeypatch, tmp_path):
 
 def test_scale_streams_masks_and_tries_batches(monkeypatch, tmp_path):
     options = ("--size", "32", "--most", "256", "--batches", "4", "32")
+    monkeypatch.setattr(measure, "PART", 64)  # so that memory is counted in several parts
     rows = run(scale, monkeypatch, tmp_path, *options)
+    assert rows[1]["peak MB"] > rows[1]["answers MB"]
     assert [(row["masks"], row["images"]) for row in rows] == [
         *((64, 1), (256, 1), (1, 1), (4, 4), (16, 16), (64, 64)),
         *((128, 1),) * 6,

@@ -34,7 +34,9 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
     if torch.is_grad_enabled() and z.requires_grad:
         bits = None  # which have no gradient
     if torch.compiler.is_compiling():  # which chooses strides anyway; one operation, fused
-        if bits is not None and _is_compiled_for_cpu(z) and z.shape[1] < FEW:
+        # a refilled maximum over the whole image has no second axis
+        few = z.dtype == torch.float32 and z.dim() > 1 and z.shape[1] < FEW_CHANNELS
+        if bits is not None and few and _is_compiled_for_cpu(z):
             return _bitwise(z, activity, bits)
         return torch.where(activity, z, fill)
     repeated = len(z) == 1 != len(activity)  # for each mask; other axes of z are never the shorter
@@ -57,9 +59,9 @@ def _bitwise(z: Tensor, activity: Tensor, bits: torch.dtype) -> Tensor:
     return (z.view(bits) & -activity.to(bits)).view(z.dtype)
 
 
-#: Channels that inductor does not put into vectors: cell by cell `where` is a branch, whose side
-#: the processor has to guess.
-FEW = 8
+#: Fewer than fill a vector of float32: inductor goes through them cell by cell, where `where` is a
+#: branch whose side the processor has to guess. (Integers of 16 bits it never puts into vectors.)
+FEW_CHANNELS = 8
 #: Integers of the same size.
 _BITS = {
     torch.float16: torch.int16,
@@ -180,7 +182,7 @@ def written(t: Tensor) -> Tensor:
     """
     if t.is_floating_point() or not _is_compiled_for_cpu(t):
         return t
-    # always a copy, fused with what makes t: of a view, as_strided would be another tensor
+    # always a copy, fused with what makes t: as_strided of a slice counts in what it was cut from
     numbers = t.to(torch.int32, copy=True, memory_format=torch.contiguous_format)
     stored = torch.as_strided(numbers, numbers.shape, numbers.stride())
     return stored != 0 if t.dtype == torch.bool else stored
@@ -432,7 +434,7 @@ def _over_window(
     """Reduce every window by combining shifted slices, one axis after the other."""
     as_bool = t.dtype == torch.bool
     if as_bool and _is_compiled_for_cpu(t):
-        t = t.to(torch.int32)  # as which they are written down: a bool would be made of each
+        t = t.to(torch.int32)  # as `written` stores them: no bool is made of each in between
     axes = range(t.dim() - len(kernel), t.dim())
     for axis, k, s, pair, d in zip(axes, kernel, stride, padding, dilation, strict=True):
         t = _padded(t, ((0, 0),) * (axis - axes[0]) + (pair,) + ((0, 0),) * (axes[-1] - axis))

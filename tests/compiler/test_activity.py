@@ -115,7 +115,7 @@ def test_interpolation_reads_what_has_weight(mode: str, size: tuple[int, int]) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("channels", [3, 2 * A.FEW])
+@pytest.mark.parametrize("channels", [3, 2 * A.FEW_CHANNELS])
 @pytest.mark.parametrize("fill", [0.0, -1.0])
 def test_a_compiled_gate_lets_the_same_bits_through(
     channels: int, dtype: torch.dtype, fill: float
@@ -125,7 +125,8 @@ def test_a_compiled_gate_lets_the_same_bits_through(
     activity = torch.rand(2, 1, 5, 6) < 0.5
     activity[0, 0, 0, :4] = torch.tensor([False, False, True, True])
     expected = torch.where(activity, z, fill)
-    compiled = torch.compile(A.gate, backend="aot_eager")
+    torch.compiler.reset()  # which gives up on code that it has compiled too often
+    compiled = torch.compile(A.gate, backend="aot_eager", fullgraph=True)
     with torch.inference_mode():
         found = compiled(z, activity, fill)
     assert found.dtype == dtype
@@ -142,10 +143,18 @@ def test_compiled_windows_see_what_eager_ones_do(padding: A.Pairs, tau: float) -
     activity = torch.rand(2, 1, 9, 12) < 0.3
     options: Any = {"kernel": (3, 2), "stride": (2, 1), "padding": padding, "dilation": (1, 2)}
     expected = A.window_activity(activity, **options, tau=tau)
-    compiled = torch.compile(A.window_activity, backend="aot_eager")
+    torch.compiler.reset()
+    compiled = torch.compile(A.window_activity, backend="aot_eager", fullgraph=True)
     found = compiled(activity, **options, tau=tau)
     assert found.dtype == torch.bool
     assert torch.equal(found, expected)
+
+
+def test_a_compiled_gate_takes_one_number_for_each_image() -> None:
+    z, activity = torch.tensor([1.0, float("nan")]), torch.tensor([True, False])
+    torch.compiler.reset()
+    found = torch.compile(A.gate, backend="aot_eager", fullgraph=True)(z, activity)
+    assert found.tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5])
@@ -158,7 +167,8 @@ def test_what_inductor_writes_down_is_no_view(tau: float) -> None:
         return activity
 
     activity = torch.rand(3, 1, 12, 12) < 0.5
-    assert torch.equal(torch.compile(twice)(activity), twice(activity))
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(twice, fullgraph=True)(activity), twice(activity))
 
 
 def test_a_gate_keeps_what_is_hidden_out_and_the_memory_format() -> None:
