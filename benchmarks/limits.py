@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import convad_fx
 from benchmarks import measure
-from benchmarks.search import MODELS, SIZE, masks_of, recorded
+from benchmarks.search import MODELS, SIZE, Searches, masks_of, recorded
 from convad_fx.compiler.boxed import boxes, extent
 from convad_fx.compiler.groups import Shares, merged
 from convad_fx.compiler.region import Region
@@ -157,8 +157,9 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     known = recorded(asked)
     for name, model, x, masked in networks(asked):
         work = work_by_grid(model, x)
+        searches = known or Searches.by(masked, [x])
         for family in ("search", "rise"):
-            masks = torch.cat(masks_of(family, masked, x, known, asked.masks))
+            masks = torch.cat(masks_of(family, searches, asked.masks))
             found = row_of(masked, work, x, masks)
             about = {"model": name, "masks": f"{family} ({len(masks)})"}
             rows.append({**about, **found, "at most": 1 / found["active cells"]})

@@ -134,17 +134,12 @@ def recorded(asked: argparse.Namespace) -> Searches | None:
     return found
 
 
-def masks_of(
-    family: str,
-    masked: convad_fx.MaskedModule,
-    x: Tensor,
-    known: Searches | None,
-    most: int,
-) -> list[Tensor]:
+def masks_of(family: str, known: Searches | None, most: int) -> list[Tensor]:
     """Masks of one kind, call by call, at most so many, none twice in a call, in a random order."""
     match family:
         case "search":
-            calls = (known or Searches.by(masked, [x])).steps
+            assert known is not None
+            calls = known.steps
         case "sliding":
             calls = [sliding_masks()]
         case "rise":
@@ -195,7 +190,7 @@ def _rows_of(name: str, known: Searches | None, asked: argparse.Namespace) -> li
             return evaluate(masked_compiled, masks)
 
     for family in asked.families:
-        masks = [m.to(asked.device) for m in masks_of(family, masked, x, known, asked.masks)]
+        masks = [m.to(asked.device) for m in masks_of(family, known, asked.masks)]
         # whole batches: compiled, the plain network is asked for no other sizes
         rest = sum(map(len, masks)) % max(asked.batches)
         masks[-1] = masks[-1][: len(masks[-1]) - rest]
@@ -220,7 +215,7 @@ def _rows_of(name: str, known: Searches | None, asked: argparse.Namespace) -> li
             peaks = [
                 measure.peak_mb(calls[key], asked.device) for key in ("evaluate compiled", fast)
             ]
-        rate, one = len(together) / taken.median("evaluate compiled"), of_one(family, known)
+        rate, asks = len(together) / taken.median("evaluate compiled"), of_one(family, known)
         rows.append(
             {
                 "model": f"{name}, channels-last" if asked.channels_last else name,
@@ -242,8 +237,8 @@ def _rows_of(name: str, known: Searches | None, asked: argparse.Namespace) -> li
                 "graphs": graphs.graphs,
                 "again": graphs.again,
                 "differs": worst,
-                "of one": one,
-                "explanations /min": 60 * rate / one,
+                "of one": asks,
+                "explanations /min": 60 * rate / asks,
             }
         )
         measure.table(rows[-1:])

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 import convad_fx
 from benchmarks import limits, measure
-from benchmarks.search import FAMILIES, masks_of, recorded
+from benchmarks.search import FAMILIES, Searches, masks_of, recorded
 from convad_fx.compiler import steps
 from convad_fx.compiler.plan import plan
 from convad_fx.compiler.trace import facts, trace
@@ -162,8 +162,9 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
     known = recorded(asked)
     for name, model, x, masked in limits.networks(asked):
         layers = layers_of(model, x)
+        searches = known or Searches.by(masked, [x])
         for family in FAMILIES:
-            calls = masks_of(family, masked, x, known, asked.masks)
+            calls = masks_of(family, searches, asked.masks)
             rows += rows_by_grid({"model": name, "masks": family}, masked, x, layers, calls)
     return rows
 

@@ -431,13 +431,16 @@ def _over_window(
     padding: Pairs,
     dilation: Sequence[int],
 ) -> Tensor:
-    """Reduce every window by combining shifted slices, one axis after the other."""
+    """Reduce every window by combining shifted slices, one axis after the other.
+
+    What padding adds is 0, which changes neither "or" nor a sum: axes can be padded one by one.
+    """
     as_bool = t.dtype == torch.bool
     if as_bool and _is_compiled_for_cpu(t):
         t = t.to(torch.int32)  # as `written` stores them: no bool is made of each in between
     axes = range(t.dim() - len(kernel), t.dim())
     for axis, k, s, pair, d in zip(axes, kernel, stride, padding, dilation, strict=True):
-        t = _padded(t, ((0, 0),) * (axis - axes[0]) + (pair,) + ((0, 0),) * (axes[-1] - axis))
+        t = _padded(t, (pair, *((0, 0),) * (axes[-1] - axis)))
         if k == s == 1:
             continue
         count = (t.shape[axis] - d * (k - 1) - 1) // s + 1

@@ -138,10 +138,13 @@ def test_a_compiled_gate_lets_the_same_bits_through(
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5])
+@pytest.mark.parametrize("kernel", [(3, 2), (3, 1)])
 @pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 2), (0, 1))])
-def test_compiled_windows_see_what_eager_ones_do(padding: A.Pairs, tau: float) -> None:
+def test_compiled_windows_see_what_eager_ones_do(
+    padding: A.Pairs, kernel: tuple[int, int], tau: float
+) -> None:
     activity = torch.rand(2, 1, 9, 12) < 0.3
-    options: Any = {"kernel": (3, 2), "stride": (2, 1), "padding": padding, "dilation": (1, 2)}
+    options: Any = {"kernel": kernel, "stride": (2, 1), "padding": padding, "dilation": (1, 2)}
     expected = A.window_activity(activity, **options, tau=tau)
     torch.compiler.reset()
     compiled = torch.compile(A.window_activity, backend="aot_eager", fullgraph=True)
