@@ -26,6 +26,7 @@ class Kit:
         assert spec is not None
         assert spec.loader is not None
         self._models = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = self._models  # torch.compile imports what it inlines by name
         spec.loader.exec_module(self._models)
 
     def __contains__(self, name: str) -> bool:

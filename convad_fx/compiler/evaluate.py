@@ -14,17 +14,16 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
 
-from convad_fx.compiler.batches import LARGE, LEAST, BatchSize, marked, rows_of
+from convad_fx.compiler.batches import LARGE, LEAST, BatchSize, Pace, marked, rows_of
 from convad_fx.compiler.boxed import Boxed, Parts
+from convad_fx.compiler.fingerprints import fingerprints
 from convad_fx.compiler.patched import Patched
 from convad_fx.compiler.tiles import Shared
 from convad_fx.compiler.ways import Ways
@@ -40,8 +39,8 @@ FEW = 64
 AT_MOST = 2
 #: A call is to take as many tiles as boxes of this share of an image.
 OF_TILE = 1 / 8
-#: Masks of each size of box whose answers in lower precision are held against float32's.
-COMPARED = 2
+#: Finding out which way masks may go is to take less than this share of what they take as they are.
+LOOKING = 1 / 4
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Memory of one image, in values of each of its positions; a batch that does not fit is halved.
 VALUES = 400
@@ -56,8 +55,8 @@ class Evaluation:
         passes: masks that went through the network: identical ones once.
         area: the share of a whole image's arithmetic that was done, on average over the passes.
         batches: how many calls it took, of the network or of a part of it.
-        deviation: largest difference of logits from float32, where compared: on the first two
-            masks of each size of box; None where nothing was.
+        deviation: largest difference of logits from float32, where compared: on two masks of
+            each size of box, the first and the last of a batch; None where nothing was.
     """
 
     logits: Tensor
@@ -89,6 +88,7 @@ class Engine:
         self.network, self.ways, self.parts = network, ways, parts
         self.reads_hidden = reads_hidden
         self.sizes: dict[Any, BatchSize] = {}
+        self.paces: dict[Any, Pace] = {}
         self.empty: dict[Any, Tensor] = {}
         self.weights: Weights | None = None
 
@@ -174,6 +174,7 @@ class _Run:
         kind = x.device.type
         outer = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self.key = (str(x.device), x.dtype, tuple(x.shape[2:]), precision, outer)
+        self.pace = engine.paces.setdefault(self.key, Pace())
         self.size = self._batch_size(batch_size, "whole images and boxes")
         self.patch_size = self._batch_size(batch_size, "patches")
         self.rest_size = self._batch_size(batch_size, "after tiles")
@@ -182,7 +183,7 @@ class _Run:
             self._batch_size(batch_size, f"tiles {i}", math.prod(share.counts))
             for i in range(len(share.stages))
         ]
-        self.seen: dict[bytes, int] = {}
+        self.seen: dict[tuple[int, ...], int] = {}
         self.rows: list[int] = []
         self.found: list[Tensor] = []  # answers, in the order they came
         self.places: list[int] = []  # which of the different masks they belong to
@@ -213,10 +214,8 @@ class _Run:
                 hint=f"one image, or as many as masks (at most {CHUNK})",
             )
         fresh, owners = [], []
-        packed = np.packbits(masks.flatten(1).cpu().numpy(), axis=1)
-        for i, bits in enumerate(packed):
-            own = i.to_bytes(8, "little") if self.x.shape[0] > 1 else b""
-            key = blake2b(own + bits.tobytes(), digest_size=16).digest()
+        for i, numbers in enumerate(fingerprints(masks)):
+            key = numbers if self.x.shape[0] == 1 else (i, *numbers)
             if key not in self.seen:
                 self.seen[key] = len(self.seen)
                 fresh.append(i)
@@ -261,7 +260,7 @@ class _Run:
 
     def _by_way(self, x: Tensor, masks: Tensor, owners: list[int]) -> None:
         region = self.engine.ways.region
-        if tuple(x.shape[2:]) != region.canvas:
+        if tuple(x.shape[2:]) != region.canvas or not self.pace.worth_looking("boxes", LOOKING):
             self._whole(x, masks, owners, list(range(len(masks))))
             return
         ways = self._ways(x, masks)
@@ -303,8 +302,9 @@ class _Run:
 
     def _looked_at(self, x: Tensor, masks: Tensor) -> tuple[Boxed, Patched, Shared | None]:
         ways, parts = self.engine.ways, self.engine.parts
-        boxed = Boxed(ways.region, parts, x, masks)
-        patched = Patched(ways.reuse, parts, x, masks, boxed.costs, self.size.call)
+        with self.pace.looking("boxes", len(masks)):
+            boxed = Boxed(ways.region, parts, x, masks)
+            patched = Patched(ways.reuse, parts, x, masks, boxed.costs, self.size.call)
         shared = self._shared(boxed, patched)
         patched.prepare([] if shared is None else shared.members)
         return boxed, patched, shared
@@ -322,6 +322,9 @@ class _Run:
         for members in (every, rest) if patched.members else (every,):
             if len(members) < ENOUGH:
                 return None
+            cost = sum(patched.costs[k] for k in members) / len(members)
+            if not self.pace.worth_looking("tiles", LOOKING * cost):
+                return None
             try:
                 shared = self._if_worthwhile(boxed, patched.costs, members)
             except (RuntimeError, MemoryError) as error:
@@ -338,13 +341,14 @@ class _Run:
         self, boxed: Boxed, otherwise: list[float], members: list[int]
     ) -> Shared | None:
         way, parts = self.engine.ways.share, self.engine.parts
-        if len(members) >= 2 * FEW:  # looking at all takes longer
-            few = Shared(way, parts, boxed, otherwise, members[:FEW])
-            if few.saves < few.cost / AT_MOST:
+        with self.pace.looking("tiles", len(members)):
+            if len(members) >= 2 * FEW:  # looking at all takes longer
+                few = Shared(way, parts, boxed, otherwise, members[:FEW])
+                if few.saves < few.cost / AT_MOST:
+                    return None
+            shared = Shared(way, parts, boxed, otherwise, members)
+            if not self._worthwhile(shared):
                 return None
-        shared = Shared(way, parts, boxed, otherwise, members)
-        if not self._worthwhile(shared):
-            return None
         for i, (number, size) in enumerate(zip(shared.tiles.numbers, self.tile_sizes, strict=True)):
             every, kind = list(range(number)), (f"tiles {i}",)
             ask = shared.tiles.asks(i, self.x, parts[f"tiles_{i}"])
@@ -377,10 +381,12 @@ class _Run:
         batch: BatchSize,
     ) -> None:
         """Ask for these masks. Their kind is the way they go and their size in tiles."""
-        for chosen, answer in self._answers(members, share, ask, kind, batch):
+        for chosen, written in self._answers(members, share, ask, kind, batch):
+            answer = written.clone()  # CUDA graphs write what they answer next over it
             if self.lower is not None and kind not in self.compared:
                 self.compared.add(kind)
-                self._compare(ask, chosen[:COMPARED], answer[:COMPARED])
+                ends = sorted({0, len(chosen) - 1})  # masks beside each other may be alike
+                self._compare(ask, [chosen[i] for i in ends], answer[ends])
             self._keep(answer, [owners[i] for i in chosen])
             self.passes += len(chosen)
             self.area += share * len(chosen)
@@ -414,6 +420,7 @@ class _Run:
             version = kind[0], len(chosen) >= LARGE
             if version in batch.met:  # the first may have compiled
                 batch.record(len(chosen) * share, seconds)
+                self.pace.images(len(chosen) * share, seconds)
             batch.met.add(version)
             done, self.batches = done + len(chosen), self.batches + 1
             yield chosen, answer
@@ -471,7 +478,7 @@ class _Run:
     # ------------------------------------------------------------------------------ the answer
 
     def _keep(self, answer: Tensor, owners: list[int]) -> None:
-        self.found.append(answer.clone())  # CUDA graphs write what they answer next over it
+        self.found.append(answer)
         self.places += owners
 
     def result(self) -> Evaluation:

@@ -141,7 +141,7 @@ class MaskedModule(Emitted):
                 the number of whole images that was fastest in a few trials. Results differ between
                 sizes by rounding.
             precision: "bfloat16" or "float16": autocast of a float32 network; ``deviation`` then
-                says how far logits were from float32, on the first two masks of each size of box.
+                says how far logits were from float32, on two masks of each size of box.
                 Default: the network's own.
             told: called with the number of masks after every batch.
             compared: of several calls, the sizes of boxes, in tiles, that were held against float32

@@ -87,8 +87,8 @@ class Evaluator:
 
     Attributes:
         evaluations: masks asked about so far.
-        deviation: with a precision, how far logits were from float32's, where compared: on the
-            first two masks of each size of box; else None.
+        deviation: with a precision, how far logits were from float32's, where compared: on
+            two masks of each size of box; else None.
 
     Raises:
         ImageError: the image is not one floating-point image.

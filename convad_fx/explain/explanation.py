@@ -114,8 +114,8 @@ class Explanation:
         contrast: what must be hidden for the class to change, where that was asked.
         precision: of the search's arithmetic, "bfloat16" or "float16"; None is the network's own.
             `confidence_whole` and `confidence_recheck` are always in the network's own.
-        deviation: with a precision, how far logits were from float32's, where compared: on the
-            first two masks of each size of box.
+        deviation: with a precision, how far logits were from float32's, where compared: on
+            two masks of each size of box.
     """
 
     mask: Mask

@@ -513,6 +513,36 @@ def test_lower_precision_says_how_far_it_is() -> None:
     assert 0 < lower.deviation < 0.2
 
 
+def test_the_first_and_the_last_of_a_batch_are_held_against_float32() -> None:
+    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).ways
+
+    def network(x: Tensor, mask: Tensor) -> Tensor:
+        kept = mask.flatten(1).sum(1, keepdim=True).float()
+        return kept + (kept == GRID[0] * GRID[1]) * torch.is_autocast_enabled("cpu")
+
+    engine = Engine(network, allowed, {}, reads_hidden=True)
+    masks = some_masks()[[0, 1, 2, 3, 10]]  # of the whole image it is off by one
+    assert engine.evaluate(torch.zeros(1, 3, *GRID), masks, 5, "bfloat16").deviation == 1
+    assert engine.evaluate(torch.zeros(1, 3, *GRID), masks[:4], 4, "bfloat16").deviation == 0
+
+
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_answers_that_are_written_over_by_the_next_are_kept(precision: str | None) -> None:
+    """As CUDA graphs do."""
+    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).ways
+    memory = torch.zeros(12, 1)
+
+    def network(x: Tensor, mask: Tensor) -> Tensor:
+        answer = memory[: len(mask)]
+        return answer.copy_(mask.flatten(1).sum(1, keepdim=True))
+
+    engine = Engine(network, allowed, {}, reads_hidden=True)
+    masks = some_masks()
+    found = engine.evaluate(torch.zeros(1, 3, *GRID), masks, 5, precision)
+    assert torch.equal(found.logits, masks.flatten(1).sum(1, keepdim=True).float())
+    assert found.deviation == (None if precision is None else 0)
+
+
 def cpu_allocator(_: str) -> RuntimeError:
     """What torch raises for a tensor of 2^60 values."""
     try:

@@ -1,0 +1,32 @@
+"""Masks and the numbers that stand for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from convad_fx.compiler.fingerprints import fingerprints
+
+
+@pytest.mark.parametrize("cells", [1, 8, 63, 64, 65, 200])
+def test_one_cell_makes_another_mask(cells: int) -> None:
+    masks = torch.zeros(cells + 1, 1, cells, dtype=torch.bool)
+    masks[torch.arange(cells), 0, torch.arange(cells)] = True
+    assert len(set(fingerprints(masks))) == cells + 1
+    assert len(set(fingerprints(~masks))) == cells + 1
+
+
+def test_what_is_the_same_has_the_same_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(40, 1, 30, 31, generator=generator) < 0.5
+    order = torch.randint(40, (200,), generator=generator)
+    found = fingerprints(masks[order])
+    assert found == [fingerprints(masks)[i] for i in order]
+    assert len(set(found)) == len(order.unique())
+
+
+def test_views_are_read_as_they_are() -> None:
+    masks = torch.rand(3, 1, 16, 20) < 0.5
+    assert fingerprints(masks.mT) == fingerprints(masks.mT.contiguous())
+    assert len(set(fingerprints(masks[:1].expand(4, 1, 16, 20)))) == 1
+    assert fingerprints(masks[:, :, :, ::2]) == fingerprints(masks[:, :, :, ::2].contiguous())
