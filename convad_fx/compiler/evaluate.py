@@ -420,7 +420,8 @@ class _Run:
             version = kind[0], len(chosen) >= LARGE
             if version in batch.met:  # the first may have compiled
                 batch.record(len(chosen) * share, seconds)
-                self.pace.images(len(chosen) * share, seconds)
+                if batch is self.size:  # tiles are counted otherwise, and patches cost more
+                    self.pace.images(len(chosen) * share, seconds)
             batch.met.add(version)
             done, self.batches = done + len(chosen), self.batches + 1
             yield chosen, answer
