@@ -25,8 +25,7 @@ def fingerprints(masks: Tensor) -> list[tuple[int, int]]:
     probability of 2^-33 at most, and both are with 2^-66.
     """
     cells = masks.flatten(1)
-    if rest := -cells.shape[1] % 64:
-        cells = F.pad(cells, (0, rest))
+    cells = F.pad(cells, (0, -cells.shape[1] % 64)).contiguous()  # a copy: memory of its own
     eight = cells.view(torch.uint8).view(torch.int64).chunk(8, 1)  # cells of a byte each
     packed = eight[0].clone()
     for bit in range(1, 8):

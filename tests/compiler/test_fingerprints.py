@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -30,3 +32,19 @@ def test_views_are_read_as_they_are() -> None:
     assert fingerprints(masks.mT) == fingerprints(masks.mT.contiguous())
     assert len(set(fingerprints(masks[:1].expand(4, 1, 16, 20)))) == 1
     assert fingerprints(masks[:, :, :, ::2]) == fingerprints(masks[:, :, :, ::2].contiguous())
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda line: line[1:129].view(2, 1, 8, 8),  # begins amid eight bytes
+        lambda line: line[1:257:2].view(2, 1, 1, 64),  # every other byte
+        lambda line: line[:128].view(1, 8, 8, 2).permute(3, 0, 1, 2),  # the batch beside each other
+        lambda line: line[:64].view(1, 1, 8, 8).expand(2, 1, 8, 8),  # the same memory twice
+    ],
+)
+def test_memory_of_any_order_is_read(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    masks = view(torch.rand(300, generator=torch.Generator().manual_seed(0)) < 0.5)
+    assert masks.shape[0] == 2
+    fresh = torch.stack([mask.clone(memory_format=torch.contiguous_format) for mask in masks])
+    assert fingerprints(masks) == fingerprints(fresh)
