@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _always_looking() -> Iterator[None]:
     """Small networks are done before `evaluate` has seen which way masks may go; all is tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convad_fx.compiler.evaluate.LOOKING", math.inf)
+        patch.setattr("convad_fx.compiler.looking.SHARE", 1e9)
         yield
 
 

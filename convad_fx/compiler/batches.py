@@ -7,12 +7,8 @@ more depends on the network and the machine.
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
@@ -157,48 +153,6 @@ class BatchSize:
         found: NDArray[np.float64]
         found, _ = optimize.nnls(rows, np.append(np.ones_like(each), np.zeros(2)))
         return found
-
-
-@dataclass(slots=True)
-class Pace:
-    """How long an image takes, and finding out which way a mask may go: whether that is worth it.
-
-    Looking is done on the host. A GPU may have answered before it is done.
-
-    >>> pace = Pace()
-    >>> pace.worth_looking("boxes", 0.25)             # nothing is known yet
-    True
-    >>> pace.images(10, seconds=0.02)
-    >>> pace.looks["boxes"] = deque([0.001])          # seconds a mask, as `looking` takes them
-    >>> pace.worth_looking("boxes", 0.25)             # half as long as an image
-    False
-
-    Attributes:
-        each: seconds per image, of the last calls.
-        looks: seconds per mask, of the last looks of each kind, but for the first.
-    """
-
-    each: deque[float] = field(default_factory=lambda: deque(maxlen=20))
-    looks: dict[str, deque[float]] = field(default_factory=dict)
-
-    def images(self, number: float, seconds: float) -> None:
-        """What a call took, for so many whole images' worth."""
-        self.each.append(seconds / number)
-
-    @contextmanager
-    def looking(self, kind: str, masks: int) -> Iterator[None]:
-        """Look inside at so many masks."""
-        began = time.perf_counter()
-        yield
-        if kind in self.looks:
-            self.looks[kind].append((time.perf_counter() - began) / masks)
-        else:  # what is done for the first time takes longer
-            self.looks[kind] = deque(maxlen=5)
-
-    def worth_looking(self, kind: str, images: float) -> bool:
-        """Whether looking at a mask takes less than so much of an image, as far as is known."""
-        looks = self.looks.get(kind)
-        return not looks or not self.each or median(looks) < images * median(self.each)
 
 
 def _boxes(images: int, share: float) -> int:

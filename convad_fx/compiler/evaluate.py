@@ -3,7 +3,8 @@
 The way of a mask: met before? nothing kept? else on the box of what it keeps, from the activities
 of every level, or on the patches that what it hides can change, whichever is less; boxes of one
 size form a batch. If it is less again, masks share tiles of the first layers. What a network allows
-was decided on the graph (`region`, `reuse`, `share`).
+was decided on the graph (`region`, `reuse`, `share`). Where it takes longer to look than it may save
+(`looking`), masks go on whole images.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from convad_fx.compiler.batches import LARGE, LEAST, BatchSize, Pace, marked, rows_of
+from convad_fx.compiler.batches import LARGE, LEAST, BatchSize, marked, rows_of
 from convad_fx.compiler.boxed import Boxed, Parts
 from convad_fx.compiler.fingerprints import fingerprints
+from convad_fx.compiler.looking import Looking
 from convad_fx.compiler.patched import Patched
 from convad_fx.compiler.tiles import Shared
 from convad_fx.compiler.ways import Ways
@@ -39,8 +41,6 @@ FEW = 64
 AT_MOST = 2
 #: A call is to take as many tiles as boxes of this share of an image.
 OF_TILE = 1 / 8
-#: Finding out which way masks may go is to take less than this share of what they take as they are.
-LOOKING = 1 / 4
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Memory of one image, in values of each of its positions; a batch that does not fit is halved.
 VALUES = 400
@@ -88,7 +88,7 @@ class Engine:
         self.network, self.ways, self.parts = network, ways, parts
         self.reads_hidden = reads_hidden
         self.sizes: dict[Any, BatchSize] = {}
-        self.paces: dict[Any, Pace] = {}
+        self.lookings: dict[Any, Looking] = {}
         self.empty: dict[Any, Tensor] = {}
         self.weights: Weights | None = None
 
@@ -174,7 +174,7 @@ class _Run:
         kind = x.device.type
         outer = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self.key = (str(x.device), x.dtype, tuple(x.shape[2:]), precision, outer)
-        self.pace = engine.paces.setdefault(self.key, Pace())
+        self.looking = engine.lookings.setdefault(self.key, Looking())
         self.size = self._batch_size(batch_size, "whole images and boxes")
         self.patch_size = self._batch_size(batch_size, "patches")
         self.rest_size = self._batch_size(batch_size, "after tiles")
@@ -240,7 +240,8 @@ class _Run:
             masks, x = masks[left], x if x.shape[0] == 1 else x[left]
             owners = [owners[i] for i in left.tolist()]
         if len(masks):
-            self._by_way(x, masks, owners)
+            with self.looking.answering(len(masks)):
+                self._by_way(x, masks, owners)
         if asked is not None:
             self.engine.empty[self.key] = self._answer(asked)
         if told:
@@ -260,7 +261,7 @@ class _Run:
 
     def _by_way(self, x: Tensor, masks: Tensor, owners: list[int]) -> None:
         region = self.engine.ways.region
-        if tuple(x.shape[2:]) != region.canvas or not self.pace.worth_looking("boxes", LOOKING):
+        if tuple(x.shape[2:]) != region.canvas or not self.looking.pays("boxes", len(masks)):
             self._whole(x, masks, owners, list(range(len(masks))))
             return
         ways = self._ways(x, masks)
@@ -302,7 +303,7 @@ class _Run:
 
     def _looked_at(self, x: Tensor, masks: Tensor) -> tuple[Boxed, Patched, Shared | None]:
         ways, parts = self.engine.ways, self.engine.parts
-        with self.pace.looking("boxes", len(masks)):
+        with self.looking.at("boxes", len(masks)):
             boxed = Boxed(ways.region, parts, x, masks)
             patched = Patched(ways.reuse, parts, x, masks, boxed.costs, self.size.call)
         shared = self._shared(boxed, patched)
@@ -320,10 +321,7 @@ class _Run:
         every = list(range(len(boxed.sizes)))
         rest = [k for k in every if k not in patched.members]
         for members in (every, rest) if patched.members else (every,):
-            if len(members) < ENOUGH:
-                return None
-            cost = sum(patched.costs[k] for k in members) / len(members)
-            if not self.pace.worth_looking("tiles", LOOKING * cost):
+            if len(members) < ENOUGH or not self.looking.pays("tiles", len(members)):
                 return None
             try:
                 shared = self._if_worthwhile(boxed, patched.costs, members)
@@ -341,7 +339,7 @@ class _Run:
         self, boxed: Boxed, otherwise: list[float], members: list[int]
     ) -> Shared | None:
         way, parts = self.engine.ways.share, self.engine.parts
-        with self.pace.looking("tiles", len(members)):
+        with self.looking.at("tiles", len(members)):
             if len(members) >= 2 * FEW:  # looking at all takes longer
                 few = Shared(way, parts, boxed, otherwise, members[:FEW])
                 if few.saves < few.cost / AT_MOST:
@@ -420,8 +418,6 @@ class _Run:
             version = kind[0], len(chosen) >= LARGE
             if version in batch.met:  # the first may have compiled
                 batch.record(len(chosen) * share, seconds)
-                if batch is self.size:  # tiles are counted otherwise, and patches cost more
-                    self.pace.images(len(chosen) * share, seconds)
             batch.met.add(version)
             done, self.batches = done + len(chosen), self.batches + 1
             yield chosen, answer

@@ -10,6 +10,8 @@ from torch import Tensor
 
 #: Of random numbers.
 SEED = 0
+#: Masks of which words and products are in memory at once.
+AT_ONCE = 64
 
 
 def fingerprints(masks: Tensor) -> list[tuple[int, int]]:
@@ -24,20 +26,27 @@ def fingerprints(masks: Tensor) -> list[tuple[int, int]]:
     32 cells times random numbers, modulo 2^64: of two masks that differ it is the same with a
     probability of 2^-33 at most, and both are with 2^-66.
     """
-    cells = masks.flatten(1)
-    cells = F.pad(cells, (0, -cells.shape[1] % 64)).contiguous()  # a copy: memory of its own
-    eight = cells.view(torch.uint8).view(torch.int64).chunk(8, 1)  # cells of a byte each
+    sums = torch.cat([_sums(some) for some in torch.split(masks.flatten(1), AT_ONCE)])
+    return [(first, second) for first, second in sums.tolist()]
+
+
+def _sums(masks: Tensor) -> Tensor:
+    """(K, cells) -> (K, 2)."""
+    cells = masks.view(torch.uint8).clamp(max=1)  # memory of its own; any byte but 0 may be True
+    cells = F.pad(cells, (0, -cells.shape[1] % 64)).contiguous()
+    eight = cells.view(torch.int64).chunk(8, 1)  # cells of a byte each
     packed = eight[0].clone()
     for bit in range(1, 8):
         packed |= eight[bit] << bit
     words = packed.view(torch.int32)
-    sums = [(words * factors).sum(1).tolist() for factors in _random(words.shape[1], masks.device)]
-    return list(zip(*sums, strict=True))
+    factors = _random(words.shape[1], masks.device)
+    return torch.stack([(words * some).sum(1) for some in factors], 1)
 
 
 @functools.lru_cache(maxsize=8)
 def _random(words: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(SEED)
     bounds = torch.iinfo(torch.int64)
-    drawn = torch.randint(bounds.min, bounds.max, (2, words), generator=generator)
+    shape = (2, words)
+    drawn = torch.randint(bounds.min, bounds.max, shape, generator=generator, device="cpu")
     return drawn.to(device)

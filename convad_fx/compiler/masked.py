@@ -131,7 +131,8 @@ class MaskedModule(Emitted):
         ``.data``, which nobody can see, convert again), and where the graph allows it (see
         ``masked.ways``, or `convad_fx.check`) a box stands for the image where a mask keeps little,
         and where it hides little only what that changes is computed again; and of the first layers
-        what masks of one image have alike is computed once. Gradients are not recorded.
+        what masks of one image have alike is computed once. Where finding out takes longer than it
+        may save, as on a large GPU, whole images it is. Gradients are not recorded.
 
         Args:
             x: one image (1, C, *grid), or one for each mask (at most 512 then).

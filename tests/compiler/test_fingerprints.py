@@ -20,11 +20,17 @@ def test_one_cell_makes_another_mask(cells: int) -> None:
 
 def test_what_is_the_same_has_the_same_numbers() -> None:
     generator = torch.Generator().manual_seed(0)
-    masks = torch.rand(40, 1, 30, 31, generator=generator) < 0.5
-    order = torch.randint(40, (200,), generator=generator)
+    masks = torch.rand(140, 1, 30, 31, generator=generator) < 0.5
+    order = torch.randint(140, (200,), generator=generator)
     found = fingerprints(masks[order])
     assert found == [fingerprints(masks)[i] for i in order]
     assert len(set(found)) == len(order.unique())
+
+
+def test_any_byte_but_zero_is_true() -> None:
+    numbers = torch.tensor([[0, 255, 2, 0], [0, 1, 1, 0], [0, 1, 2, 255]], dtype=torch.uint8)
+    a, b, c = fingerprints(numbers.view(torch.bool))
+    assert a == b != c
 
 
 def test_views_are_read_as_they_are() -> None:

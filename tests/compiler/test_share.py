@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convad_fx
-from convad_fx.compiler import evaluate, patched, region, reuse, share, tiles
+from convad_fx.compiler import evaluate, looking, patched, region, reuse, share, tiles
 from convad_fx.compiler.batches import BatchSize
 from convad_fx.compiler.share import Read, widest
 from convad_fx.compiler.tiles import Sums
@@ -271,7 +270,7 @@ def test_what_a_search_asks_first_shares_tiles_where_masks_hide_little_too() -> 
 @pytest.mark.parametrize(
     ("boxes", "tiles", "ways"),
     [
-        (0.2, 0.01, {"rest"}),  # seconds a mask, where an image takes one
+        (0.2, 0.01, {"rest"}),  # seconds a mask, of which answering takes one
         (0.2, 0.3, {"boxed"}),
         (0.3, 0.01, set()),
     ],
@@ -283,28 +282,27 @@ def test_where_looking_takes_longer_than_it_may_save_it_is_left(
     ways: set[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(evaluate, "LOOKING", 1 / 4)
+    monkeypatch.setattr(looking, "SHARE", 1 / 4)
+    monkeypatch.setattr(looking, "MANY", 8)
     monkeypatch.setattr(BatchSize, "call", 0.02)  # whatever it was timed to be
     torch.manual_seed(0)
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()[:8]
     masked = convad_fx.convert(built("strided"), x)
     calls = calls_of(masked)
     masked.evaluate(x, masks)
-    (pace,) = masked.__dict__["engine"].paces.values()
-    assert pace.looks == {"boxes": deque(), "tiles": deque()}  # not timed the first time
-    assert calls["rest"]
-    masked.evaluate(x, masks)
-    assert all(0 < seconds < 1 for looks in pace.looks.values() for seconds in looks)
-    assert not pace.each  # tiles are no images
-    pace.each, pace.looks = deque([1.0]), {"boxes": deque([boxes]), "tiles": deque([tiles])}
+    (known,) = masked.__dict__["engine"].lookings.values()
+    assert {kind: len(looks) for kind, looks in known.looks.items()} == {"boxes": 1, "tiles": 1}
+    assert known.looked > 0
+    assert known.answered == pytest.approx(8 * known.answers[0])
+    known.looks["boxes"].extend([boxes] * 5)
+    known.looks["tiles"].extend([tiles] * 5)
+    known.answers.extend([1.0] * 5)
     for asked in calls.values():
         asked.clear()
     found = masked.evaluate(x, masks)
     assert {way for way in ("boxed", "rest") if calls[way]} == ways
     with torch.inference_mode():
         assert torch.allclose(found.logits, masked(x, masks))
-    assert all(0 < seconds <= 1 for seconds in pace.each)
-    assert len(pace.each) > 1 or "rest" in ways
 
 
 def test_a_call_whose_first_masks_go_on_patches_goes_on_looking_for_tiles(
