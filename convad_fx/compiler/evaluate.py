@@ -3,8 +3,8 @@
 The way of a mask: met before? nothing kept? else on the box of what it keeps, from the activities
 of every level, or on the patches that what it hides can change, whichever is less; boxes of one
 size form a batch. If it is less again, masks share tiles of the first layers. What a network allows
-was decided on the graph (`region`, `reuse`, `share`). Where it takes longer to look than it may save
-(`looking`), masks go on whole images.
+was decided on the graph (`region`, `reuse`, `share`). Where looking takes longer than it may save,
+masks go on whole images (`looking`).
 """
 
 from __future__ import annotations
