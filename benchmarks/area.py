@@ -23,7 +23,7 @@ import torch
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.compiler.evaluate import ENOUGH
+from convad_fx.engine.engine import ENOUGH
 
 MODELS = ("resnet50", "mobilenet_v2")
 TILES = 7  # of a side

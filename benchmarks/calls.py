@@ -23,7 +23,7 @@ import torch
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.compiler.boxed import Boxed
+from convad_fx.engine.box import Boxed
 
 MODELS = ("mobilenet_v2", "resnet50")
 SIDES = (97, 129, 161, 193)  # of 224

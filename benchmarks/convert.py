@@ -26,14 +26,14 @@ from torch import Tensor, nn
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.compiler import Policy
-from convad_fx.compiler.checker import report_of
-from convad_fx.compiler.masked import MaskedModule
-from convad_fx.compiler.plan import plan
-from convad_fx.compiler.rewrite import rewrite
-from convad_fx.compiler.simplify import simplify
-from convad_fx.compiler.trace import trace
-from convad_fx.compiler.ways import ways_of
+from convad_fx.compiler.analysis.propagate import plan
+from convad_fx.compiler.analysis.report import report_of
+from convad_fx.compiler.capture.trace import trace
+from convad_fx.compiler.lowering.strategies import ways_of
+from convad_fx.compiler.passes.insert_gates import rewrite
+from convad_fx.compiler.passes.simplify import simplify
+from convad_fx.compiler.policy import Policy
+from convad_fx.module import MaskedModule
 
 MODELS = (
     "resnet18",

@@ -32,7 +32,7 @@ import convad_fx
 from benchmarks import measure
 from benchmarks.kit import Kit
 from benchmarks.search import Painting
-from convad_fx.explain.evaluate import Evaluator
+from convad_fx.explain.evaluator import Evaluator
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.responsibility import responsibility
 from convad_fx.explain.sufficient import Suffices, order, shortest

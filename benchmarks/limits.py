@@ -33,9 +33,9 @@ from torch import Tensor, nn
 import convad_fx
 from benchmarks import measure
 from benchmarks.search import MODELS, SIZE, Searches, masks_of, recorded
-from convad_fx.compiler.boxed import boxes, extent
-from convad_fx.compiler.groups import Shares, merged
-from convad_fx.compiler.region import Region
+from convad_fx.compiler.lowering.box import Region
+from convad_fx.engine.box import boxes, extent
+from convad_fx.engine.bucketing import Shares, merged
 
 ROUNDED = 16
 CALL = 0.3

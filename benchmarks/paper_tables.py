@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convad_fx.compiler import Policy
+from convad_fx.compiler.policy import Policy
 from convad_fx.metrics import bootstrap, paired
 from convad_fx.metrics.agreement import auc, rank_correlation
 from convad_fx.metrics.statistics import Paired

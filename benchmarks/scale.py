@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.compiler.evaluate import PRECISIONS, Evaluation
+from convad_fx.engine.engine import PRECISIONS, Evaluation
 
 MODELS = ("mobilenet_v2",)
 FIXED = 8

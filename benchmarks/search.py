@@ -38,8 +38,8 @@ from torch import Tensor
 import convad_fx
 from benchmarks import measure
 from benchmarks.kit import Kit
-from convad_fx.compiler.evaluate import CHUNK, Evaluation
-from convad_fx.explain.evaluate import Evaluator
+from convad_fx.engine.engine import CHUNK, Evaluation
+from convad_fx.explain.evaluator import Evaluator
 from convad_fx.explain.responsibility import responsibility
 
 MODELS = ("resnet50", "mobilenet_v2")

@@ -32,9 +32,9 @@ from torch.nn import functional as F
 import convad_fx
 from benchmarks import limits, measure
 from benchmarks.search import FAMILIES, Searches, masks_of, recorded
-from convad_fx.compiler import steps
-from convad_fx.compiler.plan import plan
-from convad_fx.compiler.trace import facts, trace
+from convad_fx.compiler.analysis import steps
+from convad_fx.compiler.analysis.propagate import plan
+from convad_fx.compiler.capture.trace import facts, trace
 
 TILE = 32
 #: What stands for a cell that is not computed.

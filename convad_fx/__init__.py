@@ -13,7 +13,10 @@ torch.Size([8, 1000])
 from convad_fx import metrics
 from convad_fx.allocator import keep_memory
 from convad_fx.artifact import load, save
-from convad_fx.compiler import Finding, MaskedModule, Policy, Report, check, convert
+from convad_fx.compiler.analysis.plan import Finding
+from convad_fx.compiler.analysis.report import Report
+from convad_fx.compiler.policy import Policy
+from convad_fx.convert import check, convert
 
 # `convad_fx.explain` is the function; the package of that name stays importable from
 from convad_fx.explain import (
@@ -24,7 +27,8 @@ from convad_fx.explain import (
     explain_disjoint,
     occlusion,
 )
-from convad_fx.program import export, export_onnx
+from convad_fx.exporting import export, export_onnx
+from convad_fx.module import MaskedModule
 from convad_fx.tuning import Tuning, tune
 
 __all__ = [

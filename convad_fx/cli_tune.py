@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from convad_fx import images, tuning
-from convad_fx.compiler import Policy
+from convad_fx.compiler.policy import Policy
 from convad_fx.errors import MaskError, PolicyError, Unavailable
-from convad_fx.explain.evaluate import Mask
+from convad_fx.explain.evaluator import Mask
 from convad_fx.images import Preprocess
 
 #: Sets of policies that `--grid` names.

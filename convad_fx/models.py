@@ -37,9 +37,11 @@ import torchvision
 from torch import nn
 
 from convad_fx import artifact, images
-from convad_fx.compiler import MaskedModule, Policy, convert
+from convad_fx.compiler.policy import Policy
+from convad_fx.convert import convert
 from convad_fx.errors import ConvadError, ImageError, ModelError, PolicyError, Unavailable
 from convad_fx.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, standard
+from convad_fx.module import MaskedModule
 from convad_fx.weights import class_count, fill, read
 
 # A server that says nothing for so long will not; torch.hub by itself would wait for ever.

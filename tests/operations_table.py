@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convad_fx.compiler import steps
-from convad_fx.compiler.ops import SPELLINGS, Spelling
-from convad_fx.compiler.rules import REGISTRY
-from convad_fx.compiler.trace import function_name
+from convad_fx.compiler.analysis import steps
+from convad_fx.compiler.analysis.rules import REGISTRY
+from convad_fx.compiler.capture.op_schema import SPELLINGS, Spelling
+from convad_fx.compiler.capture.trace import function_name
 from tests.cases import BATCH, CASES, FIRST, Case
 from tests.oracle import operation_of, planned
 

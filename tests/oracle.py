@@ -27,12 +27,13 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convad_fx.compiler import Policy
-from convad_fx.compiler.ops import view
-from convad_fx.compiler.plan import Plan, Tracked, plan
-from convad_fx.compiler.rewrite import Inserted, rewrite
-from convad_fx.compiler.simplify import simplify
-from convad_fx.compiler.trace import META, Facts, Trace, facts, trace
+from convad_fx.compiler.analysis.plan import Plan, Tracked
+from convad_fx.compiler.analysis.propagate import plan
+from convad_fx.compiler.capture.op_schema import view
+from convad_fx.compiler.capture.trace import META, Facts, Trace, facts, trace
+from convad_fx.compiler.passes.insert_gates import Inserted, rewrite
+from convad_fx.compiler.passes.simplify import simplify
+from convad_fx.compiler.policy import Policy
 from tests.cases import CASES, Case, Sample
 
 Node = torch.fx.Node

@@ -16,9 +16,9 @@ from torch._dynamo.utils import counters
 import convad_fx
 from benchmarks.hook_based import HookBased
 from convad_fx import metrics
-from convad_fx.compiler import evaluate
-from convad_fx.compiler.batches import BatchSize
 from convad_fx.demo import network, scenes
+from convad_fx.engine import engine as evaluate
+from convad_fx.engine.batch_size import BatchSize
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

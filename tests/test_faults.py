@@ -22,9 +22,9 @@ PAGE = ROOT / "docs" / "faults.md"
 LAWS = "tests/test_properties.py::"
 POLICIES = f"{LAWS}test_the_usual_network_meets_every_policy"
 HIDDEN = f"{LAWS}test_hidden_values_never_matter"
-TILES = "tests/compiler/test_share.py"
-BOXES = "tests/compiler/test_region.py"
-TOYS = "tests/compiler/test_masked.py::"
+TILES = "tests/compiler/lowering/test_tile.py"
+BOXES = "tests/compiler/lowering/test_box.py"
+TOYS = "tests/test_module.py::"
 ORACLE = "tests/test_oracle.py::test_the_rule_agrees_with_the_operation"
 
 
@@ -42,28 +42,28 @@ class Fault:
 FAULTS = (
     Fault(
         "the convolution's rule forgets dilation",
-        "rules/window.py",
+        "compiler/analysis/rules/window.py",
         "    dilation = per_axis(op.dilation, dims)\n",
         "    dilation = (1,) * dims\n",
-        "tests/compiler/test_rules.py::test_step",
+        "tests/compiler/analysis/test_rules.py::test_step",
     ),
     Fault(
         "padding counts as visible",
-        "activity.py",
+        "compiler/kernels/activity.py",
         "    if exists is None and all(lo == hi == 0 for lo, hi in padding):\n",
         "    if exists is None:\n",
-        "tests/compiler/test_activity.py::test_where_all_is_kept_all_is_active",
+        "tests/compiler/kernels/test_activity.py::test_where_all_is_kept_all_is_active",
     ),
     Fault(
         "explicit padding counts as visible",
-        "rewrite.py",
+        "compiler/passes/insert_gates.py",
         '                    kwargs["value"] = False\n',
         '                    kwargs["value"] = True\n',
         ORACLE,
     ),
     Fault(
         "every gate that is not the last is dropped",
-        "simplify.py",
+        "compiler/passes/simplify.py",
         "        if any(_needs(user, _inserted(node).source, plan) for user in node.users):\n"
         "            continue\n",
         "",
@@ -71,35 +71,35 @@ FAULTS = (
     ),
     Fault(
         "a gate multiplies instead of choosing",
-        "activity.py",
+        "compiler/kernels/activity.py",
         "    return (z.view(bits) & -activity.to(bits)).view(z.dtype)\n",
         "    return z * activity\n",
         HIDDEN,
     ),
     Fault(
         "union for intersection in a product",
-        "activity.py",
+        "compiler/kernels/activity.py",
         '    """Activity of a product: the intersection."""\n    return a & b\n',
         '    """Activity of a product: the intersection."""\n    return a | b\n',
         ORACLE,
     ),
     Fault(
         "intersection for union in a sum",
-        "activity.py",
+        "compiler/kernels/activity.py",
         "        return a | b if tau < 0.5 else a & b\n",
         "        return a & b\n",
         POLICIES,
     ),
     Fault(
         "hidden cells read as zero in a maximum",
-        "plan.py",
+        "compiler/analysis/propagate.py",
         '        fill: float | None = -math.inf if step.reads == "max" else 0.0\n',
         "        fill: float | None = 0.0\n",
         "tests/compiler/test_golden.py::test_plan_and_code",
     ),
     Fault(
         "tau is applied to global reductions",
-        "plan.py",
+        "compiler/analysis/propagate.py",
         "            index = self._anywhere(source.row, axes)\n",
         '            how = Derivation("share_activity", (("axes", axes), ("tau", self.policy.tau)))\n'  # noqa: E501
         "            index = self._intern(how, (source.row,), left)\n",
@@ -107,7 +107,7 @@ FAULTS = (
     ),
     Fault(
         "concatenation takes the first operand's activity for all",
-        "plan.py",
+        "compiler/analysis/propagate.py",
         "        if len(given) == len(rows) and len(set(given)) == 1 and not"
         " first.full[step.axis]:\n",
         "        if not first.full[step.axis]:\n",
@@ -115,21 +115,21 @@ FAULTS = (
     ),
     Fault(
         "strict forgets that the whole window must be kept",
-        "plan.py",
+        "compiler/analysis/propagate.py",
         '        if strict:\n            options += (("whole", True),)\n        if step.ceil_mode:\n',  # noqa: E501
         "        if step.ceil_mode:\n",
         POLICIES,
     ),
     Fault(
         "readers of a tensor changed in place read the old one",
-        "trace.py",
+        "compiler/capture/trace.py",
         "                user.replace_input_with(operand, node)\n",
         "                pass\n",
         f"{TOYS}test_theorem_1_bit_for_bit",
     ),
     Fault(
         "the model's own modules are used, in-place flags and all",
-        "trace.py",
+        "compiler/capture/trace.py",
         "            twin = object.__new__(type(module))\n"
         "            twin.__dict__.update(module.__dict__)\n",
         "            twin = module\n",
@@ -137,21 +137,21 @@ FAULTS = (
     ),
     Fault(
         "pixels are hoisted past a size that is read",
-        "simplify.py",
+        "compiler/passes/simplify.py",
         "            if not _broadcasts(user, plan):\n                return 0\n",
         "",
         "tests/compiler/test_golden.py::test_a_size_read_before_the_first_gate_is_the_mask_batch",
     ),
     Fault(
         "a mean under `renormalize` divides by the full count",
-        "activity.py",
+        "compiler/kernels/activity.py",
         "    ratio = full.to(exact) / active.clamp(min=1).to(exact)\n",
         "    ratio = full.to(exact) / full.to(exact)\n",
         POLICIES,
     ),
     Fault(
         "a box takes what lies outside a grid for the zeros that were put around it",
-        "region.py",
+        "compiler/lowering/box.py",
         "if self._padded(self.at) in self.boxes and not zeroes("
         "inside_of_zeros(self.at, self.plan)):",
         "if False:",
@@ -159,14 +159,14 @@ FAULTS = (
     ),
     Fault(
         "tiles are told apart by what they cover, not by all that they depend on",
-        "tiles.py",
+        "engine/tile.py",
         "        return (start - low).clip(0, cells), (start + n + high).clip(0, cells)\n",
         "        return start.clip(0, cells), (start + n).clip(0, cells)\n",
         f"{TILES}::test_shared_tiles_give_what_the_whole_image_gives",
     ),
     Fault(
         "of bytes that a patch covers in part, the rest counts as well",
-        "tiles.py",
+        "engine/tile.py",
         "        before = np.uint8(255) >> (first % 8).astype(np.uint8)",
         "        before = np.uint8(255) + 0 * (first % 8).astype(np.uint8)",
         f"{TILES}::test_equal_activities_have_equal_sums_and_others_do_not",
@@ -180,7 +180,7 @@ def test_a_planted_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
     for part in ("convad_fx", "tests"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    file = tmp_path / "convad_fx" / "compiler" / fault.file
+    file = tmp_path / "convad_fx" / fault.file
     text = file.read_text()
     assert text.count(fault.old) == 1, "the fault no longer fits the code: write it anew"
     file.write_text(text.replace(fault.old, fault.new))

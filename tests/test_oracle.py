@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convad_fx.compiler import Policy, steps
-from convad_fx.compiler.ops import SPELLINGS
-from convad_fx.compiler.rules import REGISTRY
-from convad_fx.compiler.trace import trace
+from convad_fx.compiler.analysis import steps
+from convad_fx.compiler.analysis.rules import REGISTRY
+from convad_fx.compiler.capture.op_schema import SPELLINGS
+from convad_fx.compiler.capture.trace import trace
+from convad_fx.compiler.policy import Policy
 from tests import oracle
 from tests.cases import CASES, Case, Of, Sample
 from tests.operations_table import PAGE, SAYS, kinds_of, page

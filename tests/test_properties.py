@@ -37,9 +37,14 @@ from strategies import (
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx.compiler import evaluate, patched, region, reuse, share, tiles
-from convad_fx.compiler.batches import BatchSize
-from convad_fx.compiler.convert import convert as convert_plainly
+from convad_fx.compiler.lowering import box as region
+from convad_fx.compiler.lowering import patch as reuse
+from convad_fx.compiler.lowering import tile as share
+from convad_fx.convert import convert as convert_plainly
+from convad_fx.engine import engine as evaluate
+from convad_fx.engine import patch as patched
+from convad_fx.engine import tile as tiles
+from convad_fx.engine.batch_size import BatchSize
 
 # One network by hand, so that the laws are met by a usual one whatever is drawn.
 USUAL = Network(

@@ -21,8 +21,9 @@ import torch.overrides
 import torchvision
 from torch import nn
 
-from convad_fx.compiler import activity, crop, patch
-from convad_fx.compiler.ops import SPELLINGS
+from convad_fx.compiler.capture.op_schema import SPELLINGS
+from convad_fx.compiler.kernels import activity, patch
+from convad_fx.compiler.kernels import box as crop
 from convad_fx.errors import ArtifactError
 
 _OPERATORS = """

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from convad_fx.artifact import allowed
 from convad_fx.artifact.lower import lowered
-from convad_fx.compiler.checker import Report
-from convad_fx.compiler.masked import MaskedModule
-from convad_fx.compiler.plan import Finding
+from convad_fx.compiler.analysis.plan import Finding
+from convad_fx.compiler.analysis.report import Report
+from convad_fx.compiler.lowering.box import Level, Region
+from convad_fx.compiler.lowering.cost_model import Cost, Work
+from convad_fx.compiler.lowering.patch import Reuse
+from convad_fx.compiler.lowering.strategies import Ways
+from convad_fx.compiler.lowering.tile import Read, Share, Stage
 from convad_fx.compiler.policy import Policy
-from convad_fx.compiler.region import Level, Region
-from convad_fx.compiler.reuse import Reuse
-from convad_fx.compiler.share import Read, Share, Stage
-from convad_fx.compiler.ways import Ways
-from convad_fx.compiler.work import Cost, Work
 from convad_fx.errors import ArtifactError
+from convad_fx.module import MaskedModule
 
 Json = Any
 _OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convad_fx import program as exporting
-from convad_fx.compiler.masked import MaskedModule
-from convad_fx.compiler.trace import quiet
+from convad_fx import exporting
+from convad_fx.compiler.capture.trace import quiet
 from convad_fx.errors import Unavailable
+from convad_fx.module import MaskedModule
 
 
 def build(masked: MaskedModule) -> tuple[bytes, dict[str, Any]]:

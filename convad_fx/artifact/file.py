@@ -30,13 +30,13 @@ import torch
 
 from convad_fx.artifact import codec
 from convad_fx.artifact import compiled as machine
-from convad_fx.compiler.checker import Report
-from convad_fx.compiler.masked import MaskedModule
+from convad_fx.compiler.analysis.report import Report
 from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ArtifactError, ConvadError, UntrustedArtifact
+from convad_fx.module import MaskedModule
 from convad_fx.versions import versions
 
-FORMAT, VERSION = "convad_fx artifact", 2
+FORMAT, VERSION = "convad_fx artifact", 3
 _MANIFEST, _NETWORK, _WEIGHTS = "manifest.json", "network.json", "weights.safetensors"
 _COMPILED = "compiled.pt2"
 _NO_CODE = "nothing of it was run"

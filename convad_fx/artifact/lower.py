@@ -14,8 +14,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convad_fx.compiler.activity import same_padded
-from convad_fx.compiler.trace import WHOLE_MODULES
+from convad_fx.compiler.capture.trace import WHOLE_MODULES
+from convad_fx.compiler.kernels.activity import same_padded
 from convad_fx.errors import ArtifactError
 
 #: A function of timm that asks for sizes, and ours that does the same.

@@ -1,9 +1,4 @@
-"""Trained model -> MaskedModule: trace -> ops -> rules -> plan -> check -> rewrite -> simplify."""
+"""From a trained model to a masked graph: capture, analysis, passes, lowering.
 
-from convad_fx.compiler.checker import Report
-from convad_fx.compiler.convert import check, convert
-from convad_fx.compiler.masked import MaskedModule
-from convad_fx.compiler.plan import Finding
-from convad_fx.compiler.policy import Policy
-
-__all__ = ["Finding", "MaskedModule", "Policy", "Report", "check", "convert"]
+`kernels` are the functions that the emitted code calls.
+"""

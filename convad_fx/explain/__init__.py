@@ -10,7 +10,7 @@ Everything here takes any callable `(x, mask) -> logits` (a `Masker`): a network
 regions off, and one that is shown paint, are explained by the same code.
 """
 
-from convad_fx.explain.evaluate import Evaluator, Scores
+from convad_fx.explain.evaluator import Evaluator, Scores
 from convad_fx.explain.explainer import explain, explain_disjoint
 from convad_fx.explain.explanation import Contrast, DamagedExplanation, Explanation
 from convad_fx.explain.masker import PAINTS, Masker, Occlusion, occlusion

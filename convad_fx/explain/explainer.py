@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from convad_fx.errors import PolicyError
-from convad_fx.explain.evaluate import Evaluator, Mask, as_batch
+from convad_fx.explain.evaluator import Evaluator, Mask, as_batch
 from convad_fx.explain.explanation import Contrast, Explanation
 from convad_fx.explain.masker import Masker, policy_of
 from convad_fx.explain.options import STRICT, Search, check_class, check_count, check_share

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from convad_fx.errors import ConvadError
 from convad_fx.explain import display
-from convad_fx.explain.evaluate import Mask
+from convad_fx.explain.evaluator import Mask
 from convad_fx.explain.options import Search
 
 FORMAT = 3

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from convad_fx.explain.evaluate import Evaluator, Mask
+from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.options import Search
 
 # 1, 1/2 and 1/3 are whole numbers of sixths, and confidences are rounded to sixty-fourths: sums of

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from convad_fx.explain.evaluate import Evaluator, Mask, Scores
+from convad_fx.explain.evaluator import Evaluator, Mask, Scores
 
 # Prefixes asked about at once. 16 take four rounds on 224 x 224 pixels: 64 masks, where bisection
 # takes 16 masks in 16 calls, and overlooks a short prefix that passes between two that fail.

@@ -23,9 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convad_fx.compiler import MaskedModule, Policy, convert
+from convad_fx.compiler.policy import Policy
+from convad_fx.convert import convert
 from convad_fx.errors import ImageError
 from convad_fx.explain import Explanation, Masker, Search, explain
+from convad_fx.module import MaskedModule
 
 Maps = NDArray[np.float32]
 

@@ -36,8 +36,9 @@ from PIL import Image
 from torch import Tensor
 
 from convad_fx import images, models
-from convad_fx.compiler import MaskedModule, Policy
+from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ImageError, ModelError, Unavailable
+from convad_fx.module import MaskedModule
 
 #: What hidden pixels are painted with: a whole number, exact in every floating-point dtype, and far
 #: outside of what normalised pixels can be.

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from convad_fx import device as devices
 from convad_fx import images, metrics, models, report
-from convad_fx.compiler import MaskedModule, Policy
-from convad_fx.compiler.evaluate import check_precision
+from convad_fx.compiler.policy import Policy
+from convad_fx.engine.engine import check_precision
 from convad_fx.errors import ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain
 from convad_fx.explain.options import check_class, check_count, check_share
 from convad_fx.many.provenance import Provenance, weights_digest
 from convad_fx.many.rows import row_of
 from convad_fx.many.sources import Item
+from convad_fx.module import MaskedModule
 from convad_fx.versions import versions, versions_of_pixels
 
 

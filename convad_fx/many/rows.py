@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from convad_fx.errors import Unavailable
 from convad_fx.explain import Explanation
-from convad_fx.explain.evaluate import Mask
+from convad_fx.explain.evaluator import Mask
 from convad_fx.explain.explanation import decode_mask, encode_mask
 
 if TYPE_CHECKING:

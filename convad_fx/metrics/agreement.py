@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from convad_fx.errors import PolicyError
-from convad_fx.explain.evaluate import Evaluator, Mask, as_batch
+from convad_fx.explain.evaluator import Evaluator, Mask, as_batch
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.options import check_class, check_share
 from convad_fx.explain.paint import Normalisation

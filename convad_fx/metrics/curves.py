@@ -10,7 +10,7 @@ from scipy import integrate
 from torch import Tensor
 
 from convad_fx.errors import ImageError, PolicyError
-from convad_fx.explain.evaluate import Evaluator
+from convad_fx.explain.evaluator import Evaluator
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.options import check_count
 from convad_fx.explain.sufficient import order

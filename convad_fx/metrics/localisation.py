@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convad_fx.errors import ImageError, MaskError
-from convad_fx.explain.evaluate import Mask
+from convad_fx.explain.evaluator import Mask
 from convad_fx.explain.sufficient import order
 from convad_fx.metrics.masks import as_array
 

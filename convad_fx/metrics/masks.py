@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convad_fx.errors import MaskError
-from convad_fx.explain.evaluate import Mask
+from convad_fx.explain.evaluator import Mask
 from convad_fx.explain.options import check_count
 
 

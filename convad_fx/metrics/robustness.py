@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convad_fx.errors import ImageError, ModelError, PolicyError
-from convad_fx.explain.evaluate import Mask, as_batch, at_once, check_batch_size
+from convad_fx.explain.evaluator import Mask, as_batch, at_once, check_batch_size
 from convad_fx.explain.options import check_class, check_count
 from convad_fx.explain.paint import Normalisation, blurred, noise
 from convad_fx.metrics.masks import as_mask

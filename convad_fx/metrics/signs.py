@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from convad_fx.errors import PolicyError
-from convad_fx.explain.evaluate import Evaluator, Mask
+from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.options import check_count, check_share
 from convad_fx.explain.sufficient import blocks

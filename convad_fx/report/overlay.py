@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from convad_fx.explain import Contrast, Explanation
-    from convad_fx.explain.evaluate import Mask
+    from convad_fx.explain.evaluator import Mask
 
 COLOURS = "inferno"
 """The responsibility's colour map: even to the eye, and readable in grey."""

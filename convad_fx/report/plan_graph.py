@@ -11,9 +11,10 @@ from typing import Any
 import networkx as nx
 import torch.fx
 
-from convad_fx.compiler import Report, steps
-from convad_fx.compiler.plan import NodePlan, Plan, Tracked
-from convad_fx.compiler.trace import Trace
+from convad_fx.compiler.analysis import steps
+from convad_fx.compiler.analysis.plan import NodePlan, Plan, Tracked
+from convad_fx.compiler.analysis.report import Report
+from convad_fx.compiler.capture.trace import Trace
 
 IMAGE, OUTPUT = "image", "output"
 FAMILIES = ("window", "pointwise", "join", "layout", "reduction", "statistic")
@@ -62,9 +63,9 @@ def plan_graph(traced: Trace, plan: Plan) -> nx.DiGraph:
     """Which operation reads which, from ``"image"`` to ``"output"``.
 
     >>> import torch
-    >>> from convad_fx.compiler import Policy
-    >>> from convad_fx.compiler.plan import plan
-    >>> from convad_fx.compiler.trace import trace
+    >>> from convad_fx.compiler.policy import Policy
+    >>> from convad_fx.compiler.analysis.propagate import plan
+    >>> from convad_fx.compiler.capture.trace import trace
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
     >>> traced = trace(model, torch.zeros(1, 3, 8, 8))
     >>> graph = plan_graph(traced, plan(traced, Policy()))

@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 from torch import Tensor, nn
 
-from convad_fx.compiler import Policy, Report
-from convad_fx.compiler.checker import untraceable
-from convad_fx.compiler.convert import full_report
-from convad_fx.compiler.plan import Activity, Plan, plan
-from convad_fx.compiler.trace import Trace, trace, unwrapped
+from convad_fx.compiler.analysis.plan import Activity, Plan
+from convad_fx.compiler.analysis.propagate import plan
+from convad_fx.compiler.analysis.report import Report, untraceable
+from convad_fx.compiler.capture.trace import Trace, trace, unwrapped
+from convad_fx.compiler.policy import Policy
+from convad_fx.convert import full_report
 from convad_fx.errors import PolicyError, Unavailable, UntraceableModel
 from convad_fx.report.layered import BOX_HEIGHT, BOX_WIDTH, Layout, Point, arrange
 from convad_fx.report.plan_graph import (
@@ -151,7 +152,7 @@ def draw_plan(traced: Trace, plan: Plan, report: Report, axes: Axes | None = Non
     """Every operation, or every block of a large network, in the order of the data.
 
     >>> import torch, torchvision
-    >>> from convad_fx.compiler.plan import plan
+    >>> from convad_fx.compiler.analysis.propagate import plan
     >>> model = torchvision.models.squeezenet1_1().eval()
     >>> traced = trace(model, torch.zeros(1, 3, 64, 64))
     >>> decided = plan(traced, Policy())

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convad_fx.compiler import Policy
+from convad_fx.compiler.policy import Policy
 from convad_fx.errors import PolicyError
 from convad_fx.metrics import Best, Interval
 from convad_fx.tuning.spelling import policy_code, policy_options, policy_text

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from convad_fx.compiler import MaskedModule, Policy, convert
+from convad_fx.compiler.policy import Policy
+from convad_fx.convert import convert
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 from convad_fx.explain import Search, explain
-from convad_fx.explain.evaluate import Mask, as_batch
+from convad_fx.explain.evaluator import Mask, as_batch
 from convad_fx.explain.options import check_count, check_share
 from convad_fx.metrics import (
     Agreement,
@@ -31,6 +32,7 @@ from convad_fx.metrics import (
     robustness,
 )
 from convad_fx.metrics.masks import as_array
+from convad_fx.module import MaskedModule
 from convad_fx.tuning.choice import CRITERIA, Explained, Measured, Trial, Tuning
 
 #: The policies that are tried unless others are given: few, for the best of many leads by luck.

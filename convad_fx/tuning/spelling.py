@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from convad_fx.compiler import Policy
+from convad_fx.compiler.policy import Policy
 from convad_fx.errors import PolicyError
 
 _NAMED = {

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import convad_fx
 from convad_fx import Policy
-from convad_fx.compiler.activity import neighbours
-from convad_fx.compiler.convert import convert
+from convad_fx.compiler.kernels.activity import neighbours
+from convad_fx.convert import convert
 from convad_fx.errors import PolicyError
 
 NEIGHBOUR = Policy(fill="neighbour")

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from convad_fx.compiler import Policy, convert
-from convad_fx.compiler.activity import gate
-from convad_fx.compiler.plan import Plan, plan
-from convad_fx.compiler.rewrite import rewrite
-from convad_fx.compiler.simplify import simplify
-from convad_fx.compiler.steps import Pad
-from convad_fx.compiler.trace import META, Facts, facts, trace
+from convad_fx.compiler.analysis.plan import Plan
+from convad_fx.compiler.analysis.propagate import plan
+from convad_fx.compiler.analysis.steps import Pad
+from convad_fx.compiler.capture.trace import META, Facts, facts, trace
+from convad_fx.compiler.kernels.activity import gate
+from convad_fx.compiler.passes.insert_gates import rewrite
+from convad_fx.compiler.passes.simplify import simplify
+from convad_fx.compiler.policy import Policy
+from convad_fx.convert import convert
 from tests.compiler.toys import SHAPE, TOYS, build
 
 GOLDEN = Path(__file__).parents[1] / "golden"

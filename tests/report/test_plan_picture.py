@@ -17,10 +17,11 @@ from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
 import convad_fx
-from convad_fx.compiler import Policy
-from convad_fx.compiler.checker import report_of
-from convad_fx.compiler.plan import Plan, plan
-from convad_fx.compiler.trace import Trace, trace
+from convad_fx.compiler.analysis.plan import Plan
+from convad_fx.compiler.analysis.propagate import plan
+from convad_fx.compiler.analysis.report import report_of
+from convad_fx.compiler.capture.trace import Trace, trace
+from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ConvadError, ModelError, PolicyError, Unavailable
 from convad_fx.report import draw_plan, save_plan
 from convad_fx.report.layered import BOX_HEIGHT, BOX_WIDTH

@@ -1,0 +1,1 @@
+"""What every operation does to the activity: steps, rules, the walk, the report."""

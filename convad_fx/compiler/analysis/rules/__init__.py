@@ -1,0 +1,14 @@
+"""One file per family of operations. A rule reads an `OpView` and returns a step; see registry."""
+
+from convad_fx.compiler.analysis.rules import (  # noqa: F401  (importing registers the rules)
+    attention,
+    join,
+    layout,
+    pointwise,
+    reduction,
+    statistic,
+    window,
+)
+from convad_fx.compiler.analysis.rules.registry import REGISTRY, rule, step_of
+
+__all__ = ["REGISTRY", "rule", "step_of"]

@@ -1,0 +1,1 @@
+"""From the masked graph to graphs that compute less: boxes, patches, tiles."""

@@ -1,0 +1,350 @@
+"""From plan to graph: activity nodes and a gate after every operation. `simplify` takes out most.
+
+Every node put in carries an `Inserted` under the same meta key as the model's own nodes carry their
+facts, so that the simplifier can ask what a node is for instead of guessing from its target.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+
+from convad_fx.compiler.analysis.plan import Activity, Derivation, NodePlan, Plan, Tracked
+from convad_fx.compiler.analysis.steps import Pad, Window
+from convad_fx.compiler.capture.trace import META, Facts, Trace, facts
+from convad_fx.compiler.kernels import activity as tensors
+from convad_fx.compiler.policy import Policy
+
+#: Relabellings that are torch's own operation, applied to the activity.
+_TORCH_OWN = {
+    "flip": torch.flip,
+    "pixel_shuffle": F.pixel_shuffle,
+    "pixel_unshuffle": F.pixel_unshuffle,
+    "channel_shuffle": torch.channel_shuffle,
+    "take": operator.getitem,
+}
+_CONSUMERS = (
+    "window_activity",
+    "transposed_activity",
+    "adaptive_activity",
+    "resize_activity",
+    "anywhere",
+    "share_activity",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """What a node that is not the model's own is for.
+
+    Attributes:
+        role: "mask", "activity", "exists", "gate", "fill", "refill", "renormalise", "piece" or
+            "per_mask".
+        source: the model's node whose value or activity it is.
+        row: the activity, as a row of the plan.
+    """
+
+    role: str
+    source: str
+    row: int
+
+
+def rewrite(traced: Trace, plan: Plan, policy: Policy) -> torch.fx.Graph:
+    """The naive masked graph: ``forward(x, mask=None)``, a gate after every operation."""
+    return _Writer(traced, plan, policy).write()
+
+
+def zeroes(node: torch.fx.Node) -> bool:
+    """It is a gate, and what is switched off there is zero."""
+    return node.target is tensors.gate and node.args[2:] in ((), (0.0,))
+
+
+def padding_of(node: torch.fx.Node, plan: Plan) -> Pad | None:
+    """What it adds, if it is explicit padding of the model's."""
+    known = node.meta.get(META)
+    decided = plan.nodes.get(known.name) if isinstance(known, Facts) else None
+    return decided.step if decided and isinstance(decided.step, Pad) else None
+
+
+def pads_zeros(node: torch.fx.Node, plan: Plan) -> bool:
+    """It is explicit padding of the model's, with nothing but zeros."""
+    step = padding_of(node, plan)
+    return step is not None and step.zeros
+
+
+def inside_of_zeros(node: torch.fx.Node, plan: Plan) -> torch.fx.Node:
+    """What explicit zeros have been put around; a node that pads none, itself."""
+    while pads_zeros(node, plan):
+        node = node.args[0] if node.args else node.kwargs["input"]  # type: ignore[assignment]
+    return node
+
+
+class _Writer:
+    def __init__(self, traced: Trace, plan: Plan, policy: Policy):
+        self.traced, self.plan, self.policy = traced, plan, policy
+        self.graph = torch.fx.Graph()
+        self.own: dict[torch.fx.Node, torch.fx.Node] = {}  # the model's node -> its copy
+        self.read: dict[torch.fx.Node, torch.fx.Node] = {}  # -> what readers get: mostly a gate
+        self.by_name: dict[str, torch.fx.Node] = {}
+        self.activities: dict[int, torch.fx.Node] = {}
+        self.existing: dict[int, torch.fx.Node] = {}
+        self.current = ""
+
+    def write(self) -> torch.fx.Graph:
+        for node in self.traced.module.graph.nodes:
+            self.current = node.name
+            if node.op == "placeholder":
+                self._write_inputs(node)
+            elif node.op == "output":
+                self.graph.output(torch.fx.map_arg(node.args[0], self._answer))
+            else:
+                self._write(node)
+        self.graph.lint()
+        return self.graph
+
+    def _write_inputs(self, node: torch.fx.Node) -> None:
+        x = self.graph.placeholder("x")
+        mask = self.graph.placeholder("mask", default_value=None)
+        x.meta[META] = replace(facts(node), name=node.name)
+        options: dict[str, Any] = {
+            "channels": self.traced.channels,
+            "size": self.traced.grid if self.plan.size_bound else None,
+            "rank": 2 + len(self.traced.grid),
+        }
+        if self.traced.like:
+            options["like"] = self.graph.get_attr(self.traced.like)
+        checked = self._insert(
+            "mask",
+            tensors.checked_mask,
+            (x, mask),
+            options,
+            row=0,
+            name="kept",
+        )
+        self.activities[0] = checked
+        if self.policy.input == "raw":
+            seen = self._insert(
+                "per_mask", tensors.per_mask, (x, checked), row=0, name="x_per_mask"
+            )
+        else:
+            seen = self._insert("gate", tensors.gate, (x, checked), row=0, name="x_gated")
+        self.own[node] = self.by_name[node.name] = x
+        self.read[node] = seen
+
+    def _write(self, node: torch.fx.Node) -> None:
+        plan = self.plan.nodes.get(node.name)
+        fills = dict(plan.reads) if plan is not None else {}
+
+        def operand(source: torch.fx.Node) -> torch.fx.Node:
+            fill = fills.get(source.name, 0.0)
+            if source.name in fills and plan is not None and self._reads_neighbours(plan):
+                return self._neighbours(source, plan)
+            return self.read[source] if fill == 0.0 else self._filled(source, fill)
+
+        copied = self.graph.node_copy(node, operand)
+        copied.meta[META] = replace(facts(node), name=node.name)
+        self.own[node] = self.by_name[node.name] = self.read[node] = copied
+        if plan is None or not isinstance(plan.result, Tracked):
+            return
+        if plan.renormalise is not None and plan.renormalise_of is not None:
+            self.read[node] = self._renormalised(copied, plan)
+        row = plan.result.row
+        if plan.refill:
+            self.read[node] = self._gate(node, row, "refill")
+        elif not self.plan.activities[row].is_global and not self._stays_raw(plan.result):
+            self.read[node] = self._gate(node, row, "gate")
+
+    def _answer(self, node: torch.fx.Node) -> Any:
+        """What is returned: gated also where nothing else gates it (raw input, tuples)."""
+        if node.name not in self.plan.outputs:
+            return self.read[node]
+        plan = self.plan.nodes.get(node.name)
+        result = plan.result if plan is not None else Tracked(0, image_level=True)
+        if isinstance(result, tuple):
+            pieces = [self._tensor((node.name, i)) for i in range(len(result))]
+            return tuple(
+                self._gated_answer(piece, one, node.name)
+                for piece, one in zip(pieces, result, strict=True)
+            )
+        assert result is not None
+        value = self.read[node]
+        return self._gated_answer(value, result, node.name) if self._stays_raw(result) else value
+
+    def _gated_answer(
+        self, value: torch.fx.Node | None, tracked: Tracked, source: str
+    ) -> torch.fx.Node:
+        assert value is not None
+        if self.plan.activities[tracked.row].is_global:
+            return value
+        args = (value, self._activity(tracked.row))
+        name = f"{value.name}_gated"
+        return self._insert("gate", tensors.gate, args, row=tracked.row, name=name, source=source)
+
+    def _stays_raw(self, tracked: Tracked) -> bool:
+        return self.policy.input == "raw" and tracked.image_level
+
+    def _gate(self, node: torch.fx.Node, row: int, role: str) -> torch.fx.Node:
+        args = (self.read[node], self._activity(row))
+        return self._insert(role, tensors.gate, args, row=row, name=f"{node.name}_gated")
+
+    def _reads_neighbours(self, plan: NodePlan) -> bool:
+        """A convolution over more than one cell of the grid, under ``fill="neighbour"``."""
+        step = plan.step
+        return (
+            self.policy.fill == "neighbour"
+            and isinstance(step, Window)
+            and step.groups > 0
+            and not step.transposed
+            and math.prod(step.kernel) > 1
+        )
+
+    def _neighbours(self, source: torch.fx.Node, plan: NodePlan) -> torch.fx.Node:
+        assert isinstance(plan.step, Window)
+        row = self._row(source)
+        kwargs: dict[str, Any] = {"kernel": plan.step.kernel, "dilation": plan.step.dilation}
+        if (exists := self._exists(row)) is not None:
+            kwargs["exists"] = exists
+        return self._insert(
+            "fill",
+            tensors.neighbours,
+            (self.read[source], self._activity(row)),
+            kwargs,
+            row=row,
+            name=f"{source.name}_filled",
+            source=source.name,
+        )
+
+    def _row(self, source: torch.fx.Node) -> int:
+        tracked = Tracked(0) if source.op == "placeholder" else self.plan.nodes[source.name].result
+        assert isinstance(tracked, Tracked)
+        return tracked.row
+
+    def _filled(self, source: torch.fx.Node, fill: float) -> torch.fx.Node:
+        row = self._row(source)
+        return self._insert(
+            "gate",
+            tensors.gate,
+            (self.read[source], self._activity(row), fill),
+            row=row,
+            name=f"{source.name}_gated",
+            source=source.name,
+        )
+
+    def _renormalised(self, value: torch.fx.Node, plan: NodePlan) -> torch.fx.Node:
+        assert plan.renormalise is not None
+        assert plan.renormalise_of is not None
+        row = plan.renormalise_of
+        kwargs = dict(plan.renormalise.options)
+        if (exists := self._exists(row)) is not None:
+            kwargs["exists"] = exists
+        function = getattr(tensors, plan.renormalise.function)
+        args = (value, self._activity(row))
+        return self._insert(
+            "renormalise", function, args, kwargs, row=row, name=f"{value.name}_mean"
+        )
+
+    def _insert(
+        self,
+        role: str,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        row: int,
+        name: str,
+        source: str | None = None,
+    ) -> torch.fx.Node:
+        node = self.graph.create_node("call_function", function, args, kwargs or {}, name=name)
+        node.meta[META] = Inserted(role, source or self.current, row)
+        return node
+
+    # ---------------------------------------------------------------------------- activities
+
+    def _activity(self, row: int) -> torch.fx.Node:
+        """The node that computes a row; written where it is first needed."""
+        if row not in self.activities:
+            activity = self.plan.activities[row]
+            assert activity.how is not None
+            sources = [None if i is None else self._activity(i) for i in activity.of]
+            self.activities[row] = self._derive(activity, activity.how, sources, row)
+        return self.activities[row]
+
+    def _derive(
+        self, activity: Activity, how: Derivation, sources: list[torch.fx.Node | None], row: int
+    ) -> torch.fx.Node:
+        kwargs = dict(how.options)
+        first = activity.of[0]
+        if how.function in _CONSUMERS and first is not None:
+            if (exists := self._exists(first)) is not None:
+                kwargs["exists"] = exists
+        elif how.function == "sum_activity":
+            for key, i in zip(("a_exists", "b_exists"), activity.of, strict=True):
+                if i is not None and (exists := self._exists(i)) is not None:
+                    kwargs[key] = exists
+        return self._call("activity", how, [True if s is None else s for s in sources], kwargs, row)
+
+    def _call(
+        self,
+        role: str,
+        how: Derivation,
+        sources: list[Any],
+        kwargs: dict[str, Any],
+        row: int,
+    ) -> torch.fx.Node:
+        others = [self._tensor(ref) for ref in how.tensors]
+        name = f"{self.current}_{role}"
+        if how.function == "concatenated":
+            args: tuple[Any, ...] = (sources, others)
+        else:
+            args = (*sources, *others)
+        if how.function in _TORCH_OWN:  # these take their options in order
+            return self._insert(
+                role, _TORCH_OWN[how.function], (*args, *kwargs.values()), row=row, name=name
+            )
+        return self._insert(role, getattr(tensors, how.function), args, kwargs, row=row, name=name)
+
+    def _tensor(self, ref: str | tuple[str, int | None] | None) -> torch.fx.Node | None:
+        """A tensor of the model, or one of several that a node gives."""
+        if ref is None:
+            return None
+        name, item = ref if isinstance(ref, tuple) else (ref, None)
+        node = self.by_name[name]
+        if item is None:
+            return node
+        name = f"{name}_{item}"
+        return self._insert("piece", operator.getitem, (node, item), row=0, name=name)
+
+    def _exists(self, row: int) -> torch.fx.Node | None:
+        """Which cells exist for Phi; None where all do. The same derivation, with other leaves."""
+        activity = self.plan.activities[row]
+        if not activity.padded or activity.how is None:
+            return None
+        if row not in self.existing:
+            how = activity.how
+            if how.function in ("both", "sum_activity"):
+                pair = [self._all_or_exists(i) for i in activity.of]
+                self.existing[row] = self._insert(
+                    "exists", tensors.either, tuple(pair), row=row, name=f"{self.current}_exists"
+                )
+            else:
+                sources = [False if i is None else self._all_or_exists(i) for i in activity.of]
+                kwargs = dict(how.options)
+                if how.function == "pad_activity":
+                    kwargs["value"] = False
+                self.existing[row] = self._call("exists", how, sources, kwargs, row)
+        return self.existing[row]
+
+    def _all_or_exists(self, row: int | None) -> torch.fx.Node:
+        assert row is not None
+        exists = self._exists(row)
+        if exists is not None:
+            return exists
+        return self._insert(
+            "exists", torch.ones_like, (self._activity(row),), row=row, name=f"{self.current}_all"
+        )

@@ -1,0 +1,1 @@
+"""Many masks through one network, each by the cheapest execution strategy."""

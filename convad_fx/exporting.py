@@ -1,0 +1,157 @@
+"""The masked network for other tools: torch.export, and ONNX with two inputs, image and mask.
+
+Both take any batch of images with one mask each, at the size of the example it was converted for.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convad_fx.compiler.capture.trace import quiet
+from convad_fx.errors import ModelError, Unavailable, UnsupportedModel
+from convad_fx.module import MaskedModule
+
+#: What the exported network calls its inputs and its output.
+INPUTS, OUTPUT = ("image", "mask"), "logits"
+#: Before the names of parameters in an exported program.
+PREFIX = "network."
+#: An ONNX file is one protobuf message, which ends at 2 GB; weights beyond go to a file beside it.
+LARGEST = 1_800_000_000
+
+
+class _Plain(nn.Module):
+    """A masked network as a function of two tensors, without what is ours about it."""
+
+    def __init__(self, masked: MaskedModule) -> None:
+        super().__init__()
+        self.network = masked  # as in PREFIX
+
+    def train(self, mode: bool = True) -> _Plain:  # noqa: ARG002  (torch.export sets it back)
+        return self
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = self.network.forward(image, mask)
+        return logits
+
+
+def example(masked: MaskedModule, batch: int = 2) -> tuple[Tensor, Tensor]:
+    """An image batch and masks of the size, dtype and device that the network was made for."""
+    kept = next(node for node in masked.graph.nodes if node.name == "kept")
+    channels = int(kept.kwargs["channels"])
+    like = next((p for p in masked.parameters() if p.is_floating_point()), torch.zeros(()))
+    size = (batch, channels, *masked.ways.region.canvas)
+    image = torch.zeros(size, dtype=like.dtype, device=like.device)
+    return image, torch.ones_like(image[:, :1], dtype=torch.bool)
+
+
+def export(masked: MaskedModule) -> torch.export.ExportedProgram:
+    """torch.export of a masked network: ``program.module()(image, mask)``.
+
+    >>> import torch, torchvision, convad_fx
+    >>> masked = convad_fx.convert(torchvision.models.alexnet().eval(), torch.zeros(1, 3, 64, 64))
+    >>> program = convad_fx.export(masked)
+    >>> x, mask = torch.rand(3, 3, 64, 64), torch.rand(3, 1, 64, 64) > 0.5
+    >>> torch.allclose(program.module()(x, mask), masked(x, mask), atol=1e-5)
+    True
+
+    Image (N, C, H, W) and mask (N, 1, H, W), bool, have the same batch, of any size from 1 on; the
+    image size is that of the example it was converted for.
+
+    Raises:
+        ModelError: not a masked network.
+        UnsupportedModel: torch.export cannot capture it; what it said.
+    """
+    if not isinstance(masked, MaskedModule):
+        raise ModelError(
+            f"expected a masked network, not {type(masked).__name__}",
+            hint="convert the model first: convad_fx.convert(model, example)",
+        )
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(
+                _Plain(masked).eval(),
+                example(masked),
+                dynamic_shapes={name: {0: batch} for name in INPUTS},
+                strict=False,
+            )
+    except Exception as error:  # torch.export raises what it meets
+        raise UnsupportedModel(
+            f"torch.export cannot capture {masked.report.model}, masked: {first_line(error)}",
+            hint="convad_fx.save keeps it in a file of our own",
+        ) from error
+
+
+def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Write a masked network as ONNX: inputs ``image`` and ``mask`` (bool), output ``logits``.
+
+    >>> convad_fx.export_onnx(masked, "resnet50.onnx")                # doctest: +SKIP
+    >>> session = onnxruntime.InferenceSession("resnet50.onnx")       # doctest: +SKIP
+    >>> session.run(None, {"image": image, "mask": mask})             # doctest: +SKIP
+
+    Image and mask have the same batch, of any size. Results differ from torch's by rounding.
+    Networks of more than 1.8 GB keep their weights in a second file beside it,
+    ``resnet50.onnx.data``.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ModelError, UnsupportedModel: as `export`; an operation that ONNX does not have.
+        Unavailable: the packages onnx and onnxscript are not installed, or the file cannot be
+            written; what was there before is as it was.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise Unavailable(
+            "ONNX needs the packages onnx and onnxscript",
+            hint="`pip install convad_fx[onnx]`",
+        ) from error
+    program = export(masked)
+    try:
+        with quiet():
+            onnx = torch.onnx.export(
+                program,
+                input_names=list(INPUTS),
+                output_names=[OUTPUT],
+                dynamo=True,
+                verbose=False,
+            )
+            assert onnx is not None
+            shape = onnx.model.graph.inputs[0].shape
+            assert shape is not None
+            onnx.rename_axes({str(shape[0]): "batch"})  # torch.export calls it s31 or so
+    except Exception as error:  # the exporter raises what it meets
+        raise UnsupportedModel(
+            f"ONNX cannot hold {masked.report.model}, masked: {first_line(error)}",
+            hint="convad_fx.save keeps it in a file of our own",
+        ) from error
+    path = Path(path)
+    large = sum(t.nbytes for t in masked.state_dict().values()) > LARGEST
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name[:100]}.", dir=path.parent) as aside:
+            with quiet():
+                onnx.save(str(Path(aside, path.name)), external_data=large)
+            # the weights first: a network without them would be no network
+            made = sorted(Path(aside).iterdir(), key=lambda file: file.name == path.name)
+            return tuple(file.replace(path.with_name(file.name)) for file in made)
+    except OSError as error:
+        raise Unavailable(
+            f"{path} cannot be written ({error.strerror or error})", hint="pass another path"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exporter or a compiler raised, in a line."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+__all__ = ["INPUTS", "LARGEST", "OUTPUT", "PREFIX", "example", "export", "export_onnx",
+           "first_line"]  # fmt: skip
