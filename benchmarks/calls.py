@@ -48,10 +48,10 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         masked.compile()
         masks = torch.zeros(32, 1, size, size, dtype=torch.bool, device=asked.device)
         masks[..., size // 6 : size // 4, size // 6 : size // 4] = True
-        region = masked.ways.region
+        region = masked.strategies.box
         work = region.work
         with torch.inference_mode():
-            boxed = Boxed(masked.ways.region, masked.__dict__["engine"].parts, x, masks)
+            boxed = Boxed(masked.strategies.box, masked.__dict__["engine"].parts, x, masks)
 
             def call(shape: tuple[int, int, int], boxed: Boxed = boxed) -> None:
                 network, *given = boxed.asks(shape[:2])(list(range(shape[2])))
@@ -59,7 +59,9 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
 
             for batch in (8, 20):  # the two versions that torch compiles
                 call((2 * region.tile[0], 2 * region.tile[1], batch))
-            lines, columns = ([-(-a * size // 224 // g) * g for a in SIDES] for g in region.grain)
+            lines, columns = (
+                [-(-a * size // 224 // g) * g for a in SIDES] for g in region.granularity
+            )
             shapes = [(a, b, n) for a in lines for b in columns for n in BATCHES]
             new, again = [], []
             for shape in shapes:

@@ -4,8 +4,9 @@
 
 Random weights, 224 pixels, or the networks of --kit. After one warm-up, each network is converted
 `--runs` times, interleaved with the others: medians, and the slowest run. "trace", "check" (the
-plan), "rewrite" (and simplify), "ways" (boxes, tiles, patches) and "emit" (code) are the steps of
-the way, taken one by one in runs of their own, medians as well. --compile adds, once each and with
+plan), "rewrite" (and simplify), "strategies" (boxes, tiles, patches) and "emit" (code) are the
+steps of the way, taken one by one in runs of their own, medians as well. --compile adds, once each
+and with
 nothing cached: the first result of the compiled masked network on an image and a mask, of the plain
 one on the image, and of `evaluate` on 16 masks that need boxes. "peak MB" is what tensors take
 beyond what was held. The last column is milliseconds per operation of the network: about the same
@@ -29,7 +30,7 @@ from benchmarks import measure
 from convad_fx.compiler.analysis.propagate import plan
 from convad_fx.compiler.analysis.report import report_of
 from convad_fx.compiler.capture.trace import trace
-from convad_fx.compiler.lowering.strategies import ways_of
+from convad_fx.compiler.lowering.strategies import plan_strategies
 from convad_fx.compiler.passes.insert_gates import rewrite
 from convad_fx.compiler.passes.simplify import simplify
 from convad_fx.compiler.policy import Policy
@@ -63,8 +64,8 @@ def steps_of(model: nn.Module, x: Tensor) -> dict[str, float]:
     report = timed("check", report_of, traced, decided, type(model).__name__)
     graph = timed("rewrite", rewrite, traced, decided, policy)
     timed("rewrite", simplify, graph, decided)
-    ways = timed("ways", ways_of, traced, decided, graph)
-    timed("emit", MaskedModule, traced.module, graph, policy, report, ways)
+    strategies = timed("strategies", plan_strategies, traced, decided, graph)
+    timed("emit", MaskedModule, traced.module, graph, policy, report, strategies)
     return seconds
 
 

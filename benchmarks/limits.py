@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import convad_fx
 from benchmarks import measure
 from benchmarks.search import MODELS, SIZE, Searches, masks_of, recorded
-from convad_fx.compiler.lowering.box import Region
+from convad_fx.compiler.lowering.box import BoxPlan
 from convad_fx.engine.box import boxes, extent
 from convad_fx.engine.bucketing import Shares, merged
 
@@ -63,7 +63,7 @@ def multiplications(conv: nn.Module, result: tuple[int, ...]) -> int:
     return int(conv.weight.numel() * math.prod(result[2:]))
 
 
-def active_cells(region: Region, activities: tuple[Tensor, ...]) -> dict[int, Tensor]:
+def active_cells(region: BoxPlan, activities: tuple[Tensor, ...]) -> dict[int, Tensor]:
     """Cells along an axis -> which (K, 1, H, W) any gate on such a grid reads as active."""
     found: dict[int, Tensor] = {}
     for activity, level in zip(activities, region.levels, strict=True):
@@ -86,17 +86,17 @@ def box_sides(cells: Tensor) -> Tensor:
     return torch.minimum(torch.stack(sides, 1).clamp(min=2), most)
 
 
-def rounded_up(sides: Tensor, whole: Tensor, canvas: tuple[int, ...]) -> Tensor:
-    step = max(1, ROUNDED * int(whole[-1]) // canvas[-1])
+def rounded_up(sides: Tensor, whole: Tensor, image_size: tuple[int, ...]) -> Tensor:
+    step = max(1, ROUNDED * int(whole[-1]) // image_size[-1])
     return torch.minimum(-(-sides // step) * step, whole)
 
 
 def row_of(
     masked: convad_fx.MaskedModule, work: dict[int, float], x: Tensor, masks: Tensor
 ) -> measure.Row:
-    region = masked.ways.region
+    region = masked.strategies.box
     with torch.inference_mode():
-        activities = masked.__dict__["engine"].parts["boxed_activities"](x, masks)
+        activities = masked.__dict__["engine"].parts["box_activities"](x, masks)
     largest = extent(region, activities)
     _, sizes = boxes(region, activities, largest)
     cells = active_cells(region, activities)
@@ -104,7 +104,7 @@ def row_of(
     rest = sum(n for side, n in work.items() if side not in cells)
     whole = {side: torch.tensor(cells[side].shape[2:]) for side in levels}
     tight: Sizes = {side: box_sides(cells[side]) for side in levels}
-    few: Sizes = {s: rounded_up(sides, whole[s], region.canvas) for s, sides in tight.items()}
+    few: Sizes = {s: rounded_up(sides, whole[s], region.image_size) for s, sides in tight.items()}
 
     def share(sides: Sizes) -> Tensor:
         parts = [work[s] * (sides[s] / whole[s]).prod(1) for s in levels]
@@ -146,10 +146,10 @@ def networks(
         model = torchvision.models.get_model(name, weights=None).eval()
         x = torch.randn(1, 3, SIZE, SIZE)
         masked = convad_fx.convert(model, x)
-        if masked.ways.region.ok:
+        if masked.strategies.box.ok:
             yield name, model, x, masked
         else:
-            print(f"skipped: {name} {masked.ways.region}")
+            print(f"skipped: {name} {masked.strategies.box}")
 
 
 def rows_of(asked: argparse.Namespace) -> list[measure.Row]:

@@ -10,7 +10,7 @@ from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.analysis.propagate import plan
 from convad_fx.compiler.analysis.report import Report, report_of, untraceable
 from convad_fx.compiler.capture.trace import FRONT_ENDS, Trace, trace, unwrapped
-from convad_fx.compiler.lowering.strategies import ways_of
+from convad_fx.compiler.lowering.strategies import plan_strategies
 from convad_fx.compiler.passes.insert_gates import rewrite
 from convad_fx.compiler.passes.simplify import simplify as simplify_graph
 from convad_fx.compiler.policy import Policy
@@ -73,9 +73,9 @@ def convert(
     graph = rewrite(traced, decided, policy)
     if simplify:
         simplify_graph(graph, decided)
-    ways = ways_of(traced, decided, graph)
-    report = replace(report, boxes=str(ways))
-    return MaskedModule(traced.module, graph, policy, report, ways)
+    strategies = plan_strategies(traced, decided, graph)
+    report = replace(report, boxes=str(strategies))
+    return MaskedModule(traced.module, graph, policy, report, strategies)
 
 
 def check(
@@ -107,7 +107,7 @@ def full_report(traced: Trace, decided: Plan, policy: Policy, name: str) -> Repo
         return report
     graph = rewrite(traced, decided, policy)
     simplify_graph(graph, decided)
-    return replace(report, boxes=str(ways_of(traced, decided, graph)))
+    return replace(report, boxes=str(plan_strategies(traced, decided, graph)))
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -44,7 +44,7 @@ def example(masked: MaskedModule, batch: int = 2) -> tuple[Tensor, Tensor]:
     kept = next(node for node in masked.graph.nodes if node.name == "kept")
     channels = int(kept.kwargs["channels"])
     like = next((p for p in masked.parameters() if p.is_floating_point()), torch.zeros(()))
-    size = (batch, channels, *masked.ways.region.canvas)
+    size = (batch, channels, *masked.strategies.box.image_size)
     image = torch.zeros(size, dtype=like.dtype, device=like.device)
     return image, torch.ones_like(image[:, :1], dtype=torch.bool)
 

@@ -14,7 +14,7 @@ from convad_fx.compiler.analysis.report import Report
 from convad_fx.compiler.capture.trace import adopt
 from convad_fx.compiler.kernels import activity, patch
 from convad_fx.compiler.kernels import box as crop
-from convad_fx.compiler.lowering.strategies import Ways
+from convad_fx.compiler.lowering.strategies import Strategies
 from convad_fx.compiler.policy import Policy
 from convad_fx.engine.engine import Engine, Evaluation
 from convad_fx.errors import ModelError
@@ -77,7 +77,7 @@ class MaskedModule(Emitted):
 
     policy: Policy
     report: Report
-    ways: Ways
+    strategies: Strategies
     _compiled_as: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def __init__(
@@ -86,21 +86,21 @@ class MaskedModule(Emitted):
         graph: torch.fx.Graph,
         policy: Policy,
         report: Report,
-        ways: Ways,
+        strategies: Strategies,
     ) -> None:
         super().__init__(tree, graph, "Masked" + report.model)
-        self.policy, self.report, self.ways = policy, report, ways
+        self.policy, self.report, self.strategies = policy, report, strategies
         self._fresh_engine()
 
     def _fresh_engine(self) -> None:
         """Nothing evaluated so far holds for other parameters."""
         parts = {
             name: Emitted(self, graph, f"{name.title().replace('_', '')}{self.report.model}")
-            for name, graph in self.ways.graphs().items()
+            for name, graph in self.strategies.graphs().items()
         }
         # not an attribute that nn.Module registers: its modules are this one's
         self.__dict__["engine"] = Engine(
-            self, self.ways, parts, reads_hidden=self.policy.input == "raw"
+            self, self.strategies, parts, reads_hidden=self.policy.input == "raw"
         )
         self._compile_parts()
 
@@ -130,9 +130,10 @@ class MaskedModule(Emitted):
         The same as ``masked(x, masks)`` to rounding, for less: identical masks of a call are asked
         once, the empty mask once as long as the weights stay (after writing to them through
         ``.data``, which nobody can see, convert again), and where the graph allows it (see
-        ``masked.ways``, or `convad_fx.check`) a box stands for the image where a mask keeps little,
-        and where it hides little only what that changes is computed again; and of the first layers
-        what masks of one image have alike is computed once. Where finding out takes longer than it
+        ``masked.strategies``, or `convad_fx.check`) a box stands for the image where a mask keeps
+        little, and where it hides little only what that changes is computed again; and of the
+        first layers what masks of one image have alike is computed once. Where finding out takes
+        longer than it
         may save, as on a large GPU, whole images it is. Gradients are not recorded.
 
         Args:
@@ -158,7 +159,7 @@ class MaskedModule(Emitted):
         return engine.evaluate(x, masks, batch_size, precision, told, compared)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`torch.compile`, with its arguments, of this network and all its ways (`masked.ways`).
+        """`torch.compile`, with its arguments, of this network and all its strategies.
 
         Nothing is compiled until the first call.
         """
@@ -173,7 +174,9 @@ class MaskedModule(Emitted):
         args, kwargs = self._compiled_as
         engine: Engine = self.__dict__["engine"]
         for name, part in engine.parts.items():
-            if name != "unmasked" and not name.endswith("_activities"):  # once an image or a chunk
+            if name != "patch_base" and not name.endswith(
+                "_activities"
+            ):  # once an image or a chunk
                 emitted: Any = part
                 emitted.compile(*args, **kwargs)  # sizes that vary are marked
 
@@ -209,7 +212,11 @@ class MaskedModule(Emitted):
         tree._non_persistent_buffers_set = set(self._non_persistent_buffers_set)
         tree.training = False
         return MaskedModule(
-            tree, copy.deepcopy(self.graph), self.policy, self.report, copy.deepcopy(self.ways)
+            tree,
+            copy.deepcopy(self.graph),
+            self.policy,
+            self.report,
+            copy.deepcopy(self.strategies),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -220,9 +227,9 @@ class MaskedModule(Emitted):
         for _, (body, *_), *_ in (own, *parts.values()):
             # what the engine remembers is not worth keeping; graphs of ways are among the parts;
             # compiled code does not outlive its process
-            for name in ("engine", "ways", "_compiled_as", "_compiled_call_impl"):
+            for name in ("engine", "strategies", "_compiled_as", "_compiled_call_impl"):
                 body.pop(name, None)
-        return _unpickle, (own, parts, self.policy, self.report, self.ways.with_graphs({}))
+        return _unpickle, (own, parts, self.policy, self.report, self.strategies.with_graphs({}))
 
 
 def _unpickle(
@@ -230,7 +237,7 @@ def _unpickle(
     parts: dict[str, tuple[Callable[..., torch.fx.GraphModule], tuple[Any, ...]]],
     policy: Policy,
     report: Report,
-    ways: Ways,
+    strategies: Strategies,
 ) -> MaskedModule:
     body = own[1][0]
     registries = {
@@ -241,4 +248,4 @@ def _unpickle(
     graphs = {name: rebuild(*args).graph for name, (rebuild, args) in parts.items()}
     tree = nn.Module()
     tree.__dict__.update(registries)
-    return MaskedModule(tree, graph, policy, report, ways.with_graphs(graphs))
+    return MaskedModule(tree, graph, policy, report, strategies.with_graphs(graphs))

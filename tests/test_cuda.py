@@ -140,10 +140,10 @@ def test_boxes_and_patches_give_what_whole_images_give(
     found = masked.evaluate(x, masks)
     with torch.inference_mode():
         assert_close(found.logits, masked(x, masks), 1e-9)
-    ways = masked.ways
+    strategies = masked.strategies
     asked = kinds(masked)
     on_boxes = bool(asked & {"boxes", "shared"})
-    assert (on_boxes, "patches" in asked) == (ways.region.ok, ways.reuse.ok)
+    assert (on_boxes, "patches" in asked) == (strategies.box.ok, strategies.patch.ok)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -158,7 +158,7 @@ def test_shared_tiles_give_what_whole_images_give(
     found = masked.evaluate(x, masks)
     with torch.inference_mode():
         assert_close(found.logits, masked(x, masks), 1e-9)
-    assert ("shared" in kinds(masked)) == masked.ways.share.ok
+    assert ("shared" in kinds(masked)) == masked.strategies.tile.ok
 
 
 def kinds(masked: convad_fx.MaskedModule) -> set[str]:
@@ -185,7 +185,7 @@ def test_what_is_compiled_gives_the_same(
         assert_close(masked.evaluate(x, some).logits, right, 1e-3)
     assert "shared" in kinds(masked)
     # whole images, boxes, patches and what follows tiles, small batches and large; tiles in one
-    assert counters["stats"]["unique_graphs"] <= 8 + len(masked.ways.share.stages)
+    assert counters["stats"]["unique_graphs"] <= 8 + len(masked.strategies.tile.stages)
 
 
 def test_lower_precision_says_how_far_it_is() -> None:

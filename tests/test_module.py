@@ -444,8 +444,8 @@ def test_names_of_a_model_may_be_those_of_what_is_put_in(
     with torch.no_grad():
         assert torch.equal(masked(x, masks), expected)
         assert torch.allclose(masked.evaluate(x, masks).logits, expected, atol=1e-6)
-    assert masked.ways.region.ok, masked.ways.region.why
-    assert masked.ways.reuse.ok, masked.ways.reuse.why
+    assert masked.strategies.box.ok, masked.strategies.box.why
+    assert masked.strategies.patch.ok, masked.strategies.patch.why
 
 
 class Mean(nn.Module):

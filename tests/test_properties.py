@@ -216,11 +216,11 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
     many = torch.cat([some, corners, ~some[4:], *drawn])
     masked = convad_fx.convert(model, x, policy=_policy(policy))
     with torch.no_grad():
-        note(str(masked.ways.region))
+        note(str(masked.strategies.box))
         found = masked.evaluate(x, many, batch_size=2)
         assert_same_to_rounding(found.logits, masked(x, many), "boxes against whole images")
         assert found.area <= 1
-        assert masked.ways.region.ok or masked.ways.reuse.ok or found.area == 1
+        assert masked.strategies.box.ok or masked.strategies.patch.ok or found.area == 1
     # all of them on the largest box, from where their own starts: many end beyond the image
     with (
         mock.patch.object(region, "WORTHWHILE", 1e-9),
@@ -237,7 +237,7 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         torch.no_grad(),
     ):
         masked = convad_fx.convert(model, x, policy=_policy(policy))
-        note(str(masked.ways.reuse))
+        note(str(masked.strategies.patch))
         found = masked.evaluate(x, ~many, batch_size=2)
         assert_same_to_rounding(found.logits, masked(x, ~many), "changes against whole images")
     # tiles that masks share, as far as they go
@@ -250,8 +250,8 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         torch.no_grad(),
     ):
         masked = convad_fx.convert(model, x, policy=_policy(policy))
-        note(str(masked.ways.share))
-        assert masked.ways.share.ok or spec != USUAL or data is not None
+        note(str(masked.strategies.tile))
+        assert masked.strategies.tile.ok or spec != USUAL or data is not None
         found = masked.evaluate(x, many, batch_size=2)
         assert_same_to_rounding(found.logits, masked(x, many), "tiles against whole images")
 

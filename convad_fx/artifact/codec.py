@@ -23,11 +23,11 @@ from convad_fx.artifact import allowed
 from convad_fx.artifact.lower import lowered
 from convad_fx.compiler.analysis.plan import Finding
 from convad_fx.compiler.analysis.report import Report
-from convad_fx.compiler.lowering.box import Level, Region
-from convad_fx.compiler.lowering.cost_model import Cost, Work
-from convad_fx.compiler.lowering.patch import Reuse
-from convad_fx.compiler.lowering.strategies import Ways
-from convad_fx.compiler.lowering.tile import Read, Share, Stage
+from convad_fx.compiler.lowering.box import BoxPlan, GridMap
+from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
+from convad_fx.compiler.lowering.patch import PatchPlan
+from convad_fx.compiler.lowering.strategies import Strategies
+from convad_fx.compiler.lowering.tile import TilePlan, TileRead, TileStage
 from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ArtifactError
 from convad_fx.module import MaskedModule
@@ -145,7 +145,7 @@ def _hint(kind: type[nn.Module]) -> str:
 
 def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
     """The network as JSON data, and its tensors by path."""
-    found = {"masked": masked.graph, **masked.ways.graphs()}
+    found = {"masked": masked.graph, **masked.strategies.graphs()}
     graphs = {name: lowered(graph, masked) for name, graph in found.items()}
     called = {
         str(node.target)
@@ -155,7 +155,7 @@ def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
     }
     writer = _Writer(masked, frozenset(_all_paths(masked, called)))
     writer.module(masked, "")
-    region, reuse, share = masked.ways.region, masked.ways.reuse, masked.ways.share
+    region, reuse, share = masked.strategies.box, masked.strategies.patch, masked.strategies.tile
     data = {
         "tensors": writer.tensors,
         "modules": writer.modules,
@@ -166,15 +166,15 @@ def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
             ],
             "cells": region.cells,
             "tile": region.tile,
-            "grain": region.grain,
-            "canvas": region.canvas,
+            "grain": region.granularity,
+            "canvas": region.image_size,
             "work": _work_to_data(region.work),
             "leaves": region.leaves,
             "why": region.why,
         },
         "reuse": {
             "tile": reuse.tile,
-            "canvas": reuse.canvas,
+            "canvas": reuse.image_size,
             "work": _work_to_data(reuse.work),
             "until": reuse.until,
             "why": reuse.why,
@@ -182,7 +182,7 @@ def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
         "share": {
             "stages": [_stage_to_data(stage) for stage in share.stages],
             "tile": share.tile,
-            "canvas": share.canvas,
+            "canvas": share.image_size,
             "work": _work_to_data(share.work),
             "until": share.until,
             "why": share.why,
@@ -191,7 +191,7 @@ def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
     return data, writer.contents
 
 
-def _stage_to_data(stage: Stage) -> Json:
+def _stage_to_data(stage: TileStage) -> Json:
     return {
         name: value
         for name, value in asdict(replace(stage, values=None)).items()
@@ -199,8 +199,8 @@ def _stage_to_data(stage: Stage) -> Json:
     }
 
 
-def _stage(about: Json) -> Stage:
-    return Stage(
+def _stage(about: Json) -> TileStage:
+    return TileStage(
         values=None,
         strides=as_tuples(about["strides"]),
         grid=as_tuples(about["grid"]),
@@ -215,14 +215,14 @@ def _stage(about: Json) -> Stage:
     )
 
 
-def _read(about: Json) -> Read:
+def _read(about: Json) -> TileRead:
     shape = (as_tuples(about[key]) for key in ("axes", "grid", "strides", "reach"))
-    return Read(int(about["activity"]), *shape)
+    return TileRead(int(about["activity"]), *shape)
 
 
-def _work_to_data(work: Work) -> Json:
+def _work_to_data(work: CostModel) -> Json:
     costs = [[cost.each, cost.strides, cost.reach] for cost in work.costs]
-    return {"costs": costs, "rest": work.rest, "total": work.total}
+    return {"costs": costs, "tile_rest": work.rest, "total": work.total}
 
 
 def _graph_to_data(graph: torch.fx.Graph) -> list[Json]:
@@ -294,52 +294,52 @@ def from_data(
     graphs = {name: _graph(rows, tree, device) for name, rows in data["graphs"].items()}
     masked = graphs.pop("masked")
     about = data["region"]
-    region = Region(
+    region = BoxPlan(
         values=None,
         activities=None,
         levels=tuple(
-            None if one is None else Level(*(as_tuples(part) for part in one))
+            None if one is None else GridMap(*(as_tuples(part) for part in one))
             for one in about["levels"]
         ),
         cells=as_tuples(about["cells"]),
         tile=as_tuples(about["tile"]),
-        grain=as_tuples(about["grain"]),
-        canvas=as_tuples(about["canvas"]),
+        granularity=as_tuples(about["grain"]),
+        image_size=as_tuples(about["canvas"]),
         work=_work(about["work"]),
         leaves=as_tuples(about["leaves"]),
         why=str(about["why"]),
     )
     about = data["reuse"]
-    reuse = Reuse(
+    reuse = PatchPlan(
         values=None,
         activities=None,
         kept=None,
         tile=as_tuples(about["tile"]),
-        canvas=as_tuples(about["canvas"]),
+        image_size=as_tuples(about["canvas"]),
         work=_work(about["work"]),
         until=str(about["until"]),
         why=str(about["why"]),
     )
     about = data["share"]
-    share = Share(
+    share = TilePlan(
         stages=tuple(_stage(one) for one in about["stages"]),
         rest=None,
         tile=as_tuples(about["tile"]),
-        canvas=as_tuples(about["canvas"]),
+        image_size=as_tuples(about["canvas"]),
         work=_work(about["work"]),
         until=str(about["until"]),
         why=str(about["why"]),
     )
-    ways = Ways(region, reuse, share).with_graphs(graphs)
-    return MaskedModule(tree, masked, policy, report, ways)
+    strategies = Strategies(region, reuse, share).with_graphs(graphs)
+    return MaskedModule(tree, masked, policy, report, strategies)
 
 
-def _work(about: Json) -> Work:
+def _work(about: Json) -> CostModel:
     costs = (
-        Cost(float(each), as_tuples(strides), as_tuples(reach))
+        OpCost(float(each), as_tuples(strides), as_tuples(reach))
         for each, strides, reach in about["costs"]
     )
-    return Work(tuple(costs), float(about["rest"]), float(about["total"]))
+    return CostModel(tuple(costs), float(about["tile_rest"]), float(about["total"]))
 
 
 def _tensor(row: Json, contents: dict[str, Tensor], device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convad_fx.compiler.lowering.box import Level, Region
+from convad_fx.compiler.lowering.box import BoxPlan, GridMap
 from convad_fx.engine.batch_size import LEAST, BatchSize, marked, rows_of
 from convad_fx.engine.bucketing import grouped
 
@@ -22,15 +22,15 @@ Parts = Mapping[str, Callable[..., Any]]
 class Boxed:
     """Masks on the boxes that hold their active cells."""
 
-    def __init__(self, region: Region, parts: Parts, x: Tensor, masks: Tensor) -> None:
+    def __init__(self, region: BoxPlan, parts: Parts, x: Tensor, masks: Tensor) -> None:
         self.region, self.parts, self.x = region, parts, x
-        self.ok = "boxed" in parts
+        self.ok = "box" in parts
         self.activities: tuple[Tensor, ...] = ()
         if self.ok:
             # of a single mask, too, it shows which activities are the same for all: one row
             some = masks if len(masks) > 1 else masks.expand(LEAST, *masks.shape[1:])
-            self.activities = parts["boxed_activities"](x[:1], some)
-        self.whole = self.region.canvas
+            self.activities = parts["box_activities"](x[:1], some)
+        self.whole = self.region.image_size
         self.first, self.sizes = torch.zeros(len(masks), 0), [self.whole] * len(masks)
         if self.ok:
             self.whole = extent(self.region, self.activities)
@@ -54,7 +54,7 @@ class Boxed:
     def groups(self, members: list[int], batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of box -> the masks that run on it."""
         shares = self.region.work.shares
-        return grouped(members, self.sizes, shares, batch.call, self.region.grain)
+        return grouped(members, self.sizes, shares, batch.call, self.region.granularity)
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some masks, and with what."""
@@ -62,13 +62,13 @@ class Boxed:
         def ask(chosen: list[int]) -> tuple[Any, ...]:
             cells = cells_of(self.first[chosen], size, self.region, self.x.device)
             cut = [a if len(a) == 1 else marked(a[chosen]) for a in self.activities]
-            return self.parts["boxed"], rows_of(self.x, chosen), *cells, *cut
+            return self.parts["box"], rows_of(self.x, chosen), *cells, *cut
 
         return ask
 
 
 def cells_of(
-    first: Tensor, size: tuple[int, ...], region: Region, device: torch.device
+    first: Tensor, size: tuple[int, ...], region: BoxPlan, device: torch.device
 ) -> list[Tensor]:
     """For each grid axis and stride the cells of boxes that start at these positions, (N, n)."""
     found = []
@@ -87,19 +87,19 @@ def cells_from(first: Tensor, size: int, stride: int) -> Tensor:
     return first[:, None] // stride + torch.arange(-(-size // stride))
 
 
-def extent(region: Region, activities: tuple[Tensor, ...]) -> tuple[int, ...]:
+def extent(region: BoxPlan, activities: tuple[Tensor, ...]) -> tuple[int, ...]:
     """The smallest box that holds every level's whole grid: some convolutions make it larger."""
-    most = list(region.canvas)
+    most = list(region.image_size)
     for activity, level in zip(activities, region.levels, strict=True):
         if level is not None:
             for i, axis in enumerate(level.axes):
                 cells = activity.shape[axis] - sum(level.extra[i])
                 most[i] = max(most[i], (cells - 1) * level.strides[i] + 1)
-    return tuple(-(-n // g) * g for n, g in zip(most, region.grain, strict=True))
+    return tuple(-(-n // g) * g for n, g in zip(most, region.granularity, strict=True))
 
 
 def boxes(
-    region: Region, activities: tuple[Tensor, ...], whole: tuple[int, ...]
+    region: BoxPlan, activities: tuple[Tensor, ...], whole: tuple[int, ...]
 ) -> tuple[Tensor, list[tuple[int, ...]]]:
     """The smallest box for each mask that holds its active cells on every level.
 
@@ -108,7 +108,9 @@ def boxes(
         image; it is never larger than ``whole``.
     """
     masks = max(len(activity) for activity in activities)
-    tile, grain, most = (torch.tensor(each) for each in (region.tile, region.grain, whole))
+    tile, granularity, most = (
+        torch.tensor(each) for each in (region.tile, region.granularity, whole)
+    )
     first, end = (most - 1).repeat(masks, 1), torch.zeros(masks, len(whole), dtype=torch.long)
     for activity, level in zip(activities, region.levels, strict=True):
         if level is None:
@@ -120,11 +122,11 @@ def boxes(
             end[:, axis] = torch.maximum(end[:, axis], (high - 1) * stride + 1)
     first = first // tile * tile
     least = (LEAST - 1) * tile + 1  # so many cells at the coarsest level
-    size = -(-torch.maximum(torch.minimum(end, most) - first, least) // grain) * grain
+    size = -(-torch.maximum(torch.minimum(end, most) - first, least) // granularity) * granularity
     return first, [tuple(row) for row in torch.minimum(size, most).tolist()]
 
 
-def spans(activity: Tensor, level: Level) -> Iterator[tuple[int, Tensor, Tensor]]:
+def spans(activity: Tensor, level: GridMap) -> Iterator[tuple[int, Tensor, Tensor]]:
     """For each grid axis: the first active cell and the one after the last, (K,) each.
 
     Cells that padding has added are active but zero, as is everything around a box: left out. Where

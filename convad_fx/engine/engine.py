@@ -22,12 +22,12 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from convad_fx.compiler.lowering.strategies import Ways
+from convad_fx.compiler.lowering.strategies import Strategies
 from convad_fx.engine.batch_size import LARGE, LEAST, BatchSize, marked, rows_of
 from convad_fx.engine.box import Boxed, Parts
-from convad_fx.engine.mask_hash import fingerprints
+from convad_fx.engine.mask_hash import mask_hashes
 from convad_fx.engine.patch import Patched
-from convad_fx.engine.probe import Looking
+from convad_fx.engine.probe import StrategyProbe
 from convad_fx.engine.tile import Shared
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 
@@ -80,15 +80,15 @@ class Engine:
     def __init__(
         self,
         network: Callable[..., Any],
-        ways: Ways,
+        strategies: Strategies,
         parts: Parts,
         *,
         reads_hidden: bool,
     ) -> None:
-        self.network, self.ways, self.parts = network, ways, parts
+        self.network, self.strategies, self.parts = network, strategies, parts
         self.reads_hidden = reads_hidden
         self.sizes: dict[Any, BatchSize] = {}
-        self.lookings: dict[Any, Looking] = {}
+        self.lookings: dict[Any, StrategyProbe] = {}
         self.empty: dict[Any, Tensor] = {}
         self.weights: Weights | None = None
 
@@ -174,11 +174,11 @@ class _Run:
         kind = x.device.type
         outer = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self.key = (str(x.device), x.dtype, tuple(x.shape[2:]), precision, outer)
-        self.looking = engine.lookings.setdefault(self.key, Looking())
+        self.looking = engine.lookings.setdefault(self.key, StrategyProbe())
         self.size = self._batch_size(batch_size, "whole images and boxes")
         self.patch_size = self._batch_size(batch_size, "patches")
         self.rest_size = self._batch_size(batch_size, "after tiles")
-        share = engine.ways.share
+        share = engine.strategies.tile
         self.tile_sizes = [
             self._batch_size(batch_size, f"tiles {i}", math.prod(share.counts))
             for i in range(len(share.stages))
@@ -214,7 +214,7 @@ class _Run:
                 hint=f"one image, or as many as masks (at most {CHUNK})",
             )
         fresh, owners = [], []
-        for i, numbers in enumerate(fingerprints(masks)):
+        for i, numbers in enumerate(mask_hashes(masks)):
             key = numbers if self.x.shape[0] == 1 else (i, *numbers)
             if key not in self.seen:
                 self.seen[key] = len(self.seen)
@@ -260,17 +260,17 @@ class _Run:
     # ---------------------------------------------------------------------------- which way
 
     def _by_way(self, x: Tensor, masks: Tensor, owners: list[int]) -> None:
-        region = self.engine.ways.region
-        if tuple(x.shape[2:]) != region.canvas or not self.looking.pays("boxes", len(masks)):
+        region = self.engine.strategies.box
+        if tuple(x.shape[2:]) != region.image_size or not self.looking.pays("boxes", len(masks)):
             self._whole(x, masks, owners, list(range(len(masks))))
             return
-        ways = self._ways(x, masks)
-        if ways is None:  # no memory for the activities of so many
+        strategies = self._ways(x, masks)
+        if strategies is None:  # no memory for the activities of so many
             for some in torch.arange(len(masks)).tensor_split(2):
                 own = [owners[i] for i in some.tolist()]
                 self._by_way(x if x.shape[0] == 1 else x[some], masks[some], own)
             return
-        boxed, patched, shared = ways
+        boxed, patched, shared = strategies
         for size, members in patched.groups(self.patch_size).items():
             ask, share = patched.asks(size), patched.share(size)
             self._batches(members, owners, share, ask, ("patches", *size), self.patch_size)
@@ -302,10 +302,10 @@ class _Run:
         return None
 
     def _looked_at(self, x: Tensor, masks: Tensor) -> tuple[Boxed, Patched, Shared | None]:
-        ways, parts = self.engine.ways, self.engine.parts
+        strategies, parts = self.engine.strategies, self.engine.parts
         with self.looking.at("boxes", len(masks)):
-            boxed = Boxed(ways.region, parts, x, masks)
-            patched = Patched(ways.reuse, parts, x, masks, boxed.costs, self.size.call)
+            boxed = Boxed(strategies.box, parts, x, masks)
+            patched = Patched(strategies.patch, parts, x, masks, boxed.costs, self.size.call)
         shared = self._shared(boxed, patched)
         patched.prepare([] if shared is None else shared.members)
         return boxed, patched, shared
@@ -315,7 +315,7 @@ class _Run:
 
         All of the masks; or else those that do not go on patches.
         """
-        able = "rest" in self.engine.parts and len(boxed.x) == len(self.x) == 1
+        able = "tile_rest" in self.engine.parts and len(boxed.x) == len(self.x) == 1
         if not able or self.lower is not None or self.nothing_shared:
             return None
         every = list(range(len(boxed.sizes)))
@@ -338,7 +338,7 @@ class _Run:
     def _if_worthwhile(
         self, boxed: Boxed, otherwise: list[float], members: list[int]
     ) -> Shared | None:
-        way, parts = self.engine.ways.share, self.engine.parts
+        way, parts = self.engine.strategies.tile, self.engine.parts
         with self.looking.at("tiles", len(members)):
             if len(members) >= 2 * FEW:  # looking at all takes longer
                 few = Shared(way, parts, boxed, otherwise, members[:FEW])
@@ -349,7 +349,7 @@ class _Run:
                 return None
         for i, (number, size) in enumerate(zip(shared.tiles.numbers, self.tile_sizes, strict=True)):
             every, kind = list(range(number)), (f"tiles {i}",)
-            ask = shared.tiles.asks(i, self.x, parts[f"tiles_{i}"])
+            ask = shared.tiles.asks(i, self.x, parts[f"tile_stage_{i}"])
             for some, tiles in self._answers(every, OF_TILE, ask, kind, size, LARGE):
                 shared.tiles.keep(i, some, tiles)
         return shared

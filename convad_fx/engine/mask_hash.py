@@ -14,7 +14,7 @@ SEED = 0
 AT_ONCE = 64
 
 
-def fingerprints(masks: Tensor) -> list[tuple[int, int]]:
+def mask_hashes(masks: Tensor) -> list[tuple[int, int]]:
     """Two numbers for each mask (K, ...), bool: the same for the same cells.
 
     >>> masks = torch.tensor([[True, False], [False, True], [True, False]])

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convad_fx.compiler.lowering.box import Level
-from convad_fx.compiler.lowering.patch import Reuse
+from convad_fx.compiler.lowering.box import GridMap
+from convad_fx.compiler.lowering.patch import PatchPlan
 from convad_fx.engine.batch_size import LEAST, BatchSize, marked
 from convad_fx.engine.box import Parts, spans
 from convad_fx.engine.bucketing import grouped
@@ -33,7 +33,7 @@ class Patched:
 
     def __init__(
         self,
-        reuse: Reuse,
+        reuse: PatchPlan,
         parts: Parts,
         x: Tensor,
         masks: Tensor,
@@ -45,11 +45,11 @@ class Patched:
         self.members: set[int] = set()
         self.sizes: list[tuple[int, ...]] = []  # of the hidden boxes, where patches are possible
         self.kept: tuple[Tensor, ...] = ()
-        if "patched" not in parts or x.shape[0] > 1:
+        if "patch" not in parts or x.shape[0] > 1:
             return
         tile = torch.tensor(self.reuse.tile)
-        tiles = -(-torch.tensor(self.reuse.canvas) // tile)
-        hidden = Level(tuple(range(2, x.dim())), (1,) * (x.dim() - 2), ((0, 0),) * (x.dim() - 2))
+        tiles = -(-torch.tensor(self.reuse.image_size) // tile)
+        hidden = GridMap(tuple(range(2, x.dim())), (1,) * (x.dim() - 2), ((0, 0),) * (x.dim() - 2))
         low, high = torch.zeros(2, len(masks), x.dim() - 2, dtype=torch.long)
         for i, first, end in spans(~masks, hidden):
             low[:, i], high[:, i] = first, end
@@ -69,8 +69,8 @@ class Patched:
         """Make ready for what patches are put amid and cut from, of all members but those gone."""
         self.members.difference_update(gone)
         if self.members:
-            self.kept = self.parts["unmasked"](self.x, None)
-            self.activities = self.parts["patched_activities"](self.x, self.masks)
+            self.kept = self.parts["patch_base"](self.x, None)
+            self.activities = self.parts["patch_activities"](self.x, self.masks)
 
     def share(self, size: tuple[int, ...]) -> float:
         """Of the whole image's arithmetic."""
@@ -89,7 +89,7 @@ class Patched:
         def ask(chosen: list[int]) -> tuple[Any, ...]:
             places = _places(first[chosen], size, self.reuse.tile, self.x.device)
             cut = [a if len(a) == 1 else marked(a[chosen]) for a in self.activities]
-            return self.parts["patched"], self.x, *places, *cut, *self.kept
+            return self.parts["patch"], self.x, *places, *cut, *self.kept
 
         return ask
 

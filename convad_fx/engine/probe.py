@@ -27,7 +27,7 @@ _last = partial(deque[float], maxlen=5)
 
 
 @dataclass(slots=True)
-class Looking:
+class StrategyProbe:
     """What looking and answering have taken, in seconds: whether to look again.
 
     >>> looking = Looking()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convad_fx.compiler.kernels.box import along
-from convad_fx.compiler.lowering.tile import COPY, Read, Share, Stage
+from convad_fx.compiler.lowering.tile import COPY, TilePlan, TileRead, TileStage
 from convad_fx.engine.batch_size import BatchSize, marked
 from convad_fx.engine.box import Boxed, Parts, cells_from, cells_of
 from convad_fx.engine.bucketing import grouped
@@ -49,7 +49,7 @@ class Shared:
 
     def __init__(
         self,
-        share: Share,
+        share: TilePlan,
         parts: Parts,
         boxed: Boxed,
         otherwise: list[float],
@@ -84,8 +84,8 @@ class Shared:
 
     def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
         """Size of box -> the masks that run on it."""
-        shares, grain = self.way.work.shares, self.boxed.region.grain
-        return grouped(self.members, self.boxed.sizes, shares, batch.call, grain)
+        shares, granularity = self.way.work.shares, self.boxed.region.granularity
+        return grouped(self.members, self.boxed.sizes, shares, batch.call, granularity)
 
     def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
         """What to call for some masks, and with what."""
@@ -98,7 +98,7 @@ class Shared:
             owner = torch.tensor([self.place[k] for k in chosen])
             box = self.tiles.boxes(owner, first, size)
             marked(box, 0, *range(2, box.dim()))
-            return self.parts["rest"], box, *cells, *cut
+            return self.parts["tile_rest"], box, *cells, *cut
 
         return ask
 
@@ -108,14 +108,14 @@ class Tiles:
 
     Args:
         share: how masks share.
-        activities: (K or 1, C, *grid), as in `Region`; those that stages read count.
+        activities: (K or 1, C, *grid), as in `BoxPlan`; those that stages read count.
         members: which of the K masks share.
         first, end: where their boxes start and end, in image positions, (members, axes).
     """
 
     def __init__(
         self,
-        share: Share,
+        share: TilePlan,
         activities: Sequence[Tensor],
         members: Sequence[int],
         first: Tensor,
@@ -150,7 +150,7 @@ class Tiles:
             found.append(sums.keys(chosen, len(some)))
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    def _find(self, stage: Stage, keys: Numbers, needed: Tensor) -> Tensor:
+    def _find(self, stage: TileStage, keys: Numbers, needed: Tensor) -> Tensor:
         """The different tiles of a stage; returns which tiles of the stage before they need."""
         flat = needed.flatten(1)
         member, place = flat.nonzero(as_tuple=True)
@@ -266,7 +266,7 @@ class Tiles:
         rank = 1 + len(cells)
         if rows is None:
             for axis, cell in enumerate(cells):
-                index = index * self.share.canvas[axis] + along(cell, 1 + axis, rank)
+                index = index * self.share.image_size[axis] + along(cell, 1 + axis, rank)
         else:
             sizes = [t // s for t, s in zip(self.share.tile, strides, strict=True)]
             pairs = list(zip(cells, sizes, strict=True))
@@ -277,7 +277,7 @@ class Tiles:
         found = values.index_select(0, index.flatten().to(values.device))
         return found.reshape(*index.shape, -1).movedim(-1, 1)
 
-    def _cut(self, read: Read, view: Tensor, owner: Tensor, places: Tensor) -> Tensor:
+    def _cut(self, read: TileRead, view: Tensor, owner: Tensor, places: Tensor) -> Tensor:
         """The patches of an activity that these tiles read, of all of them."""
         owner = self.members[owner] if len(view) > 1 else torch.zeros_like(owner)
         index: list[Any] = [slice(None)] * (view.dim() - len(read.axes))
@@ -290,7 +290,7 @@ class Tiles:
         # the chosen places are the first axis, wherever they were
         return z.movedim(list(range(-len(read.axes), 0)), list(read.axes))
 
-    def _unfolded(self, read: Read) -> Tensor:
+    def _unfolded(self, read: TileRead) -> Tensor:
         """All patches of an activity, as a view: (K, C, *tiles, *patch), False outside the grid."""
         z = self.activities[read.activity]
         pads = [0] * (2 * z.dim())
@@ -318,7 +318,7 @@ class Sums:
         shapes: (C, *grid) of each activity that masks touch.
     """
 
-    def __init__(self, share: Share, shapes: Mapping[int, Sequence[int]]) -> None:
+    def __init__(self, share: TilePlan, shapes: Mapping[int, Sequence[int]]) -> None:
         self.share = share
         self.random = np.random.default_rng(SEED)
         self.places = [self._drawn(1, *share.counts) for _ in share.stages]
@@ -352,7 +352,7 @@ class Sums:
             found.append(keys)
         return found
 
-    def _within(self, packed: Bytes, sums: Numbers, numbers: Numbers, read: Read) -> Numbers:
+    def _within(self, packed: Bytes, sums: Numbers, numbers: Numbers, read: TileRead) -> Numbers:
         """Sums over patches, (K, *tiles); of lines there are those over all bytes before."""
         if not read.axes:
             result = sums[-1]
@@ -380,7 +380,7 @@ class Sums:
         missing = [1 + axis for axis in range(len(self.share.counts)) if axis not in read.grid]
         return np.expand_dims(result, missing)
 
-    def _spans(self, read: Read, i: int, cells: int) -> tuple[Places, Places]:
+    def _spans(self, read: TileRead, i: int, cells: int) -> tuple[Places, Places]:
         """Where patches start and end along an axis, inside the grid."""
         n = self.share.tile[read.grid[i]] // read.strides[i]
         low, high = read.reach[i]

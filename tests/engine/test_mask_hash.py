@@ -7,37 +7,37 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from convad_fx.engine.mask_hash import fingerprints
+from convad_fx.engine.mask_hash import mask_hashes
 
 
 @pytest.mark.parametrize("cells", [1, 8, 63, 64, 65, 200])
 def test_one_cell_makes_another_mask(cells: int) -> None:
     masks = torch.zeros(cells + 1, 1, cells, dtype=torch.bool)
     masks[torch.arange(cells), 0, torch.arange(cells)] = True
-    assert len(set(fingerprints(masks))) == cells + 1
-    assert len(set(fingerprints(~masks))) == cells + 1
+    assert len(set(mask_hashes(masks))) == cells + 1
+    assert len(set(mask_hashes(~masks))) == cells + 1
 
 
 def test_what_is_the_same_has_the_same_numbers() -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(140, 1, 30, 31, generator=generator) < 0.5
     order = torch.randint(140, (200,), generator=generator)
-    found = fingerprints(masks[order])
-    assert found == [fingerprints(masks)[i] for i in order]
+    found = mask_hashes(masks[order])
+    assert found == [mask_hashes(masks)[i] for i in order]
     assert len(set(found)) == len(order.unique())
 
 
 def test_any_byte_but_zero_is_true() -> None:
     numbers = torch.tensor([[0, 255, 2, 0], [0, 1, 1, 0], [0, 1, 2, 255]], dtype=torch.uint8)
-    a, b, c = fingerprints(numbers.view(torch.bool))
+    a, b, c = mask_hashes(numbers.view(torch.bool))
     assert a == b != c
 
 
 def test_views_are_read_as_they_are() -> None:
     masks = torch.rand(3, 1, 16, 20) < 0.5
-    assert fingerprints(masks.mT) == fingerprints(masks.mT.contiguous())
-    assert len(set(fingerprints(masks[:1].expand(4, 1, 16, 20)))) == 1
-    assert fingerprints(masks[:, :, :, ::2]) == fingerprints(masks[:, :, :, ::2].contiguous())
+    assert mask_hashes(masks.mT) == mask_hashes(masks.mT.contiguous())
+    assert len(set(mask_hashes(masks[:1].expand(4, 1, 16, 20)))) == 1
+    assert mask_hashes(masks[:, :, :, ::2]) == mask_hashes(masks[:, :, :, ::2].contiguous())
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_memory_of_any_order_is_read(view: Callable[[torch.Tensor], torch.Tensor
     masks = view(torch.rand(300, generator=torch.Generator().manual_seed(0)) < 0.5)
     assert masks.shape[0] == 2
     fresh = torch.stack([mask.clone(memory_format=torch.contiguous_format) for mask in masks])
-    assert fingerprints(masks) == fingerprints(fresh)
+    assert mask_hashes(masks) == mask_hashes(fresh)

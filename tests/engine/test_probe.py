@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from convad_fx.engine import probe as looking
-from convad_fx.engine.probe import AGAIN, Looking
+from convad_fx.engine.probe import AGAIN, StrategyProbe
 
 
 class Clock:
@@ -26,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def call(known: Looking, clock: Clock, masks: int, look: float, answer: float) -> bool:
+def call(known: StrategyProbe, clock: Clock, masks: int, look: float, answer: float) -> bool:
     """Whether it was looked; a look takes so long in all, an answer so long for each mask."""
     pays = known.pays("boxes", masks)
     with known.answering(masks):
@@ -38,7 +38,7 @@ def call(known: Looking, clock: Clock, masks: int, look: float, answer: float) -
 
 
 def test_what_takes_longer_than_answering_is_left_and_tried_again(clock: Clock) -> None:
-    known = Looking()
+    known = StrategyProbe()
     looked = [call(known, clock, 256, look=0.08, answer=0.0001) for _ in range(1000)]
     assert looked[:5] == [True, True, True, False, False]
     assert sum(looked[3:]) >= 5
@@ -49,18 +49,18 @@ def test_what_takes_longer_than_answering_is_left_and_tried_again(clock: Clock) 
 
 
 def test_what_takes_less_is_done_every_time(clock: Clock) -> None:
-    known = Looking()
+    known = StrategyProbe()
     assert all(call(known, clock, 256, look=0.08, answer=0.004) for _ in range(50))
 
 
 def test_one_slow_look_does_not_end_it(clock: Clock) -> None:
-    known = Looking()
+    known = StrategyProbe()
     for look in (5.0, 0.08, 0.08, 5.0, 0.08, 0.08):
         assert call(known, clock, 256, look=look, answer=0.004)
 
 
 def test_single_masks_do_not_end_it_for_many(clock: Clock) -> None:
-    known = Looking()
+    known = StrategyProbe()
     for _ in range(20):
         call(known, clock, 1, look=0.005, answer=0.007)
     assert known.looks == {}
@@ -69,7 +69,7 @@ def test_single_masks_do_not_end_it_for_many(clock: Clock) -> None:
 
 
 def test_other_masks_and_another_machine_are_noticed(clock: Clock) -> None:
-    known = Looking()
+    known = StrategyProbe()
     for _ in range(10):
         call(known, clock, 256, look=0.08, answer=0.0001)
     assert not known.pays("boxes", 256)

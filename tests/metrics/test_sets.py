@@ -16,7 +16,7 @@ from convad_fx.explain import Search, explain
 IMAGE = torch.rand(3, 16, 20, generator=torch.Generator().manual_seed(0))
 
 
-def share_of(rows: slice, columns: slice):
+def plan_tiles(rows: slice, columns: slice):
     """Class 1 argues with the share of a box that is kept."""
 
     def masker(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -26,7 +26,7 @@ def share_of(rows: slice, columns: slice):
     return masker
 
 
-MASKER = share_of(slice(0, 8), slice(0, 8))
+MASKER = plan_tiles(slice(0, 8), slice(0, 8))
 softmax = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
 
 

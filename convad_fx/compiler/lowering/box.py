@@ -7,7 +7,7 @@ strides. They end anywhere where all strided windows are padded by as much as th
 E positions is then one of E / S cells, rounded up, at every level; otherwise at such multiples.
 Activities are computed on whole masks and cut, so that whatever the policy says of them stays true.
 
-The walk gives every tensor a `Level`: which axes are the image's, how much coarser, and what
+The walk gives every tensor a `GridMap`: which axes are the image's, how much coarser, and what
 explicit padding has added. An operation keeps boxes (a convolution), ends them by itself (a mean
 over the grid is put into proportion, a maximum is what it is), or is given whole grids again, zero
 around the
@@ -34,7 +34,7 @@ from convad_fx.compiler.capture.op_schema import OpView, TensorView, view
 from convad_fx.compiler.capture.trace import META, Facts, Trace, facts
 from convad_fx.compiler.kernels import box as crop
 from convad_fx.compiler.kernels.activity import gate, same_padding
-from convad_fx.compiler.lowering.cost_model import Cost, Work
+from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
 from convad_fx.compiler.passes.insert_gates import Inserted, inside_of_zeros, padding_of, zeroes
 
 Node = torch.fx.Node
@@ -44,7 +44,7 @@ WORTHWHILE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class GridMap:
     """How the grid of a tensor lies over the image's.
 
     Attributes:
@@ -64,7 +64,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class BoxPlan:
     """How a network runs on boxes, if it does.
 
     Attributes:
@@ -83,11 +83,11 @@ class Region:
     values: torch.fx.Graph | None
     activities: torch.fx.Graph | None
     cells: tuple[tuple[int, int], ...]
-    levels: tuple[Level | None, ...]
+    levels: tuple[GridMap | None, ...]
     tile: tuple[int, ...]
-    grain: tuple[int, ...]
-    canvas: tuple[int, ...]
-    work: Work
+    granularity: tuple[int, ...]
+    image_size: tuple[int, ...]
+    work: CostModel
     leaves: tuple[tuple[str, str], ...] = ()
     why: str = ""
 
@@ -99,8 +99,10 @@ class Region:
     def __str__(self) -> str:
         if not self.ok:
             return f"runs on whole images only: {self.why}"
-        tile, grain = (" x ".join(map(str, sides)) for sides in (self.tile, self.grain))
-        sizes = "any size" if set(self.grain) == {1} else f"sizes that are multiples of {grain}"
+        tile, unit = (" x ".join(map(str, sides)) for sides in (self.tile, self.granularity))
+        sizes = (
+            "any size" if set(self.granularity) == {1} else f"sizes that are multiples of {unit}"
+        )
         text = (
             f"runs on boxes at multiples of {tile} positions, of {sizes} "
             f"({self.work.on_boxes:.0%} of its arithmetic)"
@@ -128,13 +130,13 @@ class Passes:
         mean_of: the number of cells of the whole grid, where it takes a mean over it.
     """
 
-    level: Level | tuple[Level | None, ...] | None
+    level: GridMap | tuple[GridMap | None, ...] | None
     append: tuple[int, ...] = ()
     fit: bool = False
     mean_of: tuple[int, ...] = ()
 
 
-class Builder:
+class BoxLowering:
     """Decides whether, and from where to where, a simplified masked graph runs on boxes."""
 
     def __init__(self, traced: Trace, plan: Plan, graph: torch.fx.Graph) -> None:
@@ -144,21 +146,23 @@ class Builder:
         self.boxes: dict[Node, Node] = {}
         self.wholes: dict[Node, Node] = {}
         self.numbers: dict[tuple[Node, bool], Node] = {}  # sizes: of the box, of the whole
-        self.levels: dict[Node, Level | tuple[Level | None, ...] | None] = {}
+        self.levels: dict[Node, GridMap | tuple[GridMap | None, ...] | None] = {}
         self.heads: dict[str, Node] = {}  # the first placeholders, by name
         self.cells: dict[tuple[int, int], Node] = {}  # axis and stride -> placeholder
         self.inputs: dict[Node, Node] = {}  # activity -> placeholder
-        self.cuts: dict[tuple[Node, Level], Node] = {}
-        self.asked: dict[Node, Level | None] = {}
+        self.cuts: dict[tuple[Node, GridMap], Node] = {}
+        self.asked: dict[Node, GridMap | None] = {}
         self.shapes: list[tuple[int, ...]] = []  # of these activities, of two masks
         self.leaves: list[tuple[str, str]] = []
-        self.done: list[tuple[Node, float, Cost | None]] = []  # operations, and what they multiply
+        self.done: list[
+            tuple[Node, float, OpCost | None]
+        ] = []  # operations, and what they multiply
         self.whole_cells: list[tuple[int, ...]] = []  # strides at whose multiples boxes must end
         self.unmasked: set[Node] = set()  # the same for every mask: computed once
         self.at: Node | None = None  # the operation at hand
         self.on_box = False  # whether it is given boxes
 
-    def build(self) -> Region:
+    def build(self) -> BoxPlan:
         """The result; `boxes` and `asked` say where each tensor and activity is in it."""
         roles = {role_of(node) for node in self.old.nodes}
         if "renormalise" in roles:
@@ -176,27 +180,29 @@ class Builder:
         strides = [level.strides for level in self._of_boxes()]
         if not strides:
             return self._none("nothing in it is read through gates on the image's grid")
-        work = Work.of((whole, cost) for _, whole, cost in self.done)
+        work = CostModel.of((whole, cost) for _, whole, cost in self.done)
         if work.on_boxes < WORTHWHILE:
             where = f"; {self.leaves[0][0]}: {self.leaves[0][1]}" if self.leaves else ""
             share = f"{work.on_boxes:.0%}"
             return self._none(f"only {share} of its arithmetic could run on boxes{where}")
         one = (1,) * len(self.traced.grid)
         tile = tuple(math.lcm(*column) for column in zip(*strides, strict=True))
-        grain = tuple(math.lcm(*column) for column in zip(one, *self.whole_cells, strict=True))
+        granularity = tuple(
+            math.lcm(*column) for column in zip(one, *self.whole_cells, strict=True)
+        )
         levels = tuple(self.asked.values())
-        region = Region(
-            self.graph, self._activities(), tuple(self.cells), levels, tile, grain,
+        region = BoxPlan(
+            self.graph, self._activities(), tuple(self.cells), levels, tile, granularity,
             self.traced.grid, work, tuple(dict(self.leaves).items()),
         )  # fmt: skip
         wrong = self._wrong_shape(region)
         return self._none(wrong) if wrong else region
 
-    def _none(self, why: str) -> Region:
+    def _none(self, why: str) -> BoxPlan:
         one = (1,) * len(self.traced.grid)
-        return Region(None, None, (), (), one, one, self.traced.grid, Work(), why=why)
+        return BoxPlan(None, None, (), (), one, one, self.traced.grid, CostModel(), why=why)
 
-    def _of_boxes(self) -> Iterator[Level]:
+    def _of_boxes(self) -> Iterator[GridMap]:
         for node in self.boxes:
             known = self.levels.get(node)
             yield from (k for k in (known if isinstance(known, tuple) else (known,)) if k)
@@ -228,17 +234,19 @@ class Builder:
         self.wholes[node] = self.heads["x"] = self.graph.placeholder("x")
         self.unmasked.add(node)
         dims = len(self.traced.grid)
-        self.levels[node] = Level(tuple(range(2, 2 + dims)), (1,) * dims, ((0, 0),) * dims)
+        self.levels[node] = GridMap(tuple(range(2, 2 + dims)), (1,) * dims, ((0, 0),) * dims)
 
     def _write_gate(self, node: Node) -> None:
         value, activity, *fill = node.args
         assert isinstance(value, Node)
         assert isinstance(activity, Node)
         level = self.levels.get(value)
-        if isinstance(level, Level) and not (level.aligned or (zeroes(node) and self._pads(value))):
+        if isinstance(level, GridMap) and not (
+            level.aligned or (zeroes(node) and self._pads(value))
+        ):
             level = None  # what padding has become is not known around a box
         self.levels[node] = level
-        if not isinstance(level, Level):
+        if not isinstance(level, GridMap):
             args = (self._whole(value), self._activity(activity), *fill)
             self.wholes[node] = self._call(gate, args, node.name)
             return
@@ -275,13 +283,13 @@ class Builder:
         assert passes is not None
         copied = self._copy(node, whole=False, append=passes.append)
         if passes.fit:
-            assert isinstance(passes.level, Level)
+            assert isinstance(passes.level, GridMap)
             wanted = (copied, self._cells_of(passes.level), passes.level.axes)
             copied = self._call(crop.fitted, wanted, f"{node.name}_fitted")
         if passes.mean_of:
             source = next(n for n in operands if n in self.boxes)
             level = self.levels[source]
-            assert isinstance(level, Level)
+            assert isinstance(level, GridMap)
             args = (copied, self.boxes[source], level.axes, passes.mean_of)
             copied = self._call(crop.of_whole, args, f"{node.name}_of_whole")
         (self.boxes if passes.level else self.wholes)[node] = copied
@@ -304,7 +312,7 @@ class Builder:
 
     def _as_operand(self, node: Node) -> Node:
         """What an operation on boxes is given: boxes, and what has no grid as it is."""
-        if node in self.boxes or isinstance(self.levels.get(node), Level):
+        if node in self.boxes or isinstance(self.levels.get(node), GridMap):
             return self._box(node)
         if node in self.wholes:
             return self.wholes[node]
@@ -313,7 +321,7 @@ class Builder:
     def _box(self, node: Node) -> Node:
         if node not in self.boxes:
             level = self.levels[node]
-            assert isinstance(level, Level)
+            assert isinstance(level, GridMap)
             args = (self.wholes[node], self._cells_of(level), level.axes, level.extra)
             self.boxes[node] = self._call(crop.cut, args, f"{node.name}_box")
         return self.boxes[node]
@@ -325,7 +333,7 @@ class Builder:
             return self._number(node, whole=True)
         level = self.levels[node]
         # several tensors are taken apart once more, of whole grids; these are padded, too
-        if not isinstance(level, Level) or self._pads(node):
+        if not isinstance(level, GridMap) or self._pads(node):
             self.wholes[node] = self._copy(node, whole=True)
             return self.wholes[node]
         source = node.args[0] if node.target is gate else node
@@ -334,13 +342,13 @@ class Builder:
         if node.target is not gate:
             self._hold_active_cells(node, level)
         shape = facts(source).shape  # type: ignore[arg-type]
-        canvas = tuple(shape[axis] for axis in level.axes)
+        image_size = tuple(shape[axis] for axis in level.axes)
         fill = node.args[2:3] if node.target is gate else ()
-        args = (self.boxes[node], self._cells_of(level), level.axes, canvas, *fill)
+        args = (self.boxes[node], self._cells_of(level), level.axes, image_size, *fill)
         self.wholes[node] = self._call(crop.placed, args, f"{node.name}_whole")
         return self.wholes[node]
 
-    def _hold_active_cells(self, node: Node, level: Level) -> None:
+    def _hold_active_cells(self, node: Node, level: GridMap) -> None:
         """An ungated value goes back to whole grids: the box must hold its active cells."""
         decided = self.plan.nodes[facts(node).name].result
         assert isinstance(decided, Tracked)
@@ -376,7 +384,7 @@ class Builder:
             self.inputs[node] = self._placeholder(name, self.heads, self.cells, self.inputs)
         return self.inputs[node]
 
-    def _cells_of(self, level: Level) -> tuple[Node, ...]:
+    def _cells_of(self, level: GridMap) -> tuple[Node, ...]:
         """Where boxes lie in such a grid, handed in before the activities."""
         keys = tuple(enumerate(level.strides))
         for key in keys:
@@ -391,7 +399,7 @@ class Builder:
         with self.graph.inserting_after(last):
             return self.graph.placeholder(name)
 
-    def _cut_activity(self, node: Node, level: Level, full: tuple[bool, ...]) -> Node:
+    def _cut_activity(self, node: Node, level: GridMap, full: tuple[bool, ...]) -> Node:
         if (node, level) not in self.cuts:
             given = self._activity(node)
             self.asked[node] = level
@@ -410,7 +418,7 @@ class Builder:
         """What becomes of boxes at this operation. Raises `Leaves`."""
         self.at = node
         given_levels = (self.levels.get(source) for source in node.all_input_nodes)
-        padded = any(isinstance(level, Level) and not level.aligned for level in given_levels)
+        padded = any(isinstance(level, GridMap) and not level.aligned for level in given_levels)
         if padded and not isinstance(decided.step, steps.Window | steps.Pad):
             # to all others zeros are cells like any other, and a box has only those next to it
             raise Leaves("only windows and further padding may read explicit padding")
@@ -437,7 +445,7 @@ class Builder:
             )
             for item, known in levels
         ]
-        on_grid = [(item, level) for item, level in levels if isinstance(level, Level)]
+        on_grid = [(item, level) for item, level in levels if isinstance(level, GridMap)]
         if not on_grid:
             return None
         item, level = on_grid[0]
@@ -456,7 +464,7 @@ class Builder:
                 operand = operand.args[0]  # type: ignore[assignment]
             yield operand
 
-    def _picked(self, node: Node) -> Level | None:
+    def _picked(self, node: Node) -> GridMap | None:
         """One of several tensors."""
         source = node.args[0] if node.args else None
         known = self.levels.get(source) if isinstance(source, Node) else None
@@ -469,7 +477,9 @@ class Builder:
         raise Leaves("it takes several tensors apart in another way than by number")
 
     @staticmethod
-    def _check_others(op: OpView, level: Level, on_grid: list[tuple[TensorView, Level]]) -> None:
+    def _check_others(
+        op: OpView, level: GridMap, on_grid: list[tuple[TensorView, GridMap]]
+    ) -> None:
         """Operands without a level must not have a grid either."""
         rank = on_grid[0][0].rank
         seen = {(item.node, item.item) for item, _ in on_grid}
@@ -482,7 +492,7 @@ class Builder:
                     raise Leaves("it is joined with a grid that is not cut")
 
     def _step_through(
-        self, step: steps.Step, op: OpView, item: TensorView, level: Level, decided: NodePlan
+        self, step: steps.Step, op: OpView, item: TensorView, level: GridMap, decided: NodePlan
     ) -> Passes:
         match step:
             case steps.SameCell() | steps.Join() | steps.ChannelShuffle():
@@ -534,13 +544,13 @@ class Builder:
         return any(name == item.node for name, _ in decided.reads)
 
     @staticmethod
-    def _moved(level: Level, where: dict[int, int]) -> Level:
+    def _moved(level: GridMap, where: dict[int, int]) -> GridMap:
         if not set(level.axes) <= set(where):
             raise Leaves("it merges positions with other axes")
         return replace(level, axes=tuple(where[a] for a in level.axes))
 
     @staticmethod
-    def _take(step: steps.Take, level: Level) -> Level:
+    def _take(step: steps.Take, level: GridMap) -> GridMap:
         axes, strides = list(level.axes), list(level.strides)
         before = after = 0
         for index in step.index:
@@ -572,7 +582,7 @@ class Builder:
         """What this padding has been put around."""
         return next(n for n in node.all_input_nodes if n in self.levels)
 
-    def _pad(self, step: steps.Pad, level: Level) -> Level:
+    def _pad(self, step: steps.Pad, level: GridMap) -> GridMap:
         pairs = [step.padding[axis] for axis in level.axes]
         if not any(map(any, pairs)):
             return level
@@ -587,16 +597,16 @@ class Builder:
         return replace(level, extra=extra)
 
     @staticmethod
-    def _reduced(reads: str, item: TensorView, level: Level) -> Passes:
-        canvas = tuple(item.shape[axis] for axis in level.axes)
+    def _reduced(reads: str, item: TensorView, level: GridMap) -> Passes:
+        image_size = tuple(item.shape[axis] for axis in level.axes)
         if reads == "mean":
-            return Passes(None, mean_of=canvas)
+            return Passes(None, mean_of=image_size)
         if reads in ("max", "min"):
             return Passes(None)
         raise Leaves("it combines all positions in a way that zeros around a box may change")
 
     def _reduce(
-        self, step: steps.Reduce, op: OpView, item: TensorView, level: Level, decided: NodePlan
+        self, step: steps.Reduce, op: OpView, item: TensorView, level: GridMap, decided: NodePlan
     ) -> Passes:
         mixed = set(step.axes) & set(level.axes)
         if not mixed:
@@ -610,7 +620,7 @@ class Builder:
         return self._reduced(step.reads, item, level)
 
     def _window(
-        self, step: steps.Window, op: OpView, item: TensorView, level: Level, decided: NodePlan
+        self, step: steps.Window, op: OpView, item: TensorView, level: GridMap, decided: NodePlan
     ) -> Passes:
         dims = len(step.kernel)
         if level.axes != tuple(range(2, 2 + dims)):
@@ -654,7 +664,7 @@ class Builder:
         if self.on_box:
             self.whole_cells.append(tuple(whole))
         plain = ((0, 0),) * dims
-        level = Level(level.axes, tuple(strides), plain)
+        level = GridMap(level.axes, tuple(strides), plain)
         return Passes(level, tuple(append), fit or set(step.stride) != {1})
 
     @staticmethod
@@ -709,15 +719,15 @@ class Builder:
         if not work:
             return
         cost = None
-        if boxed and isinstance(level, Level):
+        if boxed and isinstance(level, GridMap):
             cells = math.prod(facts(node).shape[axis] for axis in level.axes)
-            cost = Cost(work / cells, level.strides, tuple(map(sum, self._more(node))))
+            cost = OpCost(work / cells, level.strides, tuple(map(sum, self._more(node))))
         self.done.append((node, work, cost))
 
     def _more(self, node: Node) -> tuple[tuple[int, int], ...]:
         """Cells of an operation's result beyond the box, (before, after)."""
         level = self.levels[node]
-        return level.extra if isinstance(level, Level) else ()
+        return level.extra if isinstance(level, GridMap) else ()
 
     def _work(self, node: Node) -> int:
         """Multiplications of a convolution or linear layer, if they are done for each mask."""
@@ -734,15 +744,15 @@ class Builder:
         cells = math.prod(op.output[1:]) // max(op.output[channel], 1)
         return int(cells * math.prod(weight.shape))
 
-    def _wrong_shape(self, region: Region) -> str:
+    def _wrong_shape(self, region: BoxPlan) -> str:
         """Run it without values, on boxes of little more than a tile: is every level as large?"""
-        sizes = tuple(n + more for n, more in zip(region.tile, region.grain, strict=True))
+        sizes = tuple(n + more for n, more in zip(region.tile, region.granularity, strict=True))
         assert region.values is not None
         assert region.activities is not None
         back = {new: old for old, new in self.boxes.items()}
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             x = self._image()
-            mask = torch.ones(2, 1, *region.canvas, dtype=torch.bool, device=x.device)
+            mask = torch.ones(2, 1, *region.image_size, dtype=torch.bool, device=x.device)
             try:
                 given = torch.fx.Interpreter(self._root(), graph=region.activities).run(x, mask)
                 self.shapes = [tuple(activity.shape) for activity in given]
@@ -754,7 +764,7 @@ class Builder:
                 return f"it does not run on another size than the example's ({error})"
         for new, shape in run.shapes.items():
             level = self.levels.get(back[new]) if new in back else None
-            if not isinstance(level, Level):
+            if not isinstance(level, GridMap):
                 continue
             for axis, stride, extra, size in zip(
                 level.axes, level.strides, level.extra, sizes, strict=True
@@ -804,4 +814,4 @@ def role_of(node: Node) -> str:
     return known.role if isinstance(known, Inserted) else ""
 
 
-__all__ = ["Builder", "Level", "Region"]
+__all__ = ["BoxLowering", "BoxPlan", "GridMap"]

@@ -14,7 +14,7 @@ Sizes = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class OpCost:
     """What operations on boxes multiply.
 
     Attributes:
@@ -30,7 +30,7 @@ class Cost:
     def of(self, sizes: Sizes) -> NDArray[np.float64]:
         """Multiplications for boxes of these sizes, (K,).
 
-        >>> Cost(10.0, (2, 2), (0, 1)).of(np.array([(5, 8)]))  # 3 x 5 cells
+        >>> OpCost(10.0, (2, 2), (0, 1)).of(np.array([(5, 8)]))  # 3 x 5 cells
         array([150.])
         """
         cells = -(-sizes // np.array(self.strides)) + np.array(self.reach)
@@ -39,7 +39,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class CostModel:
     """What a network multiplies for one mask; unless said otherwise, all of it on whole images.
 
     Attributes:
@@ -48,12 +48,12 @@ class Work:
         total: multiplications of the whole network on a whole image.
     """
 
-    costs: tuple[Cost, ...] = ()
+    costs: tuple[OpCost, ...] = ()
     rest: float = 1.0
     total: float = 1.0
 
     @classmethod
-    def of(cls, found: Iterable[tuple[float, Cost | None]]) -> Work:
+    def of(cls, found: Iterable[tuple[float, OpCost | None]]) -> CostModel:
         """From the multiplications of each operation, on a whole image and, or not, on a box."""
         alike: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = defaultdict(float)
         rest = total = 0.0
@@ -63,7 +63,7 @@ class Work:
                 rest += work
             else:
                 alike[cost.strides, cost.reach] += cost.each
-        return cls(tuple(Cost(each, *key) for key, each in alike.items()), rest, total)
+        return cls(tuple(OpCost(each, *key) for key, each in alike.items()), rest, total)
 
     @property
     def on_boxes(self) -> float:

@@ -3,9 +3,9 @@
 Where a mask hides little, most of every grid is what it is without a mask, and that is known from
 one run on the whole image. What a hidden box can change is the box itself, and with every window a
 little more around it: how much more is known from the graph alone. The walk of `region` gives every
-tensor its `Level`; here each also has a ``reach``, and a window that reads beyond what was changed
-is given what surrounds it. From some operation on nearly everything has changed: there the patches
-go back to their places in whole grids, and the rest runs as ever.
+tensor its `GridMap`; here each also has a ``reach``, and a window that reads beyond what was
+changed is given what surrounds it. From some operation on nearly everything has changed: there the
+patches go back to their places in whole grids, and the rest runs as ever.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.capture.trace import META, Trace, facts
 from convad_fx.compiler.kernels import patch
 from convad_fx.compiler.kernels.activity import gate
-from convad_fx.compiler.lowering.box import Leaves, Level, Passes, Shapes, Unsupported, role_of
-from convad_fx.compiler.lowering.cost_model import Cost, Work
-from convad_fx.compiler.lowering.patch_windows import OnPatches, read_by, sides
+from convad_fx.compiler.lowering.box import GridMap, Leaves, Passes, Shapes, Unsupported, role_of
+from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
+from convad_fx.compiler.lowering.patch_windows import PatchLowering, read_by, sides
 from convad_fx.compiler.passes.insert_gates import Inserted
 
 Node = torch.fx.Node
@@ -40,7 +40,7 @@ WORTHWHILE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Reuse:
+class PatchPlan:
     """How a network recomputes what a mask changes, if it does.
 
     Attributes:
@@ -58,8 +58,8 @@ class Reuse:
     activities: torch.fx.Graph | None
     kept: torch.fx.Graph | None
     tile: tuple[int, ...]
-    canvas: tuple[int, ...]
-    work: Work
+    image_size: tuple[int, ...]
+    work: CostModel
     until: str = ""
     why: str = ""
 
@@ -71,7 +71,7 @@ class Reuse:
     def __str__(self) -> str:
         if not self.ok:
             return f"reuses nothing of the unmasked image: {self.why}"
-        size = hidden_size(self.canvas, self.tile)
+        size = hidden_size(self.image_size, self.tile)
         return (
             f"recomputes what a mask changes until {self.until}: {self.work.share(size):.0%} "
             f"of its arithmetic where {' x '.join(map(str, size))} positions are hidden"
@@ -83,10 +83,10 @@ def hidden_size(grid: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...]
     return tuple(-(-round(n * HIDDEN) // t) * t for n, t in zip(grid, tile, strict=True))
 
 
-def reuse_of(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Reuse:
+def plan_patches(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> PatchPlan:
     """Decide whether, and until where, a simplified masked graph recomputes changes only."""
     roles = {role_of(node) for node in graph.nodes}
-    none = Reuse(None, None, None, (1,) * len(traced.grid), traced.grid, Work())
+    none = PatchPlan(None, None, None, (1,) * len(traced.grid), traced.grid, CostModel())
     for role, why in (
         ("renormalise", "means are divided by the active count"),
         ("fill", "inactive cells read as their neighbours"),
@@ -106,7 +106,7 @@ def reuse_of(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Reuse:
         return replace(none, why=str(unsupported))
 
 
-class Patches(OnPatches):
+class Patches(PatchLowering):
     """Writes operations before `until` on patches, and all others on whole grids."""
 
     def __init__(
@@ -132,7 +132,7 @@ class Patches(OnPatches):
         """The first operation that had better be given whole grids; None where all had."""
         total = sum(work for _, work, _ in self.done)
         best, least = None, WORTHWHILE * total
-        on_patches: list[tuple[float, Cost]] = []
+        on_patches: list[tuple[float, OpCost]] = []
         strides, before = (1,) * len(self.traced.grid), 0.0
         for node, work, cost in self.done:
             tile = tuple(
@@ -140,7 +140,7 @@ class Patches(OnPatches):
                 for a, b in zip(strides, cost.strides if cost else strides, strict=True)
             )
             size = hidden_size(self.traced.grid, strides)
-            patched = Work.of(on_patches).multiplied(np.array([size]))
+            patched = CostModel.of(on_patches).multiplied(np.array([size]))
             now = total - before + float(patched[0])
             if on_patches and now < least:
                 best, least = node, now
@@ -158,20 +158,20 @@ class Patches(OnPatches):
         on_patches &= any(work for _, work, _ in self.done)
         return next(n for n in self.old.nodes if n.op == "output") if on_patches else None
 
-    def built(self) -> Reuse:
+    def built(self) -> PatchPlan:
         """The result, if every tensor has the size that its reach says."""
         self.graph.eliminate_dead_code(_is_boundary)
         self.graph.lint()
         known = [self.levels[node] for node in self.boxes]
-        strides = [level.strides for level in known if isinstance(level, Level)]
+        strides = [level.strides for level in known if isinstance(level, GridMap)]
         assert self.until is not None
-        reuse = Reuse(
+        reuse = PatchPlan(
             self.graph,
             self._activities(),
             self._kept_graph(),
             tuple(math.lcm(*column) for column in zip(*strides, strict=True)),
             self.traced.grid,
-            Work.of((work, cost) for _, work, cost in self.done),
+            CostModel.of((work, cost) for _, work, cost in self.done),
             "the end" if self.until.op == "output" else facts(self.until).path,
         )
         wrong = self._wrong_shapes(reuse)
@@ -197,7 +197,7 @@ class Patches(OnPatches):
         assert isinstance(value, Node)
         assert isinstance(activity, Node)
         level = self.levels.get(value)
-        if not isinstance(level, Level):
+        if not isinstance(level, GridMap):
             super()._write_gate(node)
             return
         self.levels[node], reach = level, self.reaches[value]
@@ -242,7 +242,7 @@ class Patches(OnPatches):
 
     def _check_all_are_patches(self, operands: list[Node]) -> None:
         for operand in operands:
-            if operand in self.boxes or isinstance(self.levels.get(operand), Level):
+            if operand in self.boxes or isinstance(self.levels.get(operand), GridMap):
                 continue
             if operand not in self.unmasked:
                 raise Leaves("it is joined with what has changed everywhere")
@@ -266,7 +266,7 @@ class Patches(OnPatches):
         reach = self.reaches[node]
 
         def operand(source: Node) -> Node:
-            if isinstance(self.levels.get(source), Level):
+            if isinstance(self.levels.get(source), GridMap):
                 return self._widened(source, reach)
             return self._as_operand(source)
 
@@ -287,7 +287,7 @@ class Patches(OnPatches):
     def _box(self, node: Node) -> Node:
         if node not in self.boxes:
             level = self.levels[node]
-            assert isinstance(level, Level)
+            assert isinstance(level, GridMap)
             where = (self.places, level.axes, level.strides, self.reaches[node])
             args = (self._unmasked(node), *where)
             self.boxes[node] = self._call(patch.around, args, f"{node.name}_patch")
@@ -300,7 +300,7 @@ class Patches(OnPatches):
         key = (node, wanted, fill)
         if key not in self.surroundings:
             level = self.levels[node]
-            assert isinstance(level, Level)
+            assert isinstance(level, GridMap)
             where = (self.places, level.axes, level.strides, reach, wanted)
             args = (box, self._unmasked(node), *where, fill)
             self.surroundings[key] = self._call(patch.surrounded, args, f"{node.name}_wider")
@@ -309,7 +309,7 @@ class Patches(OnPatches):
     def _whole(self, node: Node) -> Node:
         level = self.levels.get(node)
         known = node in self.wholes or node not in self.boxes or self._is_padding(node)
-        if known or not isinstance(level, Level):
+        if known or not isinstance(level, GridMap):
             return super()._whole(node)
         where = (self.places, level.axes, level.strides, self.reaches[node])
         args = (self.boxes[node], self._unmasked(node), *where)
@@ -343,7 +343,7 @@ class Patches(OnPatches):
         graph.lint()
         return graph
 
-    def _wrong_shapes(self, reuse: Reuse) -> str:
+    def _wrong_shapes(self, reuse: PatchPlan) -> str:
         """Run it without values, on boxes of two tiles: every patch must be as large as said."""
         sizes = tuple(2 * n for n in reuse.tile)
         assert reuse.values is not None
@@ -368,7 +368,7 @@ class Patches(OnPatches):
                 return f"it does not run on another size than the example's ({error})"
         for node, box in self.boxes.items():
             level = self.levels[node]
-            if not isinstance(level, Level) or box not in copies:
+            if not isinstance(level, GridMap) or box not in copies:
                 continue
             shape = run.shapes[copies[box]]
             rows = zip(level.axes, level.strides, self.reaches[node], sizes, strict=True)

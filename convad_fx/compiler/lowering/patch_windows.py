@@ -16,7 +16,7 @@ from convad_fx.compiler.capture.op_schema import OpView, TensorView
 from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.kernels import patch
 from convad_fx.compiler.kernels.activity import gate, same_padding
-from convad_fx.compiler.lowering.box import Builder, Leaves, Level, Passes
+from convad_fx.compiler.lowering.box import BoxLowering, GridMap, Leaves, Passes
 
 Node = torch.fx.Node
 Reach = patch.Reach
@@ -49,7 +49,7 @@ def read_by(step: steps.Window, reach: Reach) -> Reach:
     return tuple(found)
 
 
-class OnPatches(Builder):
+class PatchLowering(BoxLowering):
     """A walk over the graph whose windows are given patches, not boxes.
 
     Explicit padding is nothing on a patch, which has what surrounds it: cells that lie outside the
@@ -74,7 +74,7 @@ class OnPatches(Builder):
         step: steps.Window,
         op: OpView,
         item: TensorView,
-        level: Level,
+        level: GridMap,
         decided: NodePlan,
     ) -> Passes:
         dims = len(step.kernel)
@@ -100,7 +100,7 @@ class OnPatches(Builder):
                 )
             )
             self.windows[self.at] = replace(step, padding=padding), op
-        return Passes(Level(level.axes, strides, ((0, 0),) * dims))
+        return Passes(GridMap(level.axes, strides, ((0, 0),) * dims))
 
     @staticmethod
     def _padding(step: steps.Window, item: TensorView) -> list[tuple[int, int]]:
@@ -113,7 +113,7 @@ class OnPatches(Builder):
             for size, kernel, stride, dilation, pair in rows
         ]
 
-    def _pad(self, step: steps.Pad, level: Level) -> Level:
+    def _pad(self, step: steps.Pad, level: GridMap) -> GridMap:
         padded = super()._pad(step, level)
         if padded.aligned:
             return padded
@@ -127,11 +127,11 @@ class OnPatches(Builder):
     def _is_padding(self, node: Node) -> bool:
         """What is nothing on a patch."""
         level = self.levels.get(node)
-        return isinstance(level, Level) and not level.aligned and self._pads(node)
+        return isinstance(level, GridMap) and not level.aligned and self._pads(node)
 
     @staticmethod
-    def _take(step: steps.Take, level: Level) -> Level:
-        taken = Builder._take(step, level)
+    def _take(step: steps.Take, level: GridMap) -> GridMap:
+        taken = BoxLowering._take(step, level)
         if taken.strides != level.strides:
             raise Leaves("it takes every so many cells")
         return taken

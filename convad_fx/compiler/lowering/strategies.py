@@ -9,63 +9,65 @@ import torch.fx
 
 from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.capture.trace import Trace
-from convad_fx.compiler.lowering.box import Builder, Region
-from convad_fx.compiler.lowering.patch import Reuse, reuse_of
-from convad_fx.compiler.lowering.tile import Share, share_of
+from convad_fx.compiler.lowering.box import BoxLowering, BoxPlan
+from convad_fx.compiler.lowering.patch import PatchPlan, plan_patches
+from convad_fx.compiler.lowering.tile import TilePlan, plan_tiles
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
+class Strategies:
     """How a network may run: on boxes of what is active, patches of what changed, shared tiles.
 
     Attributes:
-        region: on boxes, where a mask keeps little.
-        reuse: on patches, where a mask hides little.
-        share: on tiles, which masks share that keep the same there.
+        box: on boxes, where a mask keeps little.
+        patch: on patches, where a mask hides little.
+        tile: on tiles, which masks share that keep the same there.
     """
 
-    region: Region
-    reuse: Reuse
-    share: Share
+    box: BoxPlan
+    patch: PatchPlan
+    tile: TilePlan
 
     def graphs(self) -> dict[str, torch.fx.Graph]:
         """Those that there are, by name."""
         found = {
-            "boxed": self.region.values,
-            "boxed_activities": self.region.activities,
-            "patched": self.reuse.values,
-            "patched_activities": self.reuse.activities,
-            "unmasked": self.reuse.kept,
-            "rest": self.share.rest,
-            **{f"tiles_{i}": stage.values for i, stage in enumerate(self.share.stages)},
+            "box": self.box.values,
+            "box_activities": self.box.activities,
+            "patch": self.patch.values,
+            "patch_activities": self.patch.activities,
+            "patch_base": self.patch.kept,
+            "tile_rest": self.tile.rest,
+            **{f"tile_stage_{i}": stage.values for i, stage in enumerate(self.tile.stages)},
         }
         return {name: graph for name, graph in found.items() if graph is not None}
 
-    def with_graphs(self, graphs: Mapping[str, torch.fx.Graph]) -> Ways:
+    def with_graphs(self, graphs: Mapping[str, torch.fx.Graph]) -> Strategies:
         """The same with these graphs."""
         region = replace(
-            self.region, values=graphs.get("boxed"), activities=graphs.get("boxed_activities")
+            self.box, values=graphs.get("box"), activities=graphs.get("box_activities")
         )
         reuse = replace(
-            self.reuse,
-            values=graphs.get("patched"),
-            activities=graphs.get("patched_activities"),
-            kept=graphs.get("unmasked"),
+            self.patch,
+            values=graphs.get("patch"),
+            activities=graphs.get("patch_activities"),
+            kept=graphs.get("patch_base"),
         )
         stages = tuple(
-            replace(stage, values=graphs.get(f"tiles_{i}"))
-            for i, stage in enumerate(self.share.stages)
+            replace(stage, values=graphs.get(f"tile_stage_{i}"))
+            for i, stage in enumerate(self.tile.stages)
         )
-        return Ways(region, reuse, replace(self.share, stages=stages, rest=graphs.get("rest")))
+        return Strategies(
+            region, reuse, replace(self.tile, stages=stages, rest=graphs.get("tile_rest"))
+        )
 
     def __str__(self) -> str:
-        shared = f"; {self.share}" if self.share.ok else ""
-        return f"{self.region}, and {self.reuse}{shared}"
+        shared = f"; {self.tile}" if self.tile.ok else ""
+        return f"{self.box}, and {self.patch}{shared}"
 
 
-def ways_of(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Ways:
+def plan_strategies(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Strategies:
     """Decide on the simplified masked graph how it may run."""
-    boxes = Builder(traced, plan, graph)
+    boxes = BoxLowering(traced, plan, graph)
     region = boxes.build()
-    share = share_of(traced, plan, graph, boxes, region)
-    return Ways(region, reuse_of(traced, plan, graph), share)
+    share = plan_tiles(traced, plan, graph, boxes, region)
+    return Strategies(region, plan_patches(traced, plan, graph), share)

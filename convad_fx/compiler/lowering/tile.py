@@ -28,17 +28,17 @@ from convad_fx.compiler.capture.trace import META, Trace, facts
 from convad_fx.compiler.kernels import box as crop
 from convad_fx.compiler.kernels.activity import gate, written
 from convad_fx.compiler.lowering.box import (
-    Builder,
+    BoxLowering,
+    BoxPlan,
+    GridMap,
     Leaves,
-    Level,
     Passes,
-    Region,
     Shapes,
     Unsupported,
     role_of,
 )
-from convad_fx.compiler.lowering.cost_model import Work
-from convad_fx.compiler.lowering.patch_windows import OnPatches, Reach, read_by
+from convad_fx.compiler.lowering.cost_model import CostModel
+from convad_fx.compiler.lowering.patch_windows import PatchLowering, Reach, read_by
 from convad_fx.compiler.passes.insert_gates import inside_of_zeros, zeroes
 
 Node = torch.fx.Node
@@ -56,11 +56,11 @@ WORTHWHILE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class TileRead:
     """The patch of an activity that a tile depends on.
 
     Attributes:
-        activity: its number among those of `Region`.
+        activity: its number among those of `BoxPlan`.
         axes: of the activity, those on the image's grid.
         grid: which axis of the image each of them is.
         strides: image positions per cell.
@@ -75,7 +75,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class TileStage:
     """Tiles of one tensor from patches of the one before.
 
     Attributes:
@@ -96,8 +96,8 @@ class Stage:
     strides: tuple[int, ...]
     grid: tuple[int, ...]
     reach: Reach
-    cuts: tuple[Read, ...]
-    depends: tuple[Read, ...]
+    cuts: tuple[TileRead, ...]
+    depends: tuple[TileRead, ...]
     result: tuple[int, ...]
     cells: tuple[int, ...]
     channels: int
@@ -106,12 +106,12 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class TilePlan:
     """How masks share what they have alike, if they do.
 
     Attributes:
         stages: from the image on.
-        rest: graph of ``(box, *cells, *activities) -> answer``, activities as in `Region`.
+        rest: graph of ``(box, *cells, *activities) -> answer``, activities as in `BoxPlan`.
         tile: image positions of a tile.
         canvas: the image size this holds for.
         work: what the rest multiplies on a box, as a share of the whole network.
@@ -119,11 +119,11 @@ class Share:
         why: what keeps masks from sharing anything, or "".
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[TileStage, ...]
     rest: torch.fx.Graph | None
     tile: tuple[int, ...]
-    canvas: tuple[int, ...]
-    work: Work
+    image_size: tuple[int, ...]
+    work: CostModel
     until: str = ""
     why: str = ""
 
@@ -136,7 +136,7 @@ class Share:
     def counts(self) -> tuple[int, ...]:
         """Tiles along each axis, of the largest grid: padding may make it larger than the image."""
         grids = [
-            (self.canvas, (1,) * len(self.canvas)),
+            (self.image_size, (1,) * len(self.image_size)),
             *((s.cells, s.result) for s in self.stages),
         ]
         return tuple(
@@ -151,23 +151,25 @@ class Share:
         return f"masks share tiles of {tile} positions that they keep alike, until {self.until}"
 
 
-def share_of(
-    traced: Trace, plan: Plan, graph: torch.fx.Graph, boxes: Builder, region: Region
-) -> Share:
+def plan_tiles(
+    traced: Trace, plan: Plan, graph: torch.fx.Graph, boxes: BoxLowering, region: BoxPlan
+) -> TilePlan:
     """Decide whether, and until where, masks share tiles of a simplified masked graph."""
-    none = Share((), None, (1,) * len(traced.grid), traced.grid, Work())
+    none = TilePlan((), None, (1,) * len(traced.grid), traced.grid, CostModel())
     if not region.ok:
         return replace(none, why="it runs on no boxes")
     try:
-        return Stages(traced, plan, graph, boxes).built()
+        return TileLowering(traced, plan, graph, boxes).built()
     except Unsupported as unsupported:
         return replace(none, why=str(unsupported))
 
 
-class Stages(OnPatches):
+class TileLowering(PatchLowering):
     """Writes what lies between tensors that everything later depends on alone, on tiles."""
 
-    def __init__(self, traced: Trace, plan: Plan, graph: torch.fx.Graph, boxes: Builder) -> None:
+    def __init__(
+        self, traced: Trace, plan: Plan, graph: torch.fx.Graph, boxes: BoxLowering
+    ) -> None:
         super().__init__(traced, plan, graph)
         self.on_boxes, self.unmasked = boxes, boxes.unmasked
         self.image = next(n for n in graph.nodes if n.op == "placeholder" and n.name != "mask")
@@ -179,7 +181,7 @@ class Stages(OnPatches):
         # of the stage that is written: its tensors, those cut to less, its activities, its reaches
         self.made: dict[Node, Node] = {}
         self.narrowed: dict[tuple[Node, Reach], Node] = {}
-        self.gates: dict[Read, Node] = {}
+        self.gates: dict[TileRead, Node] = {}
         self.reaches: dict[Node, Reach] = {}
 
     # ------------------------------------------------------------------- what each tensor is
@@ -190,7 +192,9 @@ class Stages(OnPatches):
         for node in self.old.nodes:
             role = role_of(node)
             if node is self.image:
-                self.levels[node] = Level(tuple(range(2, 2 + dims)), (1,) * dims, ((0, 0),) * dims)
+                self.levels[node] = GridMap(
+                    tuple(range(2, 2 + dims)), (1,) * dims, ((0, 0),) * dims
+                )
             elif role in ("gate", "per_mask", "refill"):
                 self.levels[node] = self.levels.get(node.args[0])
             elif node.op in ("placeholder", "output") or role or META not in node.meta:
@@ -206,24 +210,24 @@ class Stages(OnPatches):
             passes = None if decided is None else self._through(node, decided)
         level = passes.level if passes is not None else None
         depends = [n for n in operands if n in self.levels]
-        if depends and not all(isinstance(self.levels[n], Level | tuple) for n in depends):
+        if depends and not all(isinstance(self.levels[n], GridMap | tuple) for n in depends):
             level = None
         if depends:
             self.levels[node] = level
         work = self._work(node)
         self.total += work
-        if isinstance(level, Level):
+        if isinstance(level, GridMap):
             cells = math.prod(facts(node).shape[axis] for axis in level.axes)
             self.works[node] = work / cells
 
     def _window(
-        self, step: steps.Window, op: OpView, item: TensorView, level: Level, decided: NodePlan
+        self, step: steps.Window, op: OpView, item: TensorView, level: GridMap, decided: NodePlan
     ) -> Passes:
         if not (self._gated(item, decided) or (step.one_cell and level.aligned)):
             raise Leaves("it reads cells that are not gated")
         return super()._window(step, op, item, level, decided)
 
-    def _pad(self, step: steps.Pad, level: Level) -> Level:
+    def _pad(self, step: steps.Pad, level: GridMap) -> GridMap:
         padded = super()._pad(step, level)
         assert self.at is not None
         if not padded.aligned and not zeroes(inside_of_zeros(self.at, self.plan)):
@@ -249,7 +253,7 @@ class Stages(OnPatches):
         tensors = self.on_boxes.boxes
         return [self.image] + [
             n for n in reversed(chain[:-1])
-            if isinstance(self.levels.get(n), Level) and n.target is not gate and n in tensors
+            if isinstance(self.levels.get(n), GridMap) and n.target is not gate and n in tensors
             and role_of(n) != "per_mask" and not self._pads(n)  # the gate is before the padding
             and self.levels[n].axes == self.levels[self.image].axes  # type: ignore[union-attr]
             and self.levels[n].aligned  # type: ignore[union-attr]
@@ -280,7 +284,7 @@ class Stages(OnPatches):
                 continue
             reads = self._reads(node, reaches[node])
             for operand in self._operands(node):
-                if not isinstance(self.levels.get(operand), Level | tuple):
+                if not isinstance(self.levels.get(operand), GridMap | tuple):
                     continue
                 known = reaches.get(operand, reads)
                 reaches[operand] = tuple(
@@ -313,7 +317,7 @@ class Stages(OnPatches):
         if node is self.image:
             return self.traced.grid
         level = self.levels[node]
-        assert isinstance(level, Level)
+        assert isinstance(level, GridMap)
         return tuple(facts(node).shape[axis] for axis in level.axes)
 
     def _channels(self, node: Node) -> int:
@@ -321,7 +325,7 @@ class Stages(OnPatches):
 
     def _cells(self, node: Node, reach: Reach, tile: tuple[int, ...]) -> int:
         level = self.levels[node]
-        assert isinstance(level, Level)
+        assert isinstance(level, GridMap)
         rows = zip(tile, level.strides, reach, strict=True)
         return math.prod(t // s + a + b for t, s, (a, b) in rows)
 
@@ -360,7 +364,7 @@ class Stages(OnPatches):
     def tile_of(self, end: Node) -> tuple[int, ...]:
         """Image positions of a tile: a multiple of the strides, about a seventh of the image."""
         level = self.levels[end]
-        assert isinstance(level, Level)
+        assert isinstance(level, GridMap)
         return tuple(
             s * max(1, round(n * SIDE / s))
             for n, s in zip(self.traced.grid, level.strides, strict=True)
@@ -368,7 +372,7 @@ class Stages(OnPatches):
 
     # --------------------------------------------------------------------------- the graphs
 
-    def built(self) -> Share:
+    def built(self) -> TilePlan:
         """The stages, where they save enough."""
         self.survey()
         chain = self.plan_stages()
@@ -380,11 +384,11 @@ class Stages(OnPatches):
         rest = self._rest(chain[-1])
         behind = set(self.between(self.image, chain[-1]))
         left = [(work, cost) for node, work, cost in self.on_boxes.done if node not in behind]
-        work = replace(Work.of(left), total=self.total)
-        return Share(stages, rest, tile, self.traced.grid, work, facts(chain[-1]).path)
+        work = replace(CostModel.of(left), total=self.total)
+        return TilePlan(stages, rest, tile, self.traced.grid, work, facts(chain[-1]).path)
 
     def _check_shapes(
-        self, stages: tuple[Stage, ...], chain: list[Node], tile: tuple[int, ...]
+        self, stages: tuple[TileStage, ...], chain: list[Node], tile: tuple[int, ...]
     ) -> None:
         """Run stages without values, on two tiles: each must be as large as said."""
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -405,7 +409,9 @@ class Stages(OnPatches):
                 if tuple(answer.shape) != (2, self._channels(end), *sides):
                     raise Unsupported(f"{end.name} has another size on a tile than its windows say")
 
-    def _fake_cut(self, read: Read, tile: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    def _fake_cut(
+        self, read: TileRead, tile: tuple[int, ...], device: torch.device
+    ) -> torch.Tensor:
         """An activity, cut to tiles."""
         shape = list(self.on_boxes.shapes[read.activity])
         rows = zip(read.axes, read.grid, read.strides, read.reach, strict=True)
@@ -413,12 +419,12 @@ class Stages(OnPatches):
             shape[axis] = tile[grid] // stride + sum(reach)
         return torch.empty(shape, dtype=torch.bool, device=device)
 
-    def _stage(self, start: Node, end: Node, tile: tuple[int, ...]) -> Stage:
+    def _stage(self, start: Node, end: Node, tile: tuple[int, ...]) -> TileStage:
         reaches = self.between(start, end)
         level, result = self.levels[start], self.levels[end]
-        assert isinstance(level, Level)
-        assert isinstance(result, Level)
-        return Stage(
+        assert isinstance(level, GridMap)
+        assert isinstance(result, GridMap)
+        return TileStage(
             values=self._written(start, end, reaches),
             strides=level.strides,
             grid=self._grid(start),
@@ -446,7 +452,7 @@ class Stages(OnPatches):
         graph.lint()
         return graph
 
-    def _reads_of_gates(self, reaches: dict[Node, Reach]) -> list[Read]:
+    def _reads_of_gates(self, reaches: dict[Node, Reach]) -> list[TileRead]:
         gates = (node for node in self.old.nodes if node in reaches)
         found = (
             self._read_of(node, reaches[node])
@@ -455,14 +461,14 @@ class Stages(OnPatches):
         )
         return list(dict.fromkeys(found))
 
-    def _read_of(self, gated: Node, reach: Reach) -> Read:
+    def _read_of(self, gated: Node, reach: Reach) -> TileRead:
         level, activity = self.levels[gated], gated.args[1]
-        assert isinstance(level, Level)
+        assert isinstance(level, GridMap)
         assert isinstance(activity, Node)
         full = self.plan.activities[gated.meta[META].row].full
         kept = [i for i, axis in enumerate(level.axes) if full[axis]]
         number = self.activity_numbers[activity]  # boxes are cut by the same gates
-        return Read(
+        return TileRead(
             number,
             tuple(level.axes[i] for i in kept),
             tuple(kept),
@@ -483,7 +489,7 @@ class Stages(OnPatches):
             return self._part(self._padded(node), reach)
         if node in self.windows:
             some = self._operands(node)
-            source = next(n for n in some if isinstance(self.levels.get(n), Level))
+            source = next(n for n in some if isinstance(self.levels.get(n), GridMap))
             z = self._part(source, self._reads(node, reach))
             return self._call_window(node, z, self._parameter_or_number)
         return self._copied(node, reach)
@@ -494,13 +500,13 @@ class Stages(OnPatches):
         if level is None:
             return self._parameter_or_number(source)
         have = self.reaches[source]
-        if have == wanted or not isinstance(level, Level):
+        if have == wanted or not isinstance(level, GridMap):
             return self.made[source]
         if (source, wanted) not in self.narrowed:
             self.narrowed[source, wanted] = self._trimmed(self.made[source], level, have, wanted)
         return self.narrowed[source, wanted]
 
-    def _trimmed(self, z: Node, level: Level, have: Reach, wanted: Reach) -> Node:
+    def _trimmed(self, z: Node, level: GridMap, have: Reach, wanted: Reach) -> Node:
         less = tuple((a - c, b - d) for (a, b), (c, d) in zip(have, wanted, strict=True))
         return self._call(crop.trimmed, (z, level.axes, less), f"{z.name}_part")
 
@@ -512,7 +518,7 @@ class Stages(OnPatches):
         level = self.levels[node]
         for source in node.all_input_nodes:
             # of several tensors, of which others may reach further
-            if isinstance(self.levels.get(source), tuple) and isinstance(level, Level):
+            if isinstance(self.levels.get(source), tuple) and isinstance(level, GridMap):
                 copied = self._trimmed(copied, level, self.reaches[source], reach)
         return copied
 
@@ -548,7 +554,7 @@ def _in_any_order(node: Node) -> None:
         node.target = torch.ops.aten.reshape.default
 
 
-def widest(reads: Iterable[Read]) -> tuple[Read, ...]:
+def widest(reads: Iterable[TileRead]) -> tuple[TileRead, ...]:
     """Without those that another read of the same activity holds."""
     known = list(dict.fromkeys(reads))
     return tuple(

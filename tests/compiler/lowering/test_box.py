@@ -198,13 +198,13 @@ def test_a_box_gives_what_the_whole_image_gives(
     monkeypatch.setattr(region, "WORTHWHILE", 0.0)  # however little there is to save
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built(name), x, policy)
-    assert masked.ways.region.ok, masked.ways.region.why
+    assert masked.strategies.box.ok, masked.strategies.box.why
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
     assert found.passes == len(masks)
     # a cell that reads nothing but padding is always active: boxes then hold the whole border; and
     # what every mask has in common is computed once, so that little may be left for boxes
-    saves = name != "far-padding" and masked.ways.region.work.on_boxes > 0.5
+    saves = name != "far-padding" and masked.strategies.box.work.on_boxes > 0.5
     assert (found.area < 0.8) == saves
     assert saves or name == "far-padding" or policy.input == "raw" or name == "ceil-padded"
 
@@ -221,8 +221,8 @@ def test_a_box_that_ends_beyond_a_padded_grid_gives_the_same(
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
     # the first layer of "raw" is all masks'; what follows is then padded before it is gated
     if policy.input != "raw":
-        leaves = " ".join(why for _, why in masked.ways.region.leaves)
-        assert masked.ways.region.ok, masked.ways.region.why
+        leaves = " ".join(why for _, why in masked.strategies.box.leaves)
+        assert masked.strategies.box.ok, masked.strategies.box.why
         assert ("not gated" in leaves) == (name in ("ungated", "norm", "maximum", "sigmoid"))
         assert ("further padding" in leaves) == (name == "sigmoid-beside")
 
@@ -238,7 +238,7 @@ def test_a_column_for_all_columns_is_not_cut(
     model = Net(OneColumn(GRID[1]), 4).eval().double()
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(model, x)
-    assert "different size" in str(masked.ways)
+    assert "different size" in str(masked.strategies)
     for some in (masks, ~masks):
         found = masked.evaluate(x, some, batch_size=5)
         torch.testing.assert_close(found.logits, masked(x, some), rtol=1e-10, atol=1e-10)
@@ -249,12 +249,14 @@ def test_boxes_end_anywhere_unless_a_window_is_padded_by_less_than_it_reaches(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(region, "WORTHWHILE", 0.0)
-    found = convad_fx.convert(built(name), torch.zeros(1, 3, *GRID, dtype=torch.double)).ways.region
+    found = convad_fx.convert(
+        built(name), torch.zeros(1, 3, *GRID, dtype=torch.double)
+    ).strategies.box
     # "ceil-padded": of the last cell alone ceil_mode makes a window, too
     anywhere = {"strided", "wide-stride", "far-padding", "max-pool", "ceil-padded", "avg-pool",
                 "free-shortcut", "chunks"}  # fmt: skip
     assert found.tile == {"wide-stride": (4, 4), "strided": (4, 4)}.get(name, (2, 2))
-    assert found.grain == ((1, 1) if name in anywhere else (2, 2))
+    assert found.granularity == ((1, 1) if name in anywhere else (2, 2))
     for size in ((21, 34), (22, 34), (64, 48)):
         expected = math.prod(size) / math.prod(GRID) * found.work.on_boxes
         assert found.work.share(size) - (1 - found.work.on_boxes) == pytest.approx(
@@ -277,20 +279,20 @@ def test_a_network_without_boxes_says_why() -> None:
     body = nn.Sequential(nn.GroupNorm(1, 3), conv(3, 4, 3), nn.GroupNorm(2, 4), conv(4, 4, 3))
     model, x = Net(body, 4).eval(), torch.randn(1, 3, *GRID)
     masked = convad_fx.convert(model, x)
-    assert not masked.ways.region.ok
-    assert "statistics are those of the whole grid" in masked.ways.region.why
+    assert not masked.strategies.box.ok
+    assert "statistics are those of the whole grid" in masked.strategies.box.why
     found = masked.evaluate(x, some_masks())
     assert found.area == 1
     torch.testing.assert_close(found.logits, masked(x, some_masks()), rtol=1e-4, atol=1e-5)
     report = convad_fx.check(model, x)
-    assert report.boxes == masked.report.boxes == str(masked.ways)
+    assert report.boxes == masked.report.boxes == str(masked.strategies)
     assert report.boxes in str(report)
 
 
 def test_policies_that_read_more_than_zeros_have_no_boxes() -> None:
     model, x = built("avg-pool"), torch.zeros(1, 3, *GRID, dtype=torch.double)
     for policy in (convad_fx.Policy(pool="renormalize"), convad_fx.Policy(fill="neighbour")):
-        assert not convad_fx.convert(model, x, policy).ways.region.ok
+        assert not convad_fx.convert(model, x, policy).strategies.box.ok
 
 
 def test_another_size_than_the_example_runs_on_whole_images() -> None:
@@ -307,7 +309,7 @@ def test_the_head_of_a_torchvision_network_gets_its_whole_grid_back() -> None:
     vgg = torchvision.models.vgg11(num_classes=4).eval()
     for network, ends in ((model, 0), (vgg, 1)):
         masked = convad_fx.convert(network, x)
-        assert len(masked.ways.region.leaves) == ends
+        assert len(masked.strategies.box.leaves) == ends
         masks = some_masks((96, 96))
         found = masked.evaluate(x, masks)
         torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-4, atol=1e-5)
@@ -320,7 +322,7 @@ def test_many_sizes_of_box_stay_what_a_stride_of_three_allows(kernel: int) -> No
     body = nn.Sequential(conv(3, 4, kernel, 3, kernel // 2 - 1), nn.ReLU(), conv(4, 4, 3, 1, 1))
     x = torch.randn(1, 3, 96, 90, dtype=torch.double)
     masked = convad_fx.convert(Net(body, 4).eval().double(), x)
-    assert masked.ways.region.grain == (3, 3)
+    assert masked.strategies.box.granularity == (3, 3)
     corners = [(a, b) for a in range(6, 92, 4) for b in range(6, 86, 4)]
     masks = torch.zeros(len(corners), 1, 96, 90, dtype=torch.bool)
     for mask, (a, b) in zip(masks, corners, strict=True):
@@ -338,7 +340,7 @@ def test_a_window_that_ceil_mode_clips_is_not_run_on_boxes(monkeypatch: Any) -> 
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(Net(body, 4).eval().double(), x)
     torch.testing.assert_close(masked.evaluate(x, masks).logits, masked(x, masks))
-    assert "number of cells at the border" in str(masked.ways.region)
+    assert "number of cells at the border" in str(masked.strategies.box)
 
 
 def test_boxes_of_any_size_tell_how_large_batches_should_be() -> None:
@@ -516,7 +518,7 @@ def test_lower_precision_says_how_far_it_is() -> None:
 
 
 def test_the_first_and_the_last_of_a_batch_are_held_against_float32() -> None:
-    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).ways
+    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).strategies
 
     def network(x: Tensor, mask: Tensor) -> Tensor:
         kept = mask.flatten(1).sum(1, keepdim=True).float()
@@ -531,7 +533,7 @@ def test_the_first_and_the_last_of_a_batch_are_held_against_float32() -> None:
 @pytest.mark.parametrize("precision", [None, "bfloat16"])
 def test_answers_that_are_written_over_by_the_next_are_kept(precision: str | None) -> None:
     """As CUDA graphs do."""
-    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).ways
+    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).strategies
     memory = torch.zeros(12, 1)
 
     def network(x: Tensor, mask: Tensor) -> Tensor:
@@ -571,7 +573,7 @@ class Scarce:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, cpu_allocator])
 @pytest.mark.parametrize("batch_size", [8, "auto"])
 def test_out_of_memory_halves_the_batch_and_goes_on(error: Any, batch_size: Any) -> None:
-    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).ways
+    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).strategies
     network = Scarce(3, error)
     engine = Engine(network, allowed, {}, reads_hidden=True)
     x, masks = torch.zeros(1, 3, *GRID), some_masks()
@@ -595,7 +597,7 @@ def test_activities_of_too_many_masks_are_looked_at_in_parts() -> None:
     masked = convad_fx.convert(built("strided"), x := torch.randn(1, 3, *GRID).double())
     masks, engine, asked = some_masks(), masked.__dict__["engine"], list[int]()
     expected = convad_fx.convert(built("strided"), x).evaluate(x, masks)
-    activities = engine.parts["boxed_activities"]
+    activities = engine.parts["box_activities"]
 
     def scarce(image: Tensor, some: Tensor) -> Any:
         asked.append(len(some))
@@ -603,7 +605,7 @@ def test_activities_of_too_many_masks_are_looked_at_in_parts() -> None:
             raise cpu_allocator("")
         return activities(image, some)
 
-    engine.parts = {**engine.parts, "boxed_activities": scarce}
+    engine.parts = {**engine.parts, "box_activities": scarce}
     found = masked.evaluate(x, masks)
     assert asked == [12, 6, 3, 3, 6, 3, 3]
     assert found.passes == expected.passes
@@ -616,7 +618,7 @@ def test_activities_of_too_many_masks_are_looked_at_in_parts() -> None:
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
-    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).ways
+    allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).strategies
     network = Scarce(1, RuntimeError)
     engine = Engine(network, allowed, {}, reads_hidden=True)
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -632,7 +634,7 @@ def test_what_is_moved_stays_compiled() -> None:
     masked.float().double()
     parts = masked.__dict__["engine"].parts
     assert masked._compiled_call_impl is not None
-    assert parts["boxed"]._compiled_call_impl is not None
+    assert parts["box"]._compiled_call_impl is not None
     torch.testing.assert_close(masked.evaluate(x, masks).logits, expected, rtol=1e-5, atol=1e-5)
     again = pickle.loads(pickle.dumps(masked))
     torch.testing.assert_close(again.evaluate(x, masks).logits, expected, rtol=1e-5, atol=1e-5)
@@ -758,10 +760,10 @@ def test_boxes_hold_the_active_cells_of_every_level() -> None:
     masked = convad_fx.convert(built("wide-stride"), x)
     engine = masked.__dict__["engine"]
     masks = some_masks()[:10]
-    activities = engine.parts["boxed_activities"](x, masks)
-    whole = extent(masked.ways.region, activities)
-    first, sizes = boxes(masked.ways.region, activities, whole)
-    for activity, level in zip(activities, masked.ways.region.levels, strict=True):
+    activities = engine.parts["box_activities"](x, masks)
+    whole = extent(masked.strategies.box, activities)
+    first, sizes = boxes(masked.strategies.box, activities, whole)
+    for activity, level in zip(activities, masked.strategies.box.levels, strict=True):
         if level is None:
             continue
         for k, size in enumerate(sizes):

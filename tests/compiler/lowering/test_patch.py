@@ -55,11 +55,11 @@ def test_what_has_changed_gives_what_the_whole_image_gives(
     # padded, or every so many cells are taken, before anything has run on a patch
     ends = ("free-shortcut", "norm", "sigmoid", "maximum", "minus")
     ends_at_once = policy.input == "raw" and name in ends
-    assert masked.ways.reuse.ok == (not ends_at_once), masked.ways.reuse.why
-    calls = calls_of(masked).get("patched", [])
+    assert masked.strategies.patch.ok == (not ends_at_once), masked.strategies.patch.why
+    calls = calls_of(masked).get("patch", [])
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert (sum(calls) >= 10) == masked.ways.reuse.ok
+    assert (sum(calls) >= 10) == masked.strategies.patch.ok
 
 
 @pytest.mark.parametrize("toy", [Residual, Dense, Shuffle])
@@ -67,10 +67,10 @@ def test_joins_and_shuffles_give_the_same(toy: type[nn.Module], eager_to_reuse: 
     torch.manual_seed(0)
     model, x = toy().eval().double(), torch.randn(1, 3, 8, 8, dtype=torch.double)
     masked = convad_fx.convert(model, x)
-    assert masked.ways.reuse.ok, masked.ways.reuse.why
+    assert masked.strategies.patch.ok, masked.strategies.patch.why
     masks = torch.ones(20, 1, 8, 8, dtype=torch.bool)
     masks[:, :, 3:5, 2:4] = torch.rand(20, 1, 2, 2) < 0.5
-    calls = calls_of(masked)["patched"]
+    calls = calls_of(masked)["patch"]
     found = masked.evaluate(x, masks, batch_size=4)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
     assert calls
@@ -101,8 +101,10 @@ def test_a_network_that_reuses_nothing_says_why(
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID)
     masked = convad_fx.convert(model().eval(), x, policy)
-    assert why in masked.ways.reuse.why
-    assert f"reuses nothing of the unmasked image: {masked.ways.reuse.why}" in str(masked.report)
+    assert why in masked.strategies.patch.why
+    assert f"reuses nothing of the unmasked image: {masked.strategies.patch.why}" in str(
+        masked.report
+    )
     found = masked.evaluate(x, hiding_masks())
     torch.testing.assert_close(found.logits, masked(x, hiding_masks()), rtol=1e-4, atol=1e-5)
 
@@ -130,7 +132,7 @@ def test_every_way_is_the_same_on_real_networks(name: str) -> None:
         mask[:, top : top + side, left : left + side] = torch.rand(side, side) < 0.9
     masks = torch.cat([hiding, keeping, keeping[:1] & False, keeping[:1] | True])
     masked = convad_fx.convert(model, x)
-    assert masked.ways.region.ok
+    assert masked.strategies.box.ok
     found = masked.evaluate(x, masks, batch_size=4)
     with torch.no_grad():
         whole = torch.cat([masked(x, part) for part in masks.split(8)])
@@ -163,7 +165,7 @@ def test_only_masks_that_hide_little_run_on_patches() -> None:
         mask[:, 8 * i : 8 * i + 30, 40:70] = True
     noise = torch.rand(5, 1, 96, 96) < 0.5
     masks = torch.cat([little, kept, noise])
-    calls = calls_of(masked)["patched"]
+    calls = calls_of(masked)["patch"]
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-3, atol=1e-4)
     assert sum(calls) == len(little)
@@ -174,7 +176,7 @@ def test_one_mask_alone_and_several_images_do_without() -> None:
     x = torch.randn(3, 3, 96, 96)
     masked = convad_fx.convert(torchvision.models.resnet18(num_classes=4).eval(), x)
     masks = torch.stack(list(sliding(96, 16, 16)))
-    calls = calls_of(masked)["patched"]
+    calls = calls_of(masked)["patch"]
     masked.evaluate(x[:1], masks[:1])  # the unmasked image would have to be run as well
     masked.evaluate(x, masks[:3])
     assert not calls
@@ -192,7 +194,7 @@ def test_what_is_compiled_serves_every_hidden_box_and_batch(eager_to_reuse: None
         masks = torch.ones(number, 1, *GRID, dtype=torch.bool)
         for i, mask in enumerate(masks):
             mask[:, i % 11 : i % 11 + 5 + number // 4, 3 + i : 9 + i] = False
-        calls = calls_of(masked)["patched"]
+        calls = calls_of(masked)["patch"]
         found = masked.evaluate(x, masks)
         torch.testing.assert_close(found.logits, expected.forward(x, masks))
         assert sum(calls) >= number
@@ -208,11 +210,11 @@ def test_copies_reuse_too(way: str, tmp_path: Path, eager_to_reuse: None) -> Non
         twin = convad_fx.load(tmp_path / "network.cfx")
     else:
         twin = copy.deepcopy(masked) if way == "copied" else pickle.loads(pickle.dumps(masked))
-    calls = calls_of(twin)["patched"]
+    calls = calls_of(twin)["patch"]
     found = twin.evaluate(x, masks, batch_size=4)
     assert calls
     assert torch.equal(found.logits, masked.evaluate(x, masks, batch_size=4).logits)
-    assert str(twin.ways.reuse) == str(masked.ways.reuse)
+    assert str(twin.strategies.patch) == str(masked.strategies.patch)
 
 
 @pytest.mark.parametrize("axes", [(2, 3), (1, 2), (3, 1)])

@@ -18,8 +18,8 @@ import convad_fx
 from convad_fx.compiler.lowering import box as region
 from convad_fx.compiler.lowering import patch as reuse
 from convad_fx.compiler.lowering import tile as share
-from convad_fx.compiler.lowering.cost_model import Work
-from convad_fx.compiler.lowering.tile import Read, widest
+from convad_fx.compiler.lowering.cost_model import CostModel
+from convad_fx.compiler.lowering.tile import TileRead, widest
 from convad_fx.engine import engine as evaluate
 from convad_fx.engine import patch as patched
 from convad_fx.engine import probe as looking
@@ -63,12 +63,12 @@ def test_shared_tiles_give_what_the_whole_image_gives(
     masked = convad_fx.convert(built(name), x, policy)
     # a window reads the image ungated before anything has run on a tile
     expected = policy.input != "raw" or name == "ceil-padded"
-    assert masked.ways.share.ok == expected, masked.ways.share.why
+    assert masked.strategies.tile.ok == expected, masked.strategies.tile.why
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
     if expected:
-        assert sum(calls["rest"]) == 12
+        assert sum(calls["tile_rest"]) == 12
 
 
 @pytest.mark.parametrize("toy", [Residual, Dense, Shuffle, TwoWindows])
@@ -76,11 +76,11 @@ def test_joins_and_shuffles_give_the_same(toy: type[nn.Module], eager_to_share: 
     torch.manual_seed(0)
     model, x = toy().eval().double(), torch.randn(1, 3, 32, 32, dtype=torch.double)
     masked = convad_fx.convert(model, x)
-    assert masked.ways.share.ok, masked.ways.share.why
+    assert masked.strategies.tile.ok, masked.strategies.tile.why
     masks, calls = some_masks((32, 32)), calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=4)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert sum(calls["rest"]) == len(masks)
+    assert sum(calls["tile_rest"]) == len(masks)
 
 
 def test_tiles_may_lie_beyond_a_grid_that_has_shrunk(eager_to_share: None) -> None:
@@ -92,13 +92,13 @@ def test_tiles_may_lie_beyond_a_grid_that_has_shrunk(eager_to_share: None) -> No
     model = Net(nn.Sequential(*layers, conv(4, 4, 3, 2)), 4).eval().double()
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(model, x)
-    last = masked.ways.share.stages[-1]
-    tiles_of_last = -(-last.cells[1] * last.result[1] // masked.ways.share.tile[1])
-    assert tiles_of_last < masked.ways.share.counts[1]
+    last = masked.strategies.tile.stages[-1]
+    tiles_of_last = -(-last.cells[1] * last.result[1] // masked.strategies.tile.tile[1])
+    assert tiles_of_last < masked.strategies.tile.counts[1]
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert sum(calls["rest"]) == len(masks)
+    assert sum(calls["tile_rest"]) == len(masks)
 
 
 def test_tiles_may_lie_beyond_the_image(eager_to_share: None) -> None:
@@ -107,12 +107,12 @@ def test_tiles_may_lie_beyond_the_image(eager_to_share: None) -> None:
     model = Net(conv(3, 4, 1, padding=1), 4).eval().double()
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(model, x)
-    way = masked.ways.share
+    way = masked.strategies.tile
     assert way.counts[1] * way.tile[1] - way.tile[1] >= GRID[1]
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert sum(calls["rest"]) == len(masks)
+    assert sum(calls["tile_rest"]) == len(masks)
 
 
 def test_a_column_for_all_columns_is_on_no_tile(eager_to_share: None) -> None:
@@ -120,7 +120,7 @@ def test_a_column_for_all_columns_is_on_no_tile(eager_to_share: None) -> None:
     model = Net(OneColumn(GRID[1]), 4).eval().double()
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(model, x)
-    assert masked.ways.share.until == "body.first"
+    assert masked.strategies.tile.until == "body.first"
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
 
@@ -142,13 +142,13 @@ def test_padding_in_the_way_of_tensorflow_gives_the_same(
         monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
     masked = convad_fx.convert(Net(body, 4).eval().double(), x)
     # the weights of the last are made when it is called
-    assert masked.ways.share.until == "body.3"
+    assert masked.strategies.tile.until == "body.3"
     calls = calls_of(masked)
     found = masked.evaluate(x, masks if shared else ~masks, batch_size=5)
     torch.testing.assert_close(
         found.logits, masked(x, masks if shared else ~masks), rtol=1e-10, atol=1e-10
     )
-    assert sum(calls["rest" if shared else "patched"]) >= 10
+    assert sum(calls["tile_rest" if shared else "patch"]) >= 10
 
 
 @pytest.mark.parametrize("dims", [1, 3])
@@ -165,11 +165,11 @@ def test_lines_and_volumes_share_as_well(dims: int, eager_to_share: None) -> Non
         part = tuple(slice(n * (i % 4) // 6, n * (i % 4) // 6 + n // 3) for n in grid)
         masks[(i, 0, *part)] = torch.rand(masks[(i, 0, *part)].shape) < 0.7
     masked = convad_fx.convert(model, x)
-    assert masked.ways.share.ok, masked.ways.share.why
+    assert masked.strategies.tile.ok, masked.strategies.tile.why
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert sum(calls["rest"]) == len(masks)
+    assert sum(calls["tile_rest"]) == len(masks)
 
 
 class Views(nn.Module):
@@ -192,11 +192,11 @@ def test_views_of_tiles_may_be_copies(eager_to_share: None) -> None:
     torch.manual_seed(0)
     model, x = Views().eval().double(), torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(model, x)
-    assert masked.ways.share.ok, masked.ways.share.why
+    assert masked.strategies.tile.ok, masked.strategies.tile.why
     masks, calls = some_masks(), calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert sum(calls["rest"]) == len(masks)
+    assert sum(calls["tile_rest"]) == len(masks)
 
 
 @pytest.mark.parametrize("all_share", [True, False])
@@ -208,7 +208,7 @@ def test_all_masks_share_or_some_of_them_run_on_patches(
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
-    assert masked.ways.reuse.ok
+    assert masked.strategies.patch.ok
     masks = torch.cat([some_masks(), ~some_masks()])
     looked_at: list[int] = []
 
@@ -220,12 +220,12 @@ def test_all_masks_share_or_some_of_them_run_on_patches(
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert sum(calls["rest"]) == looked_at[-1]
+    assert sum(calls["tile_rest"]) == looked_at[-1]
     assert looked_at[0] == found.passes
     if all_share:
-        assert not calls.get("unmasked")
+        assert not calls.get("patch_base")
     else:
-        assert 0 < sum(calls["rest"]) < found.passes
+        assert 0 < sum(calls["tile_rest"]) < found.passes
 
 
 def test_a_sliding_window_shares_tiles_only_where_that_beats_patches(
@@ -241,12 +241,12 @@ def test_a_sliding_window_shares_tiles_only_where_that_beats_patches(
     calls = calls_of(masked)
     monkeypatch.setattr(tiles, "SHARING", 0.5)
     tiled = masked.evaluate(x, masks)
-    assert sum(calls["rest"]) == len(masks)
-    assert not calls.get("patched")
+    assert sum(calls["tile_rest"]) == len(masks)
+    assert not calls.get("patch")
     monkeypatch.setattr(tiles, "SHARING", 1.2)
     on_patches = masked.evaluate(x, masks)
-    assert sum(calls["patched"]) == len(masks)
-    assert sum(calls["rest"]) == len(masks)
+    assert sum(calls["patch"]) == len(masks)
+    assert sum(calls["tile_rest"]) == len(masks)
     torch.testing.assert_close(tiled.logits, on_patches.logits, rtol=1e-3, atol=1e-4)
 
 
@@ -264,20 +264,20 @@ def test_what_a_search_asks_first_shares_tiles_where_masks_hide_little_too() -> 
             if not (kept + 1) >> i & 1:
                 mask[0, rows[i // 2], columns[i % 2]] = False
     parts = masked.__dict__["engine"].parts
-    boxed = evaluate.Boxed(masked.ways.region, parts, x, masks)
-    on_patches = evaluate.Patched(masked.ways.reuse, parts, x, masks, boxed.costs, 0.3)
+    boxed = evaluate.Boxed(masked.strategies.box, parts, x, masks)
+    on_patches = evaluate.Patched(masked.strategies.patch, parts, x, masks, boxed.costs, 0.3)
     assert len(on_patches.members) > 10  # those that would, if masks did not share
     calls = calls_of(masked)
     found = masked.evaluate(x, masks)
-    assert sum(calls["rest"]) == found.passes
-    assert not calls.get("patched")
+    assert sum(calls["tile_rest"]) == found.passes
+    assert not calls.get("patch")
 
 
 @pytest.mark.parametrize(
     ("boxes", "tiles", "ways"),
     [
-        (0.2, 0.01, {"rest"}),  # seconds a mask, of which answering takes one
-        (0.2, 0.3, {"boxed"}),
+        (0.2, 0.01, {"tile_rest"}),  # seconds a mask, of which answering takes one
+        (0.2, 0.3, {"box"}),
         (0.3, 0.01, set()),
     ],
 )
@@ -306,7 +306,7 @@ def test_where_looking_takes_longer_than_it_may_save_it_is_left(
     for asked in calls.values():
         asked.clear()
     found = masked.evaluate(x, masks)
-    assert {way for way in ("boxed", "rest") if calls[way]} == ways
+    assert {way for way in ("box", "tile_rest") if calls[way]} == ways
     with torch.inference_mode():
         assert torch.allclose(found.logits, masked(x, masks))
 
@@ -335,8 +335,8 @@ def test_a_call_whose_first_masks_go_on_patches_goes_on_looking_for_tiles(
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert sum(calls["patched"]) == 16
-    assert sum(calls["rest"]) == 16
+    assert sum(calls["patch"]) == 16
+    assert sum(calls["tile_rest"]) == 16
     assert len(looked_at) == 2
 
 
@@ -348,7 +348,7 @@ def test_many_masks_that_share_are_looked_at_twice(eager_to_share: None) -> None
     calls = calls_of(masked)
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert sum(calls["rest"]) == found.passes
+    assert sum(calls["tile_rest"]) == found.passes
 
 
 def test_what_masks_have_alike_is_computed_once(eager_to_share: None) -> None:
@@ -361,12 +361,12 @@ def test_what_masks_have_alike_is_computed_once(eager_to_share: None) -> None:
     other[..., 28:30, 28:30] = False
     alone = calls_of(masked)
     masked.evaluate(x, whole)
-    once = {name: sum(n) for name, n in alone.items() if name.startswith("tiles_")}
+    once = {name: sum(n) for name, n in alone.items() if name.startswith("tile_stage_")}
     masked = convad_fx.convert(model, x)
     both = calls_of(masked)
     masked.evaluate(x, torch.cat([whole, other]))
     for name, number in once.items():
-        side = -(-64 // masked.ways.share.tile[0])
+        side = -(-64 // masked.strategies.tile.tile[0])
         assert number == side**2
         assert number < sum(both[name]) <= number + 4  # those around what is hidden
 
@@ -377,11 +377,11 @@ def test_copies_and_pickles_share_as_well(eager_to_share: None) -> None:
     masked = convad_fx.convert(built("strided"), x)
     wanted = masked(x, masks)
     for twin in (copy.deepcopy(masked), pickle.loads(pickle.dumps(masked))):
-        assert str(twin.ways.share) == str(masked.ways.share)
+        assert str(twin.strategies.tile) == str(masked.strategies.tile)
         calls = calls_of(twin)
         found = twin.evaluate(x, masks, batch_size=5).logits
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
-        assert sum(calls["rest"]) == 12
+        assert sum(calls["tile_rest"]) == 12
 
 
 def test_a_saved_network_shares_as_well(tmp_path, eager_to_share: None) -> None:
@@ -391,12 +391,12 @@ def test_a_saved_network_shares_as_well(tmp_path, eager_to_share: None) -> None:
     convad_fx.save(masked, tmp_path / "network")
     loaded = convad_fx.load(tmp_path / "network")
     network = loaded if isinstance(loaded, convad_fx.MaskedModule) else loaded.masked
-    assert network.ways.share.ok
-    assert network.ways.share.work == masked.ways.share.work
+    assert network.strategies.tile.ok
+    assert network.strategies.tile.work == masked.strategies.tile.work
     calls = calls_of(network)
     found = network.evaluate(x, masks)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-4, atol=1e-5)
-    assert sum(calls["rest"]) == 12
+    assert sum(calls["tile_rest"]) == 12
 
 
 @pytest.mark.parametrize(("model", "policy", "why"), [
@@ -409,8 +409,8 @@ def test_a_network_whose_masks_share_nothing_says_why(
 ) -> None:
     torch.manual_seed(0)
     masked = convad_fx.convert(model().eval(), torch.randn(1, 3, 32, 32), policy)
-    assert not masked.ways.share.ok
-    assert why in str(masked.ways.share)
+    assert not masked.strategies.tile.ok
+    assert why in str(masked.strategies.tile)
 
 
 def test_equal_activities_have_equal_sums_and_others_do_not() -> None:
@@ -418,10 +418,10 @@ def test_equal_activities_have_equal_sums_and_others_do_not() -> None:
     activity = torch.rand(40, 1, 16, 16, generator=generator) < 0.5
     activity[20:] = activity[:20]
     activity[25, 0, 5, 5] ^= True
-    read = Read(0, (2, 3), (0, 1), (1, 1), ((1, 1), (1, 1)))
+    read = TileRead(0, (2, 3), (0, 1), (1, 1), ((1, 1), (1, 1)))
     grid = (1, 1), (16, 16)
-    stage = share.Stage(None, *grid, ((1, 1), (1, 1)), (read,), (read,), *grid, 1, 1, 1.0)
-    way = share.Share((stage,), None, (4, 4), (16, 16), Work())
+    stage = share.TileStage(None, *grid, ((1, 1), (1, 1)), (read,), (read,), *grid, 1, 1, 1.0)
+    way = share.TilePlan((stage,), None, (4, 4), (16, 16), CostModel())
     sums = Sums(way, {0: (1, 16, 16)})
     parts = [sums.keys({0: activity[i : i + 15]}, len(activity[i : i + 15])) for i in (0, 15, 30)]
     keys = np.concatenate([part[0] for part in parts])
@@ -441,14 +441,14 @@ def test_a_last_mask_by_itself_is_told_from_the_others(eager_to_share: None) -> 
     calls = calls_of(masked)
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
-    assert sum(calls["rest"]) == len(masks)
+    assert sum(calls["tile_rest"]) == len(masks)
 
 
 def test_only_the_widest_reads_count() -> None:
-    small = Read(0, (2,), (0,), (1,), ((1, 1),))
-    wide = Read(0, (2,), (0,), (1,), ((2, 1),))
-    other = Read(0, (2,), (0,), (1,), ((0, 3),))
-    coarse = Read(0, (2,), (0,), (2,), ((0, 0),))
+    small = TileRead(0, (2,), (0,), (1,), ((1, 1),))
+    wide = TileRead(0, (2,), (0,), (1,), ((2, 1),))
+    other = TileRead(0, (2,), (0,), (1,), ((0, 3),))
+    coarse = TileRead(0, (2,), (0,), (2,), ((0, 0),))
     assert widest([small, wide, small, other, coarse]) == (wide, other, coarse)
 
 
@@ -460,7 +460,7 @@ def test_real_networks_share_and_give_the_same(name: str, monkeypatch: Any) -> N
     model = torchvision.models.get_model(name, weights=None, num_classes=5, **weights).eval()
     model, x = model.double(), torch.randn(1, 3, 224, 224, dtype=torch.double)
     masked = convad_fx.convert(model, x)
-    assert masked.ways.share.ok
+    assert masked.strategies.tile.ok
     monkeypatch.setattr(tiles, "SHARING", 0.0)
     monkeypatch.setattr(evaluate, "ENOUGH", 1)
     masks = torch.rand(16, 1, 7, 7).gt(0.5).repeat_interleave(32, 2).repeat_interleave(32, 3)
@@ -469,7 +469,7 @@ def test_real_networks_share_and_give_the_same(name: str, monkeypatch: Any) -> N
     calls = calls_of(masked)
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-9, atol=1e-9)
-    assert sum(calls["rest"]) == 16
+    assert sum(calls["tile_rest"]) == 16
 
 
 def test_a_weight_that_a_hook_makes_is_not_taken_without_it(eager_to_share: None) -> None:
@@ -479,7 +479,7 @@ def test_a_weight_that_a_hook_makes_is_not_taken_without_it(eager_to_share: None
         nn.utils.weight_norm(body[2])
     model, x = Net(body, 4).eval().double(), torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(model, x)
-    assert masked.ways.share.until == "body.0"  # the convolution before it
+    assert masked.strategies.tile.until == "body.0"  # the convolution before it
     masks = some_masks()
     masked.evaluate(x, masks)
     with torch.no_grad():
@@ -492,10 +492,13 @@ def test_a_batch_size_is_of_images_not_of_tiles(eager_to_share: None) -> None:
     torch.manual_seed(0)
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built("strided"), x)
-    tiles_of_an_image = math.prod(masked.ways.share.counts)
+    tiles_of_an_image = math.prod(masked.strategies.tile.counts)
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=2)
-    rest, of_tiles = calls["rest"], [n for name, n in calls.items() if name.startswith("tiles_")]
+    rest, of_tiles = (
+        calls["tile_rest"],
+        [n for name, n in calls.items() if name.startswith("tile_stage_")],
+    )
     assert max(rest) == 2
     for numbers in of_tiles:
         assert max(numbers) <= 2 * tiles_of_an_image
@@ -508,7 +511,7 @@ def test_out_of_memory_halves_the_number_of_tiles(eager_to_share: None) -> None:
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built("strided"), x)
     parts: Any = masked.__dict__["engine"].parts
-    right, whole, asked = masked(x, masks), parts["tiles_0"], list[int]()
+    right, whole, asked = masked(x, masks), parts["tile_stage_0"], list[int]()
 
     def scarce(patch: Tensor, *cuts: Tensor) -> Tensor:
         asked.append(len(patch))
@@ -516,13 +519,13 @@ def test_out_of_memory_halves_the_number_of_tiles(eager_to_share: None) -> None:
             raise torch.OutOfMemoryError("no memory for so many")
         return whole(patch, *cuts)
 
-    parts["tiles_0"] = scarce
+    parts["tile_stage_0"] = scarce
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, right, rtol=1e-10, atol=1e-10)
     assert max(asked) > 20
     assert sum(n for n in asked if n <= 20) >= 20
-    assert sum(calls["rest"]) == len(masks)
+    assert sum(calls["tile_rest"]) == len(masks)
 
 
 def test_without_memory_for_tiles_masks_run_on_boxes(
@@ -539,14 +542,14 @@ def test_without_memory_for_tiles_masks_run_on_boxes(
     monkeypatch.setattr(tiles.Tiles, "keep", scarce)
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, right, rtol=1e-10, atol=1e-10)
-    assert calls["tiles_0"]
-    assert not calls["rest"]
+    assert calls["tile_stage_0"]
+    assert not calls["tile_rest"]
     # nor is it tried where there will be too little
     monkeypatch.setattr(evaluate, "_free", lambda _: 1000)
-    before = len(calls["tiles_0"])
+    before = len(calls["tile_stage_0"])
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, right, rtol=1e-10, atol=1e-10)
-    assert len(calls["tiles_0"]) == before
+    assert len(calls["tile_stage_0"]) == before
 
 
 def test_where_masks_share_little_it_is_not_sought_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,7 +557,7 @@ def test_where_masks_share_little_it_is_not_sought_again(monkeypatch: pytest.Mon
     torch.manual_seed(0)
     x = torch.randn(1, 3, 64, 64)
     masked = convad_fx.convert(torchvision.models.resnet18(num_classes=5).eval(), x)
-    assert masked.ways.share.ok
+    assert masked.strategies.tile.ok
     looked_at: list[int] = []
     made = tiles.Shared.__init__
 
@@ -580,7 +583,7 @@ def test_the_callers_own_autocast_holds_for_tiles(eager_to_share: None) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = masked.evaluate(x, masks).logits
     assert found.dtype == torch.bfloat16
-    assert sum(calls["rest"]) == len(masks)
+    assert sum(calls["tile_rest"]) == len(masks)
     exact = masked(x, masks).detach()
     assert 0 < float((found - exact).abs().max()) < 0.1 * float(exact.abs().max())
 
@@ -594,9 +597,9 @@ def test_a_transposed_activity_is_told_by_its_own_axes() -> None:
     grid = (1, 1), (16, 24)
     patterns = []
     for axes, seen in (((2, 3), activity), ((3, 2), activity.transpose(2, 3))):
-        read = Read(0, axes, (0, 1), (1, 1), ((1, 0), (0, 2)))
-        stage = share.Stage(None, *grid, ((0, 0), (0, 0)), (read,), (read,), *grid, 1, 1, 1.0)
-        way = share.Share((stage,), None, (4, 4), (16, 24), Work())
+        read = TileRead(0, axes, (0, 1), (1, 1), ((1, 0), (0, 2)))
+        stage = share.TileStage(None, *grid, ((0, 0), (0, 0)), (read,), (read,), *grid, 1, 1, 1.0)
+        way = share.TilePlan((stage,), None, (4, 4), (16, 24), CostModel())
         keys = Sums(way, {0: tuple(seen.shape[1:])}).keys({0: seen}, 8)[0]
         assert keys.shape == (8, 4, 6)
         patterns.append(keys[:, None] == keys[None])
@@ -610,4 +613,4 @@ def test_what_is_compiled_serves_any_number_of_tiles(eager_to_share: None) -> No
     masked = convad_fx.convert(built("strided"), x)
     some = [*(some_masks()[:number] for number in (1, 3, 12)), random_boxes(40)]
     # tiles: one each; what follows: one for batches of less than 16, one for others
-    assert graphs_compiled(masked, x, some) <= 2 + len(masked.ways.share.stages)
+    assert graphs_compiled(masked, x, some) <= 2 + len(masked.strategies.tile.stages)
