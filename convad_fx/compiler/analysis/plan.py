@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convad_fx.compiler.analysis import steps
+from convad_fx.compiler.capture.op_schema import OpView
 from convad_fx.compiler.capture.trace import BATCH
 
 
@@ -78,6 +79,7 @@ class NodePlan:
         refill: an extremum over everything: where nothing is active it gives 0.
         renormalise: multiply the result by this (``pool="renormalize"``), over ``renormalise_of``.
         finding: why Assumption 1 is not shown to hold here.
+        op: the operation in normal form; None where one of several tensors is picked.
     """
 
     path: str
@@ -89,6 +91,7 @@ class NodePlan:
     renormalise: Derivation | None = None
     renormalise_of: int | None = None
     finding: Finding | None = None
+    op: OpView | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,7 @@ class _Walk:
                 before.result if before else None,
                 before.reads if before else (),
                 finding=Finding(problem.path, "in place", shapes, None, problem.why, problem.hint),
+                op=before.op if before else None,
             )
 
     def _is_gated_output(self, node: torch.fx.Node) -> bool:
@@ -183,7 +184,7 @@ class _Walk:
         if self._behind_a_finding(node):  # the walk goes on, but nothing is decided
             self.behind.add(node.name)
             result, decided = None, {"finding": decided.get("finding")}
-        self.nodes[node.name] = NodePlan(op.path, op.kind, step, result, **decided)
+        self.nodes[node.name] = NodePlan(op.path, op.kind, step, result, op=op, **decided)
 
     def _behind_a_finding(self, node: torch.fx.Node) -> bool:
         if self.ignore_findings:

@@ -30,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.plan import NodePlan, Plan, Tracked
-from convad_fx.compiler.capture.op_schema import OpView, TensorView, view
+from convad_fx.compiler.capture.op_schema import OpView, TensorView
 from convad_fx.compiler.capture.trace import META, Facts, Trace, facts
 from convad_fx.compiler.kernels import box as crop
 from convad_fx.compiler.kernels.activity import gate, same_padding
@@ -141,7 +141,6 @@ class BoxLowering:
 
     def __init__(self, traced: Trace, plan: Plan, graph: torch.fx.Graph) -> None:
         self.traced, self.plan, self.old = traced, plan, graph
-        self.originals = {node.name: node for node in traced.module.graph.nodes}
         self.graph = torch.fx.Graph()
         self.boxes: dict[Node, Node] = {}
         self.wholes: dict[Node, Node] = {}
@@ -422,18 +421,12 @@ class BoxLowering:
         if padded and not isinstance(decided.step, steps.Window | steps.Pad):
             # to all others zeros are cells like any other, and a box has only those next to it
             raise Leaves("only windows and further padding may read explicit padding")
-        original = self.originals[facts(node).name]
         picked = self._picked(node)
         if picked is not None:
             return Passes(picked)
-        if decided.step is None:
+        step, op = decided.step, decided.op
+        if step is None or op is None:
             raise Leaves("nothing is known of it")
-        op = view(
-            original,
-            self.traced.module,
-            lambda n: n.name in self.plan.nodes or n.op == "placeholder",
-        )
-        step = decided.step
         if op.sized and not isinstance(step, steps.Reshape | steps.Expand):
             raise Leaves("it uses the size of the grid")
         given = {facts(n).name: self.levels.get(n) for n in self._sources(node)}
@@ -736,9 +729,14 @@ class BoxLowering:
             return 0
         if node in self.unmasked:
             return 0
-        op = view(self.originals[facts(node).name], self.traced.module, lambda _: True)
-        weight = op.params.get("weight")
-        if not (isinstance(weight, TensorView) and isinstance(op.output, tuple) and op.output):
+        op = decided.op
+        weight = None if op is None else op.params.get("weight")
+        if not (
+            op is not None
+            and isinstance(weight, TensorView)
+            and isinstance(op.output, tuple)
+            and op.output
+        ):
             return 0
         channel = 1 if isinstance(decided.step, steps.Window) else -1
         cells = math.prod(op.output[1:]) // max(op.output[channel], 1)
