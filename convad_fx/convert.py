@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.analysis.propagate import plan
 from convad_fx.compiler.analysis.report import Report, report_of, untraceable
-from convad_fx.compiler.capture.trace import FRONT_ENDS, Trace, trace, unwrapped
+from convad_fx.compiler.capture.requirements import unwrapped
+from convad_fx.compiler.capture.trace import FRONT_ENDS, Trace, trace
 from convad_fx.compiler.lowering.strategies import plan_strategies
 from convad_fx.compiler.passes.insert_gates import rewrite
 from convad_fx.compiler.passes.simplify import simplify as simplify_graph

@@ -32,6 +32,20 @@ def _rebuild(kind: type[ConvadError], what: str, hint: str, path: str) -> Convad
     return kind(what, hint=hint, path=path)
 
 
+def first_line(error: BaseException, *, with_type: bool = False) -> str:
+    r"""The first line of an error's message; the name of its type where the message is empty.
+
+    >>> first_line(ValueError("no such size\n... 40 lines of context"))
+    'no such size'
+    >>> first_line(ValueError("no such size"), with_type=True)
+    'ValueError: no such size'
+    """
+    kind, lines = type(error).__name__, str(error).strip().splitlines()
+    if not lines:
+        return kind
+    return f"{kind}: {lines[0].strip()}" if with_type else lines[0].strip()
+
+
 class ModelError(ConvadError, ValueError):
     """The model cannot be used as it is: in training mode, not a module, wrong example."""
 

@@ -11,7 +11,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from convad_fx.compiler.analysis.report import Report
-from convad_fx.compiler.capture.trace import adopt
+from convad_fx.compiler.capture.module_tree import adopt
 from convad_fx.compiler.kernels import activity, patch
 from convad_fx.compiler.kernels import box as crop
 from convad_fx.compiler.lowering.strategies import Strategies

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from convad_fx.errors import ModelError
+from convad_fx.errors import ModelError, first_line
 
 State = dict[str, torch.Tensor]
 
@@ -49,7 +49,7 @@ def read(path: Path) -> State:
     # On bytes that are no pickle the unpickler raises whatever it stumbles over.
     except Exception as error:
         raise ModelError(
-            f"{path} is damaged or no weights file ({_first_line(error)})",
+            f"{path} is damaged or no weights file ({first_line(error)})",
             hint="fetch or export it again",
         ) from error
     for wrapper in _WRAPPERS:
@@ -142,8 +142,3 @@ def _listed(entries: list[str], most: int = 3) -> str:
 
 def _are(entries: list[str]) -> str:
     return "is" if len(entries) == 1 else "are"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from convad_fx.compiler.analysis.plan import Plan, Tracked
 from convad_fx.compiler.analysis.propagate import plan
+from convad_fx.compiler.capture.facts import META, Facts, facts
 from convad_fx.compiler.capture.op_schema import view
-from convad_fx.compiler.capture.trace import META, Facts, Trace, facts, trace
+from convad_fx.compiler.capture.trace import Trace, trace
 from convad_fx.compiler.passes.insert_gates import Inserted, rewrite
 from convad_fx.compiler.passes.simplify import simplify
 from convad_fx.compiler.policy import Policy

@@ -122,14 +122,14 @@ FAULTS = (
     ),
     Fault(
         "readers of a tensor changed in place read the old one",
-        "compiler/capture/trace.py",
+        "compiler/capture/in_place.py",
         "                user.replace_input_with(operand, node)\n",
         "                pass\n",
         f"{TOYS}test_theorem_1_bit_for_bit",
     ),
     Fault(
         "the model's own modules are used, in-place flags and all",
-        "compiler/capture/trace.py",
+        "compiler/capture/module_tree.py",
         "            twin = object.__new__(type(module))\n"
         "            twin.__dict__.update(module.__dict__)\n",
         "            twin = module\n",

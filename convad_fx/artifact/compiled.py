@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from convad_fx import exporting
-from convad_fx.compiler.capture.trace import quiet
-from convad_fx.errors import Unavailable
+from convad_fx.compiler.capture.export import quiet
+from convad_fx.errors import Unavailable, first_line
 from convad_fx.module import MaskedModule
 
 
@@ -48,7 +48,7 @@ def build(masked: MaskedModule) -> tuple[bytes, dict[str, Any]]:
         except Exception as error:  # whatever the compiler and its tools raise
             raise Unavailable(
                 f"AOTInductor cannot compile {masked.report.model} here"
-                f" ({exporting.first_line(error)})",
+                f" ({first_line(error, with_type=True)})",
                 hint="it needs a C++ compiler (and CUDA's tools for a GPU); or save it without"
                 " compiled=True",
             ) from error

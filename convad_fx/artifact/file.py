@@ -32,7 +32,7 @@ from convad_fx.artifact import codec
 from convad_fx.artifact import compiled as machine
 from convad_fx.compiler.analysis.report import Report
 from convad_fx.compiler.policy import Policy
-from convad_fx.errors import ArtifactError, ConvadError, UntrustedArtifact
+from convad_fx.errors import ArtifactError, ConvadError, UntrustedArtifact, first_line
 from convad_fx.module import MaskedModule
 from convad_fx.versions import versions
 
@@ -208,7 +208,7 @@ def load(
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ArtifactError(
-                f"{map_location!r} is no device here ({str(error).splitlines()[0]})",
+                f"{map_location!r} is no device here ({first_line(error)})",
                 hint='pass "cpu", or leave map_location out',
             ) from error
         about = _about(manifest)
@@ -286,9 +286,8 @@ def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
             else "pass a file that convad_fx.save wrote",
         ) from error
     except _WRONG as error:
-        first = (str(error).splitlines() or [""])[0]
         raise ArtifactError(
-            f"{path} does not hold what an artifact holds ({type(error).__name__}: {first})",
+            f"{path} does not hold what an artifact holds ({first_line(error, with_type=True)})",
             hint=f"save it again; {_NO_CODE}",
         ) from error
 

@@ -14,9 +14,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convad_fx.compiler.capture.trace import WHOLE_MODULES
+from convad_fx.compiler.capture.symbolic import WHOLE_MODULES
 from convad_fx.compiler.kernels.activity import same_padded
-from convad_fx.errors import ArtifactError
+from convad_fx.errors import ArtifactError, first_line
 
 #: A function of timm that asks for sizes, and ours that does the same.
 _OURS: dict[str, Callable[..., Any]] = {"timm.layers.padding.pad_same": same_padded}
@@ -116,10 +116,8 @@ def _traced(path: str, layer: nn.Module) -> torch.fx.Graph:
             _Caller(layer).eval()
         )
     except Exception as error:  # whatever a layer's own code raises on a proxy
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise _no_functions(
-            path, layer, f"cannot be traced ({type(error).__name__}: {first})"
-        ) from error
+        reason = first_line(error, with_type=True)
+        raise _no_functions(path, layer, f"cannot be traced ({reason})") from error
     for node in reversed(list(graph.nodes)):
         if node.target is torch._assert and not node.users:
             graph.erase_node(node)  # of the input's rank, which is settled

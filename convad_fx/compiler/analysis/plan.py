@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from convad_fx.compiler.analysis import steps
+from convad_fx.compiler.capture.facts import BATCH
 from convad_fx.compiler.capture.op_schema import OpView
-from convad_fx.compiler.capture.trace import BATCH
 
 
 @dataclass(frozen=True, slots=True)

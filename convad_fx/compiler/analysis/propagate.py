@@ -24,8 +24,9 @@ from convad_fx.compiler.analysis.plan import (
     iter_tracked,
 )
 from convad_fx.compiler.analysis.rules import step_of
+from convad_fx.compiler.capture.facts import facts
 from convad_fx.compiler.capture.op_schema import OpView, TensorView, reads_no_values, view
-from convad_fx.compiler.capture.trace import Trace, facts
+from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.policy import Policy
 
 

@@ -20,7 +20,8 @@ import torchvision.ops
 from torch import nn
 from torchvision.models import swin_transformer
 
-from convad_fx.compiler.capture.trace import facts, function_name
+from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.paths import function_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.plan import NodePlan, Plan
+from convad_fx.compiler.capture.facts import META, facts
 from convad_fx.compiler.capture.op_schema import OpView, TensorView
-from convad_fx.compiler.capture.trace import META, Trace, facts
+from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.kernels import box as crop
 from convad_fx.compiler.kernels.activity import gate, written
 from convad_fx.compiler.lowering.box import (

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from convad_fx.compiler.analysis.plan import Activity, Derivation, NodePlan, Plan, Tracked
 from convad_fx.compiler.analysis.steps import Pad, Window
-from convad_fx.compiler.capture.trace import META, Facts, Trace, facts
+from convad_fx.compiler.capture.facts import META, Facts, facts
+from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.kernels import activity as tensors
 from convad_fx.compiler.policy import Policy
 

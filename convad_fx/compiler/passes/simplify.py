@@ -26,7 +26,7 @@ from convad_fx.compiler.analysis.steps import (
     Statistic,
     Window,
 )
-from convad_fx.compiler.capture.trace import META, Facts
+from convad_fx.compiler.capture.facts import META, Facts
 from convad_fx.compiler.kernels.activity import gate, per_mask
 from convad_fx.compiler.passes.insert_gates import Inserted, inside_of_zeros, pads_zeros, zeroes
 
