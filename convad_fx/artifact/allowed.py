@@ -20,7 +20,7 @@ import torch.overrides
 import torchvision
 from torch import nn
 
-from convad_fx.compiler.capture.op_schema import SPELLINGS
+from convad_fx.compiler.capture.spellings import SPELLINGS
 from convad_fx.compiler.kernels import EMITTED_FUNCTIONS
 from convad_fx.errors import ArtifactError
 

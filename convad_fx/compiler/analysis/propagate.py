@@ -25,7 +25,7 @@ from convad_fx.compiler.analysis.plan import (
 )
 from convad_fx.compiler.analysis.rules import step_of
 from convad_fx.compiler.capture.facts import facts
-from convad_fx.compiler.capture.op_schema import OpView, TensorView, reads_no_values, view
+from convad_fx.compiler.capture.op_schema import OpView, TensorView, op_view, reads_no_values
 from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.policy import Policy
 
@@ -124,7 +124,7 @@ class _Walk:
                 self._pick(node, several, pick, self.nodes[source.name].refill)
                 return
         self.first_only = all(_pick(user) == 0 for user in node.users)
-        op = view(node, self.traced.module, lambda n: n.name in self.tracked)
+        op = op_view(node, self.traced.module, lambda n: n.name in self.tracked)
         try:
             step = step_of(op)
             if isinstance(step, steps.Refused):

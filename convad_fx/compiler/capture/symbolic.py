@@ -18,7 +18,7 @@ from convad_fx.errors import ModelError, UntraceableModel, first_line
 
 #: Modules of timm that stay calls, because their forward computes padding from the image's size, or
 #: mixes a norm with an activation and keeps state that tracing into it would not call. They are
-#: entries of timm's own no-trace list; each has a row in `op_schema.SPELLINGS`.
+#: entries of timm's own no-trace list; each has a row in `spellings.SPELLINGS`.
 WHOLE_MODULES = frozenset(
     f"timm.layers.{name}"
     for name in (
