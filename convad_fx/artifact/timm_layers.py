@@ -15,7 +15,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from convad_fx.compiler.capture.symbolic import WHOLE_MODULES
-from convad_fx.compiler.kernels.activity import same_padded
+from convad_fx.compiler.kernels.padding import same_padded
 from convad_fx.errors import ArtifactError, first_line
 
 #: Functions of timm that depend on sizes -> ours that computes the same.

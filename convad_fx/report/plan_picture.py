@@ -59,7 +59,7 @@ _WORDS = {
     "rearrange": "axes rearranged:",
     "reshaped": "reshaped:",
     "concatenated": "concatenation of",
-    "both": "both",
+    "intersection": "both",
     "spread_as": "spread:",
     "upsampled": "upsampled:",
 }

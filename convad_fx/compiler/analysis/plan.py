@@ -17,7 +17,7 @@ from convad_fx.compiler.capture.op_schema import OpView
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """A call of one of the tensor functions in `activity`, as a value.
+    """A call of one of the tensor functions in `kernels`, as a value.
 
     The arguments are the source activities, then the graph's ``tensors`` (by node name, with the
     place in it where the node gives several), then ``options``. What two derivations must share to

@@ -462,7 +462,7 @@ class _Walk:
             row = self._moved(how, row, tuple(result))
         if places is not None:
             at, item = places
-            how = Derivation("picked", (("axis", at),), (item.node,), (item.node,))
+            how = Derivation("index_activity", (("axis", at),), (item.node,), (item.node,))
             row = self._moved(how, row, tuple(result))
         return Tracked(row, source.image_level)
 
@@ -562,7 +562,7 @@ class _Walk:
         )
         padded = self.rows[a.row].padded and self.rows[b.row].padded
         if step.kind == "product":
-            how = Derivation("both")
+            how = Derivation("intersection")
         else:
             how = Derivation("sum_activity", (("tau", 0.0 if both_global else self.policy.tau),))
         row = self._intern(how, (first, second), full, padded=padded)
