@@ -34,7 +34,8 @@ from benchmarks import limits, measure
 from benchmarks.search import FAMILIES, Searches, masks_of, recorded
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.propagate import plan
-from convad_fx.compiler.capture.trace import facts, trace
+from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.trace import trace
 
 TILE = 32
 #: What stands for a cell that is not computed.

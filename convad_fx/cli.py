@@ -28,7 +28,7 @@ from convad_fx import cli_many, cli_tune, images, models, report
 from convad_fx import device as devices
 from convad_fx.compiler.policy import Policy
 from convad_fx.engine.engine import check_precision
-from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
+from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable, first_line
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.explainer import image_digest
 from convad_fx.explain.masker import Masker
@@ -50,8 +50,7 @@ class OneLineErrors(TyperGroup):
         except ConvadError as error:
             message = str(error)
         except torch.OutOfMemoryError as error:
-            first = str(error).splitlines()[0]
-            message = f"{first}; pass a smaller `--batch-size`, or `--device cpu`"
+            message = f"{first_line(error)}; pass a smaller `--batch-size`, or `--device cpu`"
         typer.echo(f"convad-fx: {message}", err=True)
         raise typer.Exit(FAILED)
 

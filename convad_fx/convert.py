@@ -1,16 +1,18 @@
-"""The way of a model through the compiler: trace, plan, check, rewrite, simplify."""
+"""The pipeline from a model to a masked network: capture, plan, check, rewrite, simplify, lower."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import torch.fx
 from torch import Tensor, nn
 
 from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.analysis.propagate import plan
 from convad_fx.compiler.analysis.report import Report, report_of, untraceable
-from convad_fx.compiler.capture.trace import FRONT_ENDS, Trace, trace, unwrapped
-from convad_fx.compiler.lowering.strategies import plan_strategies
+from convad_fx.compiler.capture.requirements import unwrapped
+from convad_fx.compiler.capture.trace import FRONT_ENDS, Trace, trace
+from convad_fx.compiler.lowering.strategies import Strategies, plan_strategies
 from convad_fx.compiler.passes.insert_gates import rewrite
 from convad_fx.compiler.passes.simplify import simplify as simplify_graph
 from convad_fx.compiler.policy import Policy
@@ -36,21 +38,21 @@ def convert(
     >>> masked = convert(model, torch.zeros(1, 3, 64, 64))
     >>> x, mask = torch.rand(2, 3, 64, 64), torch.rand(2, 1, 64, 64) > 0.5    # True = kept
     >>> logits = masked(x, mask)
-    >>> masked.compile()                  # torch.compile, nothing of our own
+    >>> masked.compile()                  # plain torch.compile
 
     Args:
-        model: in eval mode. It is not changed; its parameters are shared. What torch.compile or
-            DataParallel put around it is taken off.
-        example: an image batch (N, C, *grid): its shape, dtype and device count, not its values.
-            Afterwards any batch works, and other image sizes wherever the model takes them.
-        policy: how activity travels; default `Policy()`.
+        model: in eval mode. It is not changed; its parameters are shared. Wrappers of torch.compile
+            and DataParallel are removed.
+        example: an image batch (N, C, *grid), of which only shape, dtype and device matter. The
+            result takes any batch size, and other image sizes wherever the model takes them.
+        policy: how activity propagates; default `Policy()`.
         on_finding: "raise": refuse a model for which Assumption 1 is not shown to hold. "ignore":
-            convert all the same, treating the operation as if it kept cells in place. No law is
-            proved then: hidden pixels may leak through such an operation.
+            convert it anyway, and treat such operations as if they kept cells in place. No law is
+            guaranteed then: hidden pixels may leak through.
         front_end: what captures the model: "symbolic" (torch.fx), "export" (torch.export, for
-            control flow on shapes; then for the example's image size only), or "auto": the first,
-            and where it fails the second.
-        simplify: False leaves a gate after every operation: slower, the same results.
+            control flow on shapes; for the example's image size only), or "auto": symbolic, or
+            export where that fails.
+        simplify: False keeps a gate after every operation: slower, the same results.
 
     Raises:
         ModelError: not a module in eval mode with one image input.
@@ -61,19 +63,16 @@ def convert(
     policy = Policy() if policy is None else policy
     if not isinstance(policy, Policy):
         raise PolicyError(f"expected a Policy, not {type(policy).__name__}")
-    _choice("on_finding", on_finding, ON_FINDING)
-    _choice("front_end", front_end, ("auto", *FRONT_ENDS))
+    _require_choice("on_finding", on_finding, ON_FINDING)
+    _require_choice("front_end", front_end, ("auto", *FRONT_ENDS))
     traced = trace(model, example, front_end)
     decided = plan(traced, policy, ignore_findings=on_finding == "ignore")
     report = report_of(traced, decided, type(unwrapped(model)).__name__)
     if decided.findings and on_finding == "raise":
         raise UnsupportedModel(
-            str(report), hint="convad_fx.check(model, example) gives these findings as objects"
+            str(report), hint="convad_fx.check(model, example) returns these findings as objects"
         )
-    graph = rewrite(traced, decided, policy)
-    if simplify:
-        simplify_graph(graph, decided)
-    strategies = plan_strategies(traced, decided, graph)
+    graph, strategies = _lowered(traced, decided, policy, simplify=simplify)
     report = replace(report, boxes=str(strategies))
     return MaskedModule(traced.module, graph, policy, report, strategies)
 
@@ -81,17 +80,20 @@ def convert(
 def check(
     model: nn.Module, example: Tensor, policy: Policy | None = None, *, front_end: str = "auto"
 ) -> Report:
-    """Is Assumption 1 shown to hold for this model? Never raises for a finding.
+    """Report whether Assumption 1 is shown to hold for a model. Never raises for a finding.
 
     >>> import torch, torchvision
     >>> report = check(torchvision.models.vit_b_16().eval(), torch.zeros(1, 3, 224, 224))
     >>> report.ok, len(report.findings), report.findings[0].path
     (False, 12, 'encoder.layers.encoder_layer_0.self_attention')
 
-    A model that cannot be captured at all is a finding too. What is wrong with the call itself (a
-    model in training mode, an example of the wrong shape) raises as in `convert`.
+    A model that cannot be captured at all is a finding too.
+
+    Raises:
+        ModelError, ImageError: a model in training mode, an example of the wrong shape ... as in
+            `convert`.
     """
-    _choice("front_end", front_end, ("auto", *FRONT_ENDS))
+    _require_choice("front_end", front_end, ("auto", *FRONT_ENDS))
     try:
         traced = trace(model, example, front_end)
     except UntraceableModel as error:
@@ -101,15 +103,24 @@ def check(
 
 
 def full_report(traced: Trace, decided: Plan, policy: Policy, name: str) -> Report:
-    """What a plan says about Assumption 1 and, where it holds, whether masks run on boxes."""
+    """The report on a plan; where it has no findings, also on the execution strategies."""
     report = report_of(traced, decided, name)
     if not report.ok:
         return report
+    _, strategies = _lowered(traced, decided, policy)
+    return replace(report, boxes=str(strategies))
+
+
+def _lowered(
+    traced: Trace, decided: Plan, policy: Policy, *, simplify: bool = True
+) -> tuple[torch.fx.Graph, Strategies]:
+    """The masked graph of a plan, and what it was lowered to for `evaluate`."""
     graph = rewrite(traced, decided, policy)
-    simplify_graph(graph, decided)
-    return replace(report, boxes=str(plan_strategies(traced, decided, graph)))
+    if simplify:
+        simplify_graph(graph, decided)
+    return graph, plan_strategies(traced, decided, graph)
 
 
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise PolicyError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

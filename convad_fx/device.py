@@ -8,7 +8,7 @@ import warnings
 
 import torch
 
-from convad_fx.errors import Unavailable
+from convad_fx.errors import Unavailable, first_line
 
 
 def choose(name: str = "auto") -> torch.device:
@@ -56,6 +56,5 @@ def _failure(device: torch.device) -> str | None:
     # torch raises RuntimeError, AssertionError ("not compiled with CUDA"), NotImplementedError and
     # ImportError, by backend and version; whichever it is, the device does not work.
     except Exception as error:  # noqa: BLE001
-        lines = str(error).strip().splitlines()
-        return lines[0] if lines else type(error).__name__
+        return first_line(error)
     return None if total == 16.0 else f"a sum of 16 ones came out as {total}"

@@ -1,6 +1,6 @@
-"""Every error this package raises on purpose: what went wrong, where, and what to do next.
+"""The errors this package raises: what is wrong, where, and what to do next.
 
-All are `ConvadError`, and each is also the builtin a caller would expect, so both of these work:
+All are `ConvadError`, and each is also the builtin that a caller would expect:
 
 >>> try:
 ...     raise MaskError("the mask is float32", hint="pass `mask > 0.5`")
@@ -11,12 +11,12 @@ the mask is float32; pass `mask > 0.5`
 
 
 class ConvadError(Exception):
-    """Base of all errors raised on purpose.
+    """Base class of all errors of this package.
 
     Args:
-        what: what is wrong, with what was expected and what came.
+        what: what is wrong: what was expected, and what was given.
         hint: what to do next.
-        path: the dotted path of the operation in the model, where there is one.
+        path: the dotted path of the operation in the model, if the error is about one.
     """
 
     def __init__(self, what: str, *, hint: str = "", path: str = "") -> None:
@@ -32,8 +32,22 @@ def _rebuild(kind: type[ConvadError], what: str, hint: str, path: str) -> Convad
     return kind(what, hint=hint, path=path)
 
 
+def first_line(error: BaseException, *, with_type: bool = False) -> str:
+    r"""The first line of an error's message; the name of its type where the message is empty.
+
+    >>> first_line(ValueError("no such size\n... 40 lines of context"))
+    'no such size'
+    >>> first_line(ValueError("no such size"), with_type=True)
+    'ValueError: no such size'
+    """
+    kind, lines = type(error).__name__, str(error).strip().splitlines()
+    if not lines:
+        return kind
+    return f"{kind}: {lines[0].strip()}" if with_type else lines[0].strip()
+
+
 class ModelError(ConvadError, ValueError):
-    """The model cannot be used as it is: in training mode, not a module, wrong example."""
+    """The model cannot be used as it is: not a module, in training mode, several inputs ..."""
 
 
 class UntraceableModel(ConvadError, RuntimeError):
@@ -49,11 +63,11 @@ class MaskError(ConvadError, ValueError):
 
 
 class ArtifactError(ConvadError, ValueError):
-    """A file that is no artifact, is damaged or too new; or a network that cannot be one."""
+    """A file is not an artifact, is damaged or too new; or a network cannot be saved as one."""
 
 
 class UntrustedArtifact(ArtifactError, PermissionError):
-    """A file with machine code in it, which nobody has vouched for."""
+    """A file contains machine code, and was not loaded as trusted."""
 
 
 class ImageError(ConvadError, ValueError):
@@ -61,8 +75,8 @@ class ImageError(ConvadError, ValueError):
 
 
 class PolicyError(ConvadError, ValueError):
-    """A policy or search option out of its range."""
+    """A policy or an option is out of its range."""
 
 
 class Unavailable(ConvadError, RuntimeError):
-    """Something outside this package is missing: weights, a package, a device, the internet."""
+    """Something outside this package is missing: weights, a package, a device, a connection."""

@@ -12,26 +12,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convad_fx.compiler.capture.trace import quiet
-from convad_fx.errors import ModelError, Unavailable, UnsupportedModel
+from convad_fx.compiler.capture.export import quiet
+from convad_fx.errors import ModelError, Unavailable, UnsupportedModel, first_line
 from convad_fx.module import MaskedModule
 
-#: What the exported network calls its inputs and its output.
+#: Names of the exported network's inputs and output.
 INPUTS, OUTPUT = ("image", "mask"), "logits"
-#: Before the names of parameters in an exported program.
+#: Prefix of the names of parameters in an exported program.
 PREFIX = "network."
-#: An ONNX file is one protobuf message, which ends at 2 GB; weights beyond go to a file beside it.
-LARGEST = 1_800_000_000
+#: An ONNX file is one protobuf message of at most 2 GB; networks with more bytes of weights than
+#: this keep them in a second file.
+MAX_BYTES_IN_ONE_FILE = 1_800_000_000
 
 
 class _Plain(nn.Module):
-    """A masked network as a function of two tensors, without what is ours about it."""
+    """A masked network as a plain module of two tensors, as exporters expect it."""
 
     def __init__(self, masked: MaskedModule) -> None:
         super().__init__()
-        self.network = masked  # as in PREFIX
+        self.network = masked  # the attribute's name is PREFIX
 
-    def train(self, mode: bool = True) -> _Plain:  # noqa: ARG002  (torch.export sets it back)
+    def train(self, mode: bool = True) -> _Plain:  # noqa: ARG002  (torch.export calls it)
         return self
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class _Plain(nn.Module):
 
 
 def example(masked: MaskedModule, batch: int = 2) -> tuple[Tensor, Tensor]:
-    """An image batch and masks of the size, dtype and device that the network was made for."""
+    """An image batch and masks of the size, dtype and device that the network was converted for."""
     kept = next(node for node in masked.graph.nodes if node.name == "kept")
     channels = int(kept.kwargs["channels"])
     like = next((p for p in masked.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -64,7 +65,7 @@ def export(masked: MaskedModule) -> torch.export.ExportedProgram:
 
     Raises:
         ModelError: not a masked network.
-        UnsupportedModel: torch.export cannot capture it; what it said.
+        UnsupportedModel: torch.export cannot capture it; the message quotes its error.
     """
     if not isinstance(masked, MaskedModule):
         raise ModelError(
@@ -80,10 +81,11 @@ def export(masked: MaskedModule) -> torch.export.ExportedProgram:
                 dynamic_shapes={name: {0: batch} for name in INPUTS},
                 strict=False,
             )
-    except Exception as error:  # torch.export raises what it meets
+    except Exception as error:  # torch.export passes on whatever a module raises
+        reason = first_line(error, with_type=True)
         raise UnsupportedModel(
-            f"torch.export cannot capture {masked.report.model}, masked: {first_line(error)}",
-            hint="convad_fx.save keeps it in a file of our own",
+            f"torch.export cannot capture {masked.report.model}, masked: {reason}",
+            hint="use convad_fx.save, whose files hold every masked network",
         ) from error
 
 
@@ -102,9 +104,9 @@ def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Pat
         The files written.
 
     Raises:
-        ModelError, UnsupportedModel: as `export`; an operation that ONNX does not have.
+        ModelError, UnsupportedModel: as `export`; or ONNX lacks an operation.
         Unavailable: the packages onnx and onnxscript are not installed, or the file cannot be
-            written; what was there before is as it was.
+            written; an old file is then unchanged.
     """
     try:
         import onnxscript  # noqa: F401
@@ -126,32 +128,23 @@ def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Pat
             assert onnx is not None
             shape = onnx.model.graph.inputs[0].shape
             assert shape is not None
-            onnx.rename_axes({str(shape[0]): "batch"})  # torch.export calls it s31 or so
-    except Exception as error:  # the exporter raises what it meets
+            onnx.rename_axes({str(shape[0]): "batch"})  # torch.export's own name is like s31
+    except Exception as error:  # the exporter raises errors of many types
+        reason = first_line(error, with_type=True)
         raise UnsupportedModel(
-            f"ONNX cannot hold {masked.report.model}, masked: {first_line(error)}",
-            hint="convad_fx.save keeps it in a file of our own",
+            f"ONNX cannot hold {masked.report.model}, masked: {reason}",
+            hint="use convad_fx.save, whose files hold every masked network",
         ) from error
     path = Path(path)
-    large = sum(t.nbytes for t in masked.state_dict().values()) > LARGEST
+    large = sum(t.nbytes for t in masked.state_dict().values()) > MAX_BYTES_IN_ONE_FILE
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name[:100]}.", dir=path.parent) as aside:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name[:100]}.", dir=path.parent) as folder:
             with quiet():
-                onnx.save(str(Path(aside, path.name)), external_data=large)
-            # the weights first: a network without them would be no network
-            made = sorted(Path(aside).iterdir(), key=lambda file: file.name == path.name)
-            return tuple(file.replace(path.with_name(file.name)) for file in made)
+                onnx.save(str(Path(folder, path.name)), external_data=large)
+            # the weights first: the network's file is of no use without them
+            files = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
+            return tuple(file.replace(path.with_name(file.name)) for file in files)
     except OSError as error:
         raise Unavailable(
             f"{path} cannot be written ({error.strerror or error})", hint="pass another path"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an exporter or a compiler raised, in a line."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-
-
-__all__ = ["INPUTS", "LARGEST", "OUTPUT", "PREFIX", "example", "export", "export_onnx",
-           "first_line"]  # fmt: skip

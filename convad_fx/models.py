@@ -39,7 +39,14 @@ from torch import nn
 from convad_fx import artifact, images
 from convad_fx.compiler.policy import Policy
 from convad_fx.convert import convert
-from convad_fx.errors import ConvadError, ImageError, ModelError, PolicyError, Unavailable
+from convad_fx.errors import (
+    ConvadError,
+    ImageError,
+    ModelError,
+    PolicyError,
+    Unavailable,
+    first_line,
+)
 from convad_fx.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, standard
 from convad_fx.module import MaskedModule
 from convad_fx.weights import class_count, fill, read
@@ -621,9 +628,7 @@ def _patience() -> Iterator[None]:
 
 
 def _not_fetched(what: str, url: str, error: Exception) -> ConvadError:
-    reason = (
-        getattr(error, "reason", None) or (str(error).splitlines() or [type(error).__name__])[0]
-    )
+    reason = getattr(error, "reason", None) or first_line(error)
     return Unavailable(
         f"{what} cannot be fetched from {url} ({reason})",
         hint="get that file on a machine that is online and pass `--weights FILE`",
@@ -651,8 +656,8 @@ def _spelling(name: str, names: Sequence[str]) -> str:
 def _raised(error: BaseException) -> str:
     """What happened and where, for an error of the user's own code."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = (str(error).strip().splitlines() or [""])[0]
-    return f"raised {type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
+    text = first_line(error, with_type=True)
+    return f"raised {text} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 __all__ = ["Classifier", "read_labels", "resolve"]

@@ -11,32 +11,26 @@ import torch.fx
 from torch import Tensor, nn
 
 from convad_fx.compiler.analysis.report import Report
-from convad_fx.compiler.capture.trace import adopt
-from convad_fx.compiler.kernels import activity, patch
-from convad_fx.compiler.kernels import box as crop
+from convad_fx.compiler.capture.module_tree import adopt
+from convad_fx.compiler.kernels import EMITTED_FUNCTIONS
 from convad_fx.compiler.lowering.strategies import Strategies
 from convad_fx.compiler.policy import Policy
 from convad_fx.engine.engine import Engine, Evaluation
 from convad_fx.errors import ModelError
-
-_EMITTED: tuple[Callable[..., Any], ...] = tuple(
-    f for home in (activity, crop, patch) for name, f in vars(home).items()
-    if callable(f) and getattr(f, "__module__", "") == home.__name__ and name[0] != "_"
-)  # fmt: skip
 
 
 class EmittedTracer(torch.fx.Tracer):
     """Traces emitted code back into its graph (unpickling): the functions it calls stay calls."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=_EMITTED)
+        super().__init__(autowrap_functions=EMITTED_FUNCTIONS)
 
 
 class EmittedCode(torch.fx.graph.CodeGen):
     """Emitted code calls our functions by their plain names: ``gate(relu, conv1_activity)``."""
 
     def _gen_python_code(self, nodes: Any, root_module: str, namespace: Any, **kwargs: Any) -> Any:
-        for function in _EMITTED:
+        for function in EMITTED_FUNCTIONS:
             namespace.create_name(function.__name__, function)
         return super()._gen_python_code(nodes, root_module, namespace, **kwargs)
 

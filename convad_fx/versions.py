@@ -1,4 +1,4 @@
-"""Which versions made something: written into explanations and files."""
+"""Versions of packages, as written into explanations and files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def versions_of_pixels() -> dict[str, str]:
-    """Versions of what makes a network's input of a picture's file, beside `versions`.
+    """Versions of the packages that decode and resize pictures.
 
     >>> sorted(versions_of_pixels())
     ['pillow', 'torchvision']

@@ -1,4 +1,4 @@
-"""State-dict files: read them safely, fit them to a model, say readably where they do not fit.
+"""State-dict files: read them safely, and load them into a model with readable errors.
 
 >>> import tempfile, pathlib
 >>> path = pathlib.Path(tempfile.mkdtemp(), "tiny.pt")
@@ -6,6 +6,8 @@
 >>> state = read(path)
 >>> fill(nn.Linear(2, 3, bias=False), state, path)
 """
+
+from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable
@@ -15,20 +17,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from convad_fx.errors import ModelError
+from convad_fx.errors import ModelError, first_line
 
 State = dict[str, torch.Tensor]
 
-# Where training scripts put the state dict in a checkpoint, and what wrappers put before its keys.
+# Keys of the state dict in the checkpoints of training scripts, and prefixes of its own keys there.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def read(path: Path) -> State:
-    """The tensors in `path` by name, unwrapped from `{"state_dict": ...}` and from `module.`.
+    """The tensors of a file by name, also of a checkpoint ``{"state_dict": ...}``.
 
-    `.safetensors` is read as that, everything else by `torch.load(weights_only=True)`, which runs
-    no code from the file.
+    ``.safetensors`` files are read by safetensors, all others by ``torch.load(weights_only=True)``,
+    which runs no code from the file.
 
     Raises:
         ModelError: the file is missing, damaged, or holds something other than tensors.
@@ -43,14 +45,13 @@ def read(path: Path) -> State:
         )
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} holds more than tensors, or is no torch file, so it is not loaded",
+            f"{path} contains more than tensors, or is not a torch file",
             hint="save the weights alone: `torch.save(model.state_dict(), path)`",
         ) from error
-    # On bytes that are no pickle the unpickler raises whatever it stumbles over.
-    except Exception as error:
+    except Exception as error:  # the unpickler raises errors of many types
         raise ModelError(
-            f"{path} is damaged or no weights file ({_first_line(error)})",
-            hint="fetch or export it again",
+            f"{path} is damaged or not a weights file ({first_line(error)})",
+            hint="download or export it again",
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
@@ -58,27 +59,27 @@ def read(path: Path) -> State:
             break
     if not isinstance(loaded, dict) or not loaded:
         raise ModelError(
-            f"{path} holds a {type(loaded).__name__}, not a state dict with tensors",
+            f"{path} contains a {type(loaded).__name__}, not a state dict with tensors",
             hint="save the weights alone: `torch.save(model.state_dict(), path)`",
         )
     others = [str(key) for key, value in loaded.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ModelError(
-            f"{path} is not a state dict: {_listed(others)} {_are(others)} no tensor",
+            f"{path} is not a state dict: not tensors: {_listed(others)}",
             hint=f"put the state dict under one of the keys {', '.join(_WRAPPERS)}",
         )
     return {str(key): value for key, value in loaded.items()}
 
 
 def fill(model: nn.Module, state: State, path: Path) -> None:
-    """Load `state`, read from `path`, into `model`, all of it or not at all.
+    """Load `state`, which was read from `path`, into `model`, completely or not at all.
 
     Raises:
-        ModelError: names or shapes differ; the message lists both sides.
+        ModelError: names or shapes differ; the message lists the differences.
     """
     target = model.state_dict()
-    state = _fitted(state, target.keys())
-    # BatchNorm counts batches since torch 0.4.1; older files lack the counter, and nobody reads it.
+    state = _without_prefixes(state, target.keys())
+    # files older than torch 0.4.1 lack BatchNorm's counter, which is not used in eval mode
     missing = [k for k in target if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in target]
     shapes = [
@@ -86,34 +87,34 @@ def fill(model: nn.Module, state: State, path: Path) -> None:
         for k in target
         if k in state and state[k].shape != target[k].shape
     ]
-    wrong = []
+    differences = []
     if missing:
-        wrong.append(f"{len(missing)} missing ({_listed(missing)})")
+        differences.append(f"{len(missing)} missing ({_listed(missing)})")
     if unexpected:
-        wrong.append(f"{len(unexpected)} unknown to the model ({_listed(unexpected)})")
+        differences.append(f"{len(unexpected)} unknown to the model ({_listed(unexpected)})")
     if shapes:
-        wrong.append(f"{len(shapes)} of another shape ({_listed(shapes)})")
-    if wrong:
+        differences.append(f"{len(shapes)} of another shape ({_listed(shapes)})")
+    if differences:
         raise ModelError(
-            f"{path} does not fit the model's {len(target)} tensors: {', '.join(wrong)}",
+            f"{path} does not fit the model's {len(target)} tensors: {', '.join(differences)}",
             hint="name the architecture and the number of classes the file was trained with",
         )
     model.load_state_dict(state, strict=False)
 
 
 def class_count(build: Callable[[int], nn.Module], state: State, default: int = 1000) -> int:
-    """How many classes `state` was trained for, given a builder of its architecture.
+    """The number of classes that `state` was trained for, from a builder of its architecture.
 
     >>> class_count(lambda n: nn.Linear(4, n), {"weight": torch.ones(7, 4), "bias": torch.ones(7)})
     7
 
-    The tensors that belong to the classes are those whose first size is the number of classes in
-    the model and something else, the same for all of them, in the file. Where that is not so the
-    answer is `default`, and `fill` will say what differs.
+    A model is built for `default` classes. Tensors whose first size is `default` there and
+    something else in the file belong to the classes. If these disagree, the result is `default`,
+    and `fill` reports the differences.
     """
     with torch.device("meta"):
         target = build(default).state_dict()
-    state = _fitted(state, target.keys())
+    state = _without_prefixes(state, target.keys())
     counts = {
         state[k].shape[0]
         for k, v in target.items()
@@ -125,8 +126,8 @@ def class_count(build: Callable[[int], nn.Module], state: State, default: int = 
     return counts.pop() if len(counts) == 1 else default
 
 
-def _fitted(state: State, names: Iterable[str]) -> State:
-    """`state` without the prefixes a wrapper put before every one of its names."""
+def _without_prefixes(state: State, names: Iterable[str]) -> State:
+    """`state` without the prefixes that wrappers add to all names."""
     names = set(names)
     while not names & state.keys():
         prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)
@@ -136,14 +137,5 @@ def _fitted(state: State, names: Iterable[str]) -> State:
     return state
 
 
-def _listed(entries: list[str], most: int = 3) -> str:
-    return ", ".join(entries[:most]) + (", ..." if len(entries) > most else "")
-
-
-def _are(entries: list[str]) -> str:
-    return "is" if len(entries) == 1 else "are"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _listed(entries: list[str], limit: int = 3) -> str:
+    return ", ".join(entries[:limit]) + (", ..." if len(entries) > limit else "")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.rules import REGISTRY
-from convad_fx.compiler.capture.op_schema import SPELLINGS, Spelling
-from convad_fx.compiler.capture.trace import function_name
+from convad_fx.compiler.capture.paths import function_name
+from convad_fx.compiler.capture.spellings import SPELLINGS, Spelling
 from tests.cases import BATCH, CASES, FIRST, Case
 from tests.oracle import operation_of, planned
 

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from convad_fx.compiler.analysis.plan import Plan, Tracked
 from convad_fx.compiler.analysis.propagate import plan
-from convad_fx.compiler.capture.op_schema import view
-from convad_fx.compiler.capture.trace import META, Facts, Trace, facts, trace
+from convad_fx.compiler.capture.facts import META, Facts, facts
+from convad_fx.compiler.capture.op_schema import op_view
+from convad_fx.compiler.capture.trace import Trace, trace
 from convad_fx.compiler.passes.insert_gates import Inserted, rewrite
 from convad_fx.compiler.passes.simplify import simplify
 from convad_fx.compiler.policy import Policy
@@ -119,7 +120,7 @@ def operation_of(traced: Trace, kind: str) -> Operation:
         n
         for n in reversed(traced.module.graph.nodes)
         if n.op.startswith("call")
-        and view(n, traced.module, lambda n: n in reached).kind == kind
+        and op_view(n, traced.module, lambda n: n in reached).kind == kind
         and not (kind == "getitem" and not facts(n.args[0]).is_tensor)
     )
     operands = tuple(n for n in node.all_input_nodes if n in reached and facts(n).has_tensors)

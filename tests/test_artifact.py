@@ -25,7 +25,7 @@ from strategies import Conv, LinearHead, Network, build, images, networks, polic
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx.artifact import allowed, describe, is_artifact
+from convad_fx.artifact import allowed, dataclass_codec, describe, is_artifact
 from convad_fx.artifact import file as artifact_file
 from convad_fx.artifact.file import VERSION
 from convad_fx.errors import ArtifactError, ConvadError
@@ -246,7 +246,7 @@ def test_what_a_file_may_call() -> None:
         "torch.nn.functional.boolean_dispatch",
         "subprocess.run",
     ):
-        with pytest.raises(ArtifactError, match="which no artifact may"):
+        with pytest.raises(ArtifactError, match="which is not allowed"):
             allowed.function_of(name)
     for name in (
         "backward",
@@ -257,10 +257,10 @@ def test_what_a_file_may_call() -> None:
         "apply_",
         "data_ptr",
     ):
-        with pytest.raises(ArtifactError, match="which no artifact may"):
+        with pytest.raises(ArtifactError, match="which is not allowed"):
             allowed.method_of(name)
     for name in ("torch.nn.DataParallel", "torch.nn.Module", "os.path", "torch.nn.functional"):
-        with pytest.raises(ArtifactError, match="which no artifact may"):
+        with pytest.raises(ArtifactError, match="which is not allowed"):
             allowed.layer_of(name)
     for function in (torch.relu, F.max_pool2d, F.gelu, math.floor, torch.ops.aten.add.Tensor):
         assert allowed.function_of(allowed.name_of(function, "")) is function
@@ -269,7 +269,7 @@ def test_what_a_file_may_call() -> None:
 # -------------------------------------------------------------------------------------- bad files
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
     path = tmp_path / "a.cfx"
-    with pytest.raises(ArtifactError, match="a Tiny is no masked network; pass what"):
+    with pytest.raises(ArtifactError, match="expected a masked network, not a Tiny; pass what"):
         convad_fx.save(Tiny(), path)  # type: ignore[arg-type]
     with pytest.raises(ArtifactError, match="preprocessing cannot be written as JSON"):
         convad_fx.save(tiny(), path, preprocessing={"step": object()})
@@ -325,14 +325,14 @@ def test_no_such_file_and_foreign_files(tmp_path: Path) -> None:
         convad_fx.load(tmp_path / "none.cfx")
     foreign = tmp_path / "foreign"
     foreign.write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR." * 9)
-    with pytest.raises(ArtifactError, match="foreign is no artifact.*pass a file"):
+    with pytest.raises(ArtifactError, match="foreign is not an artifact.*pass a file"):
         convad_fx.load(foreign)
     torch.save(Tiny().state_dict(), foreign)
-    with pytest.raises(ConvadError, match="foreign is no artifact; pass a file"):
+    with pytest.raises(ConvadError, match="foreign is not an artifact; pass a file"):
         describe(foreign)
     assert not is_artifact(foreign)
     convad_fx.save(tiny(), foreign)
-    with pytest.raises(ArtifactError, match="no device here"):
+    with pytest.raises(ArtifactError, match="no device 'warp9' here"):
         convad_fx.load(foreign, "warp9")
 
 
@@ -342,7 +342,9 @@ def test_truncated_files(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (0, 1, 40, len(whole) // 2, len(whole) - 70, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(ArtifactError, match=r"a\.cfx(:| is) .*(no artifact|cut short|damaged)"):
+        with pytest.raises(
+            ArtifactError, match=r"a\.cfx(:| is) .*(not an artifact|cut short|damaged)"
+        ):
             convad_fx.load(path)
 
 
@@ -439,8 +441,37 @@ FORGERIES = {
     "the policy": lambda p: p["manifest.json"]["policy"].update(tau=7),
     "the report": lambda p: p["manifest.json"]["report"].update(model="X:\n    pass\nimport os"),
     "no parts": lambda p: p["network.json"].clear(),
+    "no layer's fields": lambda p: p["network.json"]["modules"][0].pop("buffers"),
+    "a flag": lambda p: p["network.json"]["tensors"][0].update(requires_grad=1),
+    "no strategies": lambda p: p["network.json"].pop("strategies"),
+    "a plan's field": lambda p: _plan(p, "patch").update(more=1),
+    "no plan's field": lambda p: _plan(p, "tile").pop("why"),
+    "a graph in a plan": lambda p: _plan(p, "box").update(values=[]),
+    "a number as a string": lambda p: _costs(p)[0].update(each="3"),
+    "a bool as a number": lambda p: _costs(p)[0].update(reach=[True, False]),
+    "a fraction as an integer": lambda p: _costs(p)[0].update(reach=[0.5, 0]),
+    "not a number": lambda p: _plan(p, "box")["work"].update(total=math.nan),
+    "infinity": lambda p: _costs(p)[0].update(each=math.inf),
+    "a huge number": lambda p: _costs(p)[0].update(reach=[1 << 70, 0]),
+    "a negative size": lambda p: _plan(p, "patch").update(tile=[-16, 16]),
+    "no stride": lambda p: _costs(p)[0].update(strides=[0, 1]),
+    "a string as a list": lambda p: _plan(p, "box").update(leaves=["ab"]),
+    "an object as a list": lambda p: _plan(p, "box").update(levels={"axes": 1}),
+    "a list as an object": lambda p: p["network.json"]["strategies"].update(box=[1]),
+    "the policy's field": lambda p: p["manifest.json"]["policy"].update(more=1),
+    "the policy's number": lambda p: p["manifest.json"]["policy"].update(tau="0.5"),
+    "the report's count": lambda p: p["manifest.json"]["report"].update(gated="3"),
+    "a version": lambda p: p["manifest.json"]["written_by"].update(torch=["2"]),
     "no versions": lambda p: p["manifest.json"].pop("written_by"),
 }  # fmt: skip
+
+
+def _plan(parts: Any, strategy: str) -> Any:
+    return parts["network.json"]["strategies"][strategy]
+
+
+def _costs(parts: Any) -> Any:
+    return _plan(parts, "box")["work"]["costs"]
 
 
 def _deep(levels: int) -> Any:
@@ -463,13 +494,48 @@ def test_forged_files_are_refused_and_nothing_is_run(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_place_of_a_wrong_value_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.cfx"
+    convad_fx.save(tiny(), path)
+    _forge(path, FORGERIES["a number as a string"])
+    where = r"Strategies\.box\.work\.costs"
+    with pytest.raises(ArtifactError, match=rf"a finite number, not '3' @ {where}"):
+        convad_fx.load(path)
+
+
+def test_a_wrong_value_deep_inside_a_plan_is_refused() -> None:
+    model = torchvision.models.alexnet().eval()
+    plans = convad_fx.convert(model, torch.zeros(1, 3, 128, 128)).strategies.with_graphs({})
+    assert plans.tile.stages
+
+    def data() -> Any:
+        return json.loads(json.dumps(dataclass_codec.unstructure(plans)))
+
+    assert dataclass_codec.structure(data(), type(plans)) == plans
+    for change in (
+        lambda stage: stage["depends"][0].update(more=1),
+        lambda stage: stage["depends"][0].pop("axes"),
+        lambda stage: stage["depends"][0].update(axes=[2, "3"]),
+        lambda stage: stage["depends"][0].update(strides=[2, -2]),
+        lambda stage: stage.update(depends=[None]),
+        lambda stage: stage.update(work="many"),
+        lambda stage: stage.update(channels=True),
+        lambda stage: stage.update(reach=[[1, 1, 1], [1, 1]]),
+    ):
+        changed = data()
+        change(changed["tile"]["stages"][1])
+        with pytest.raises(ArtifactError, match=r"expected .* @ Strategies\.tile\.stages"):
+            dataclass_codec.structure(changed, type(plans))
+
+
 def _escape(parts: dict[str, Any]) -> None:
     """`getattr` as a layer's forward reaches any builtin; `max` calls it."""
     network = parts["network.json"]
     root = network["modules"].pop()
     root["children"]["g"] = len(network["modules"])
-    layer = {"layer": "torch.nn.Identity"}
-    layer["attributes"] = {"forward": {"function": "builtins.getattr"}}
+    empty = {"parameters": {}, "buffers": {}, "children": {}}
+    attributes = {"forward": {"function": "builtins.getattr"}}
+    layer = {"layer": "torch.nn.Identity", "attributes": attributes, **empty}
     network["modules"] += [layer, root]
     rows = network["graphs"]["masked"]
     output, n = rows.pop(), len(rows)
@@ -487,7 +553,7 @@ def test_no_way_leads_from_a_layer_to_the_interpreter(tmp_path: Path) -> None:
     path = tmp_path / "a.cfx"
     convad_fx.save(tiny(), path)
     _forge(path, _escape)
-    with pytest.raises(ArtifactError, match=r"'forward' of a torch\.nn\.Identity would take"):
+    with pytest.raises(ArtifactError, match=r"'forward' of a torch\.nn\.Identity would replace"):
         convad_fx.load(path)
 
 
@@ -524,7 +590,7 @@ def test_another_version_says_so(version: int, hint: str, tmp_path: Path) -> Non
     path = tmp_path / "a.cfx"
     convad_fx.save(tiny(), path)
     _forge(path, lambda parts: parts["manifest.json"].update(version=version), digests=False)
-    with pytest.raises(ArtifactError, match=f"version {version}.*this knows {VERSION}; {hint}"):
+    with pytest.raises(ArtifactError, match=f"version {version}.*expected {VERSION}; {hint}"):
         convad_fx.load(path)
 
 
@@ -543,7 +609,7 @@ def test_packed_and_more_parts_are_refused(tmp_path: Path) -> None:
         for name, part in raw.items():
             archive.writestr(name, part)
         archive.comment = comment
-    with pytest.raises(ArtifactError, match=r"manifest\.json is packed"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json is compressed"):
         convad_fx.load(path)
 
 
@@ -570,7 +636,7 @@ def test_an_interrupted_save_leaves_the_old_file(
             convad_fx.save(new, path)
     if isinstance(error, OSError):
         assert "No space left on device" in str(caught.value)
-        assert "whatever was there before is as it was" in str(caught.value)
+        assert "an old file at this path is unchanged" in str(caught.value)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     convad_fx.save(new, path)

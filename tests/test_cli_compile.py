@@ -103,7 +103,7 @@ def test_bad_files_are_one_line(tmp_path, photo):
     result = run("explain", photo, "--model", file, "--out", tmp_path)
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
-    assert "demo.cfx is no artifact" in result.stderr
+    assert "demo.cfx is not an artifact" in result.stderr
     result = run("compile", "demo", "-o", tmp_path / "none" / "demo.cfx")
     assert result.exit_code == 2
     assert "cannot be written (No such file" in result.stderr

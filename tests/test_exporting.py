@@ -140,7 +140,7 @@ def test_weights_may_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.Mon
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     masked = toy("Residual")
-    monkeypatch.setattr(program, "LARGEST", 0)
+    monkeypatch.setattr(program, "MAX_BYTES_IN_ONE_FILE", 0)
     path = tmp_path / "toy.onnx"
     path.write_text("old")
     files = convad_fx.export_onnx(masked, path)

@@ -49,10 +49,10 @@ FAULTS = (
     ),
     Fault(
         "padding counts as visible",
-        "compiler/kernels/activity.py",
+        "compiler/kernels/window.py",
         "    if exists is None and all(lo == hi == 0 for lo, hi in padding):\n",
         "    if exists is None:\n",
-        "tests/compiler/kernels/test_activity.py::test_where_all_is_kept_all_is_active",
+        "tests/compiler/kernels/test_window.py::test_where_all_is_kept_all_is_active",
     ),
     Fault(
         "explicit padding counts as visible",
@@ -71,21 +71,21 @@ FAULTS = (
     ),
     Fault(
         "a gate multiplies instead of choosing",
-        "compiler/kernels/activity.py",
+        "compiler/kernels/gating.py",
         "    return (z.view(bits) & -activity.to(bits)).view(z.dtype)\n",
         "    return z * activity\n",
         HIDDEN,
     ),
     Fault(
         "union for intersection in a product",
-        "compiler/kernels/activity.py",
-        '    """Activity of a product: the intersection."""\n    return a & b\n',
-        '    """Activity of a product: the intersection."""\n    return a | b\n',
+        "compiler/kernels/join.py",
+        '    """Activity of a product."""\n    return a & b\n',
+        '    """Activity of a product."""\n    return a | b\n',
         ORACLE,
     ),
     Fault(
         "intersection for union in a sum",
-        "compiler/kernels/activity.py",
+        "compiler/kernels/join.py",
         "        return a | b if tau < 0.5 else a & b\n",
         "        return a & b\n",
         POLICIES,
@@ -122,14 +122,14 @@ FAULTS = (
     ),
     Fault(
         "readers of a tensor changed in place read the old one",
-        "compiler/capture/trace.py",
+        "compiler/capture/in_place.py",
         "                user.replace_input_with(operand, node)\n",
         "                pass\n",
         f"{TOYS}test_theorem_1_bit_for_bit",
     ),
     Fault(
         "the model's own modules are used, in-place flags and all",
-        "compiler/capture/trace.py",
+        "compiler/capture/module_tree.py",
         "            twin = object.__new__(type(module))\n"
         "            twin.__dict__.update(module.__dict__)\n",
         "            twin = module\n",
@@ -144,7 +144,7 @@ FAULTS = (
     ),
     Fault(
         "a mean under `renormalize` divides by the full count",
-        "compiler/kernels/activity.py",
+        "compiler/kernels/share.py",
         "    ratio = full.to(exact) / active.clamp(min=1).to(exact)\n",
         "    ratio = full.to(exact) / full.to(exact)\n",
         POLICIES,

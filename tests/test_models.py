@@ -236,23 +236,23 @@ def test_files_that_are_no_state_dict(tmp_path):
     with pytest.raises(ModelError, match="there is no weights file .*odd.pt; check the path"):
         weights.read(path)
     path.write_bytes(b"these are not the bytes of a tensor")
-    with pytest.raises(ModelError, match=r"odd\.pt .*(is no torch file|no weights file)"):
+    with pytest.raises(ModelError, match=r"odd\.pt .*(is not a torch file|not a weights file)"):
         weights.read(path)
     torch.save(nn.Linear(2, 2), path)
-    with pytest.raises(ModelError, match=r"holds more than tensors.*model\.state_dict\(\)"):
+    with pytest.raises(ModelError, match=r"contains more than tensors.*model\.state_dict\(\)"):
         weights.read(path)
     torch.save([torch.zeros(2)], path)
-    with pytest.raises(ModelError, match="holds a list, not a state dict"):
+    with pytest.raises(ModelError, match="contains a list, not a state dict"):
         weights.read(path)
     torch.save({"a": torch.zeros(2), "epoch": 3}, path)
-    with pytest.raises(ModelError, match="epoch is no tensor; put the state dict under one of"):
+    with pytest.raises(ModelError, match="not tensors: epoch; put the state dict under one of"):
         weights.read(path)
     torch.save({"a": torch.zeros(2000)}, path)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ModelError, match="odd.pt is damaged or no weights file"):
+    with pytest.raises(ModelError, match="odd.pt is damaged or not a weights file"):
         weights.read(path)
     (tmp_path / "odd.safetensors").write_bytes(b"12345678 not a header")
-    with pytest.raises(ModelError, match="odd.safetensors is damaged or no weights file"):
+    with pytest.raises(ModelError, match="odd.safetensors is damaged or not a weights file"):
         weights.read(tmp_path / "odd.safetensors")
 
 

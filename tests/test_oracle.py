@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.rules import REGISTRY
-from convad_fx.compiler.capture.op_schema import SPELLINGS
+from convad_fx.compiler.capture.spellings import SPELLINGS
 from convad_fx.compiler.capture.trace import trace
 from convad_fx.compiler.policy import Policy
 from tests import oracle

@@ -1,9 +1,8 @@
-"""What a graph in a file may call, by name. Everything else is refused, at saving and at loading.
+"""The functions, methods and layers that a graph in a file may call, by name.
 
-A file is data: it names functions, and only those listed here are ever called. They compute tensors
-from tensors, numbers from numbers. None reads or writes files or loads code; what is handed to one
-to be called in turn (``max`` with a ``key``) would be chosen by the file, so that is refused, and a
-layer keeps the methods of its class.
+Everything else is refused, at saving and at loading. The functions listed here compute tensors from
+tensors and numbers from numbers; none reads or writes files or loads code. A file may not choose a
+callback either (the ``key`` of ``max``), nor replace a method of a layer.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ import torch.overrides
 import torchvision
 from torch import nn
 
-from convad_fx.compiler.capture.op_schema import SPELLINGS
-from convad_fx.compiler.kernels import activity, patch
-from convad_fx.compiler.kernels import box as crop
+from convad_fx.compiler.capture.spellings import SPELLINGS
+from convad_fx.compiler.kernels import EMITTED_FUNCTIONS
 from convad_fx.errors import ArtifactError
 
 _OPERATORS = """
@@ -34,59 +32,38 @@ _OPERATORS = """
 _BUILTINS: dict[str, Callable[..., Any]] = {
     f.__name__: f for f in (abs, bool, float, int, len, max, min, round, slice, sum, tuple, list)
 }  # fmt: skip
-#: Of torch, beside what takes tensors.
+#: Functions of torch that take no tensors.
 _FACTORIES = """
     arange as_tensor empty empty_strided eye full linspace logspace ones scalar_tensor tensor zeros
     ones_like zeros_like full_like empty_like broadcast_shapes
     sym_float sym_int sym_ite sym_max sym_min sym_not sym_sum
 """
 _PRIVATE_ATEN = "_softmax _log_softmax _to_copy _unsafe_view _native_batch_norm_legit_no_training"
-#: They reach under a tensor, to its memory, or take a callable.
+#: Names of functions and methods that access a tensor's memory, or take a callable.
 _DENIED = re.compile(
     r"^_|storage|hook|^set_$|^set_data$|^apply_$|^map2?_$|^resize|^share_memory|^module_load$|^data_ptr"
     r"|^numpy$|^backward$|^record_stream$|^from_file|^dlpack|_file$|^retain_grad$|^requires_grad_$"
 )
-_DUNDERS = frozenset(
-    f"__{side}{name}__"
-    for name in [
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "matmul",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-    ]
-    for side in ("", "r", "i")
-) | {
-    f"__{name}__"
-    for name in ["eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "getitem"]
+_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
+_OTHER = "eq ne lt le gt ge neg pos abs invert getitem"
+_DUNDERS = frozenset(f"__{side}{name}__" for name in _BINARY.split() for side in ("", "r", "i")) | {
+    f"__{name}__" for name in _OTHER.split()
 }
 
-#: `getattr` in a graph: what of a tensor it may ask for.
+#: Attributes of tensors that `getattr` may read in a graph.
 ATTRIBUTES = frozenset(
     ["shape", "dtype", "device", "ndim", "layout", "T", "H", "mT", "mH", "real", "imag", "data"]
 )
 
 _NN_DENIED = {"DataParallel", "Module", "Container"}
-#: What every module keeps for itself: its parameters, children, hooks.
-BARE = frozenset(nn.Module().__dict__)
+#: Attributes that every module has: its parameters, children, hooks.
+MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__)
 
 
 @functools.cache
 def _functions() -> dict[str, Callable[..., Any]]:
-    """Name -> function. The first of several names of one function is the one that is written."""
-    table: dict[str, Callable[..., Any]] = {}
-    for home in (activity, crop, patch):
-        for name, function in vars(home).items():
-            if getattr(function, "__module__", "") == home.__name__ and name[0] != "_":
-                table[f"{home.__name__}.{name}"] = function
+    """Name -> function. Of several names of a function, files use the first."""
+    table = {f"{f.__module__}.{f.__name__}": f for f in EMITTED_FUNCTIONS}
     table |= {f"operator.{name}": getattr(operator, name) for name in _OPERATORS.split()}
     table |= {f"builtins.{name}": function for name, function in _BUILTINS.items()}
     table |= {f"math.{name}": f for name, f in vars(math).items() if callable(f) and name[0] != "_"}
@@ -105,11 +82,11 @@ def _functions() -> dict[str, Callable[..., Any]]:
         for name, function in vars(home).items():
             if _DENIED.search(name) or not callable(function):
                 continue
-            # max_pool2d and its like are chosen by an argument, and are not known by themselves
-            chosen = home is F and getattr(function, "__name__", "") == "fn"
-            if chosen or (_hashable(function) and function in known):
+            # max_pool2d and similar functions dispatch on an argument; torch does not list them
+            dispatches = home is F and getattr(function, "__name__", "") == "fn"
+            if dispatches or (_hashable(function) and function in known):
                 table.setdefault(f"{prefix}.{name}", function)
-    for name in ("hardswish", "hardsigmoid"):  # torch does not list them among what takes tensors
+    for name in ("hardswish", "hardsigmoid"):  # torch does not list these either
         table.setdefault(f"torch.nn.functional.{name}", getattr(F, name))
     table["torchvision.ops.stochastic_depth"] = torchvision.ops.stochastic_depth
     table["builtins.getattr"] = getattr
@@ -137,7 +114,11 @@ def _hashable(value: Any) -> bool:
 
 
 def name_of(function: Any, where: str) -> str:
-    """The name under which a file calls `function`."""
+    """The name under which a file calls `function`.
+
+    Raises:
+        ArtifactError: it is not allowed; the message names `where`, the node or layer.
+    """
     if isinstance(function, torch._ops.OpOverload):
         name = f"torch.ops.{function.namespace}.{function._schema.name.partition('::')[2]}"
         name = f"{name}.{function._overloadname}"
@@ -146,70 +127,70 @@ def name_of(function: Any, where: str) -> str:
     elif _hashable(function) and function in _names():
         return _names()[function]
     raise ArtifactError(
-        f"calls {torch.overrides.resolve_name(function) or function}, which a file cannot name",
+        f"calls {torch.overrides.resolve_name(function) or function}, which is not allowed",
         path=where,
         hint="build the network from functions of torch, or pickle `masked` with torch.save",
     )
 
 
 def function_of(name: str) -> Callable[..., Any]:
-    """The function that a file calls by `name`."""
+    """The function that a file calls by `name`; `ArtifactError` unless it is allowed."""
     function = _functions().get(name) or _aten(name)
     if function is None:
         raise ArtifactError(
-            f"the file calls {name!r}, which no artifact may",
+            f"the file calls {name!r}, which is not allowed",
             hint="save the network again with this version; trust no such file from others",
         )
     return function
 
 
 def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuses a call of an allowed function that would reach further than its result.
+    """Refuse calls of an allowed function that could do more than compute its result.
 
     >>> check_call("builtins.max", [1, 2], {})
     >>> check_call("builtins.getattr", ["a tensor", "shape"], {})
     >>> check_call("builtins.max", [["code"]], {"key": "a node"})
     Traceback (most recent call last):
-    convad_fx.errors.ArtifactError: the graph gives key to builtins.max, which no artifact may...
+    convad_fx.errors.ArtifactError: the graph passes key to builtins.max, which is not allowed...
     """
     if name == "builtins.getattr" and (
         len(args) != 2 or not isinstance(args[1], str) or args[1] not in ATTRIBUTES
     ):
         raise ArtifactError(
-            f"the graph asks for the attribute {args[1:]} of a value, which no artifact may",
-            hint=f"of tensors it may ask for {', '.join(sorted(ATTRIBUTES))}",
+            f"the graph reads the attribute {args[1:]} of a value, which is not allowed",
+            hint=f"allowed are {', '.join(sorted(ATTRIBUTES))} of tensors",
         )
     if name.startswith("builtins.") and kwargs:
         raise ArtifactError(
-            f"the graph gives {', '.join(kwargs)} to {name}, which no artifact may",
+            f"the graph passes {', '.join(kwargs)} to {name}, which is not allowed",
             hint="pass the arguments of built-in functions by position, and no function among them",
         )
 
 
 def value_of(name: str) -> Callable[..., Any]:
-    """The function that an argument or a layer's attribute is: one of torch's, on tensors."""
+    """The function of torch that is an argument, or an attribute of a layer."""
     if not name.startswith("torch.") or name.removeprefix("torch.") in _FACTORIES.split():
         raise ArtifactError(
-            f"the file hands over {name!r} to be called, which no artifact may",
-            hint="only activations and their like, functions of torch, are values",
+            f"the file passes {name!r} as a callback, which is not allowed",
+            hint="only functions of torch on tensors, such as activations, may be values",
         )
     return function_of(name)
 
 
 def check_attribute(kind: type[nn.Module], name: str) -> str:
-    """`name`, if an instance of the layer may have it: nothing that its class defines.
+    """`name`, if an instance of the layer may have such an attribute: its class must not.
 
     >>> check_attribute(nn.Conv2d, "stride")
     'stride'
     >>> check_attribute(nn.Identity, "forward")
     Traceback (most recent call last):
-    convad_fx.errors.ArtifactError: the attribute 'forward' of a torch.nn.Identity would take...
+    convad_fx.errors.ArtifactError: the attribute 'forward' of a torch.nn.Identity would replace...
     """
-    if hasattr(kind, name) or name in BARE:
+    if hasattr(kind, name) or name in MODULE_ATTRIBUTES:
         raise ArtifactError(
-            f"the attribute {name!r} of a torch.nn.{kind.__name__} would take the place of its"
-            " class's, which no artifact may",
-            hint="convert with front_end='export', which sees inside the layer",
+            f"the attribute {name!r} of a torch.nn.{kind.__name__} would replace its class's, which"
+            " is not allowed",
+            hint="convert with front_end='export', which captures the operations inside the layer",
         )
     return name
 
@@ -235,14 +216,14 @@ def method_of(name: str) -> str:
     """`name`, if it is a method of tensors that a graph may call."""
     if name not in _methods():
         raise ArtifactError(
-            f"the graph calls the method {name!r}, which no artifact may",
+            f"the graph calls the method {name!r}, which is not allowed",
             hint="build the network from methods of torch.Tensor that compute tensors",
         )
     return name
 
 
 def layer_name(kind: type[nn.Module]) -> str:
-    """The name of a class of torch.nn; "" for any other."""
+    """The name of a class of torch.nn that files may use; "" for any other class."""
     if getattr(nn, kind.__name__, None) is kind and kind.__name__ not in _NN_DENIED:
         return f"torch.nn.{kind.__name__}"
     if kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
@@ -251,13 +232,13 @@ def layer_name(kind: type[nn.Module]) -> str:
 
 
 def layer_of(name: str) -> type[nn.Module]:
-    """The class that a file calls by `name`."""
+    """The class of torch.nn called `name`; `ArtifactError` unless it is allowed."""
     kind: Any = None
     if re.fullmatch(r"torch\.nn\.\w+", name):
         kind = getattr(nn, name.rpartition(".")[2], None)
     if not isinstance(kind, type) or not issubclass(kind, nn.Module) or layer_name(kind) != name:
         raise ArtifactError(
-            f"the file has a layer {name!r}, which no artifact may",
+            f"the file has a layer {name!r}, which is not allowed",
             hint="save the network again with this version; trust no such file from others",
         )
     return kind

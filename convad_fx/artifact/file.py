@@ -1,14 +1,14 @@
-"""The file: a zip of three or four parts, stored as they are.
+"""The file: a zip of three or four uncompressed parts.
 
-* ``manifest.json``: format and version, who wrote it, policy, report, preprocessing, class names,
-  and the size and SHA-256 of the other parts. Its own SHA-256 is the zip's comment.
-* ``network.json``: modules and graphs, as `codec` writes them.
+* ``manifest.json``: format, version, versions of the packages that wrote it, policy, report,
+  preprocessing, class names, and the SHA-256 of the other parts. Its own is the zip's comment.
+* ``network.json``: modules and graphs, as `network_codec` writes them.
 * ``weights.safetensors``: the tensors.
-* ``compiled.pt2``, where asked for: the network as machine code (see `compiled`).
+* ``compiled.pt2`` (optional): the network as machine code (see `machine_code`).
 
-The digests find damage, not forgery: who forges a file can write them too. What protects from a
+The digests detect damage, not forgery, since a forger can write them too. The protection from a
 forged file is that nothing in it is ever run (see `allowed`). Machine code is the exception: it
-runs only where `load` is told that the file is trusted.
+runs only with ``load(path, trusted=True)``.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ import safetensors
 import safetensors.torch
 import torch
 
-from convad_fx.artifact import codec
-from convad_fx.artifact import compiled as machine
+from convad_fx.artifact import machine_code, network_codec
+from convad_fx.artifact.dataclass_codec import structure, unstructure
+from convad_fx.artifact.graph_codec import identifier
 from convad_fx.compiler.analysis.report import Report
 from convad_fx.compiler.policy import Policy
-from convad_fx.errors import ArtifactError, ConvadError, UntrustedArtifact
+from convad_fx.errors import ArtifactError, ConvadError, UntrustedArtifact, first_line
 from convad_fx.module import MaskedModule
 from convad_fx.versions import versions
 
 FORMAT, VERSION = "convad_fx artifact", 3
 _MANIFEST, _NETWORK, _WEIGHTS = "manifest.json", "network.json", "weights.safetensors"
 _COMPILED = "compiled.pt2"
-_NO_CODE = "nothing of it was run"
-#: What wrong content raises where it is read.
-_WRONG = (
+_NO_CODE = "nothing in it was run"
+#: What reading wrong content raises.
+_CONTENT_ERRORS = (
     KeyError,
     IndexError,
     TypeError,
@@ -56,15 +57,15 @@ _WRONG = (
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What a file says of itself, without its weights.
+    """The description of a file, without its weights.
 
     Attributes:
         versions: of convad_fx and torch that wrote it.
-        policy: how activity travels.
-        report: what the checker said.
+        policy: of the conversion.
+        report: the checker's.
         preprocessing: as given to `save`.
-        class_names: as given to `save`; empty where none were.
-        compiled: what the machine code in it was made for; None where there is none.
+        class_names: as given to `save`; empty if none were given.
+        compiled: the system and device that its machine code was made for, or None.
     """
 
     versions: dict[str, str]
@@ -85,38 +86,41 @@ def save(
 ) -> None:
     """Write a masked network to one file, which `load` reads without the model's source.
 
-    The file is written beside `path` and renamed: whatever happens, either the old file or the new
-    one is there in whole. The same network gives the same bytes.
+    >>> convad_fx.save(masked, "resnet50.cfx", class_names=names)     # doctest: +SKIP
+
+    The file is written beside `path` and renamed, so that an interrupted save leaves the old file
+    intact. The same network gives the same bytes.
 
     Args:
-        masked: what `convert` returned.
+        masked: the result of `convert`.
         path: of the file; an old one is replaced.
-        preprocessing: what is done to pictures: a dict of numbers, texts and lists.
+        preprocessing: how pictures become inputs: a dict of numbers, strings and lists.
         class_names: one for each class.
-        compiled: add the network as machine code for this kind of processor or GPU, by AOTInductor.
-            That takes a C++ compiler and a minute or more, here and now; where the file is loaded,
-            the first result comes without compiling. Such a file is loaded as trusted only.
+        compiled: add machine code for this kind of processor or GPU, made by AOTInductor. Saving
+            then needs a C++ compiler and a minute or more; a process that loads the file need not
+            compile. It can only be loaded with ``trusted=True``.
 
     Raises:
-        Unavailable, UnsupportedModel: it cannot be compiled here.
-        ArtifactError: the network calls what a file cannot name, or the file cannot be written.
+        Unavailable, UnsupportedModel: machine code cannot be made here.
+        ArtifactError: the network contains something that a file cannot hold, or the file cannot
+            be written.
     """
     if not isinstance(masked, MaskedModule):
         raise ArtifactError(
-            f"a {type(masked).__name__} is no masked network",
+            f"expected a masked network, not a {type(masked).__name__}",
             hint="pass what convad_fx.convert(model, example) returns",
         )
-    network, tensors = codec.to_data(masked)
+    network, tensors = network_codec.to_data(masked)
     parts = {_NETWORK: _json(network, "the network"), _WEIGHTS: safetensors.torch.save(tensors)}
     made_for = None
     if compiled:
-        parts[_COMPILED], made_for = machine.build(masked)
+        parts[_COMPILED], made_for = machine_code.build(masked)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "written_by": versions(),
-        "policy": masked.policy.to_dict(),
-        "report": masked.report.to_dict(),
+        "policy": unstructure(masked.policy),
+        "report": unstructure(masked.report),
         "preprocessing": None if preprocessing is None else dict(preprocessing),
         "class_names": None if class_names is None else [str(name) for name in class_names],
         "compiled": made_for,
@@ -126,14 +130,14 @@ def save(
         },
     }
     parts = {_MANIFEST: _json(manifest, "preprocessing"), **parts}
-    # a link is followed, and what it leads to replaced
+    # a symbolic link is kept, and the file it points to replaced
     path = Path(os.path.realpath(path))
     try:
-        _write_aside(path, parts)
+        _write_and_rename(path, parts)
     except OSError as error:
         raise ArtifactError(
             f"{path} cannot be written ({error.strerror or error})",
-            hint="whatever was there before is as it was",
+            hint="an old file at this path is unchanged",
         ) from error
 
 
@@ -143,23 +147,23 @@ def _json(content: Any, what: str) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{what} cannot be written as JSON ({error})",
-            hint="use finite numbers, texts, lists and dicts",
+            hint="use finite numbers, strings, lists and dicts",
         ) from error
 
 
-def _write_aside(path: Path, parts: dict[str, bytes]) -> None:
-    aside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+def _write_and_rename(path: Path, parts: dict[str, bytes]) -> None:
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
-        with aside.open("xb") as file:
+        with temporary.open("xb") as file:
             _write_parts(file, parts)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)  # noqa: PTH105 (what the tests make fail)
+        os.replace(temporary, path)  # noqa: PTH105 (tests replace it by a function that fails)
     except BaseException:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
         raise
-    # the renaming itself, where folders can be opened
+    # make the renaming durable too, where the system can open folders
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -172,7 +176,7 @@ def _write_parts(file: IO[bytes], parts: dict[str, bytes]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = hashlib.sha256(parts[_MANIFEST]).hexdigest().encode("ascii")
         for name, part in parts.items():
-            # always the same time: the same network gives the same bytes
+            # a constant time, so that the same network gives the same bytes
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), part)
 
 
@@ -182,23 +186,24 @@ def load(
     map_location: str | torch.device | None = None,
     trusted: bool = False,
 ) -> MaskedModule:
-    """The masked network in a file: bit for bit the one that was saved, in eager mode.
+    """Read a masked network from a file that `save` wrote; the model's source is not needed.
 
-    Nothing in the file is executed, unless it is said to be trusted and holds machine code; the
-    model's source is not needed. Bit for bit holds for the
-    torch version, the device and the number of threads that it was saved under.
+    >>> masked = convad_fx.load("resnet50.cfx")                       # doctest: +SKIP
+
+    Results equal those of the saved network bit for bit, in eager mode with the same torch version,
+    device and number of threads. Nothing in the file is executed unless `trusted` is set.
 
     Args:
-        path: of a file that `save` wrote.
-        map_location: the device to put it on; default the CPU, wherever it was saved.
-        trusted: run the machine code in it, where there is some (`save(..., compiled=True)`). It
-            can do whatever you can, so say so of your own files and of those of people you trust.
-            Its results differ from the graph's by rounding.
+        path: of the file.
+        map_location: the device for its tensors; by default the CPU, wherever it was saved.
+        trusted: run the machine code in a file of ``save(..., compiled=True)``. It has all your
+            rights, so trust only your own files and those of people you know. Its results differ
+            from the graph's by rounding.
 
     Raises:
-        UntrustedArtifact: there is machine code in it, and nobody has said that it is trusted.
-        ArtifactError: no such file, no artifact, damaged, or written by a newer version; machine
-            code for another processor, device or version of torch.
+        UntrustedArtifact: the file contains machine code, and `trusted` is not set.
+        ArtifactError: no such file, not an artifact, damaged, or written by a newer version;
+            machine code for another processor, device or version of torch.
     """
     path = Path(path)
     with _reading(path) as archive:
@@ -208,49 +213,51 @@ def load(
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ArtifactError(
-                f"{map_location!r} is no device here ({str(error).splitlines()[0]})",
+                f"no device {map_location!r} here ({first_line(error)})",
                 hint='pass "cpu", or leave map_location out',
             ) from error
-        about = _about(manifest)
+        about = _described(manifest)
         if about.compiled is not None:
-            _vouched_for(path, about.compiled, device, trusted)
+            _require_runnable(path, about.compiled, device, trusted)
         network = json.loads(_part(archive, manifest, _NETWORK, path))
         tensors = safetensors.torch.load(_part(archive, manifest, _WEIGHTS, path))
-        masked = codec.from_data(network, tensors, about.policy, about.report, device)
+        masked = network_codec.from_data(network, tensors, about.policy, about.report, device)
         if about.compiled is not None:
             package = _part(archive, manifest, _COMPILED, path)
-            masked._compiled_call_impl = machine.Compiled(masked, package, about.compiled)
+            masked._compiled_call_impl = machine_code.Compiled(masked, package, about.compiled)
         return masked
 
 
-def _vouched_for(path: Path, made_for: dict[str, Any], device: torch.device, trusted: bool) -> None:
-    """Machine code is run only if somebody says so, and only where it can run."""
+def _require_runnable(
+    path: Path, made_for: dict[str, Any], device: torch.device, trusted: bool
+) -> None:
+    """Machine code runs only in trusted files, and only on the system it was made for."""
     if not trusted:
         raise UntrustedArtifact(
-            f"{path} holds machine code, which would run with all your rights",
-            hint="if you trust whoever made it, pass trusted=True (on the command line: --trusted);"
-            " else ask for a file that was saved without compiled=True",
+            f"{path} contains machine code, which would run with all your rights",
+            hint="if you trust its author, pass trusted=True (on the command line: --trusted);"
+            " otherwise ask for a file that was saved without compiled=True",
         )
-    if why := machine.misfits(made_for, device):
+    if differences := machine_code.mismatch(made_for, device):
         raise ArtifactError(
-            f"{path} holds machine code made for {why}",
+            f"{path} contains machine code made for {differences}",
             hint="save the network again where it is to run, or without compiled=True",
         )
 
 
 def describe(path: str | os.PathLike[str]) -> Artifact:
-    """What a file says of itself: policy, report, versions, preprocessing, class names.
+    """Read only the description of a file: policy, report, versions, class names ...
 
     Raises:
         ArtifactError: as `load`.
     """
     path = Path(path)
     with _reading(path) as archive:
-        return _about(_manifest(archive, path))
+        return _described(_manifest(archive, path))
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
-    """Is there a file that looks like an artifact, whole or not?"""
+    """Whether there is a file that begins like an artifact; it may be damaged."""
     try:
         with Path(path).open("rb") as file:
             start = file.read(30 + len(_MANIFEST))
@@ -261,7 +268,7 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip; whatever is wrong with it or in it is an `ArtifactError` that names the file."""
+    """The opened zip; every error while reading becomes an `ArtifactError` that names the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -278,17 +285,15 @@ def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
             f"{path} cannot be read ({error.strerror or error})", hint="check the path"
         ) from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        cut = is_artifact(path)
+        if is_artifact(path):
+            raise ArtifactError(
+                f"{path} is an artifact cut short or damaged ({error})",
+                hint="save it again, or copy it again",
+            ) from error
+        raise _no_artifact(path, f" ({error})") from error
+    except _CONTENT_ERRORS as error:
         raise ArtifactError(
-            f"{path} is {'an artifact cut short or damaged' if cut else 'no artifact'} ({error})",
-            hint="save it again, or copy it again"
-            if cut
-            else "pass a file that convad_fx.save wrote",
-        ) from error
-    except _WRONG as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise ArtifactError(
-            f"{path} does not hold what an artifact holds ({type(error).__name__}: {first})",
+            f"{path} has not the content of an artifact ({first_line(error, with_type=True)})",
             hint=f"save it again; {_NO_CODE}",
         ) from error
 
@@ -296,21 +301,21 @@ def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
 def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     names = archive.namelist()
     if _MANIFEST not in names:
-        raise ArtifactError(f"{path} is no artifact", hint="pass a file that convad_fx.save wrote")
+        raise _no_artifact(path)
     content = _stored(archive, _MANIFEST)
     manifest: Any = json.loads(content)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is no artifact", hint="pass a file that convad_fx.save wrote")
+        raise _no_artifact(path)
     version = manifest["version"]
     if version != VERSION:
         newer = isinstance(version, int) and version > VERSION
         by = manifest.get("written_by")
         raise ArtifactError(
-            f"{path} has format version {version}, written by {by}; this knows {VERSION}",
+            f"{path} has format version {version}, written by {by}; expected {VERSION}",
             hint="update convad_fx" if newer else "convert the network and save it again",
         )
     if hashlib.sha256(content).hexdigest().encode("ascii") != archive.comment:
-        raise _changed(path, _MANIFEST)
+        raise _wrong_digest(path, _MANIFEST)
     expected = [_MANIFEST, _NETWORK, _WEIGHTS]
     if sorted(names) != sorted(expected + [_COMPILED] * (manifest.get("compiled") is not None)):
         raise ArtifactError(
@@ -323,31 +328,38 @@ def _part(archive: zipfile.ZipFile, manifest: dict[str, Any], name: str, path: P
     expected = manifest["parts"][name]
     content = _stored(archive, name)
     if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-        raise _changed(path, name)
+        raise _wrong_digest(path, name)
     return content
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
     info = archive.getinfo(name)
-    # packed parts could unpack to any size
+    # a small compressed part could expand to any size
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-        raise zipfile.BadZipFile(f"{name} is packed")
+        raise zipfile.BadZipFile(f"{name} is compressed")
     return archive.read(info)
 
 
-def _changed(path: Path, name: str) -> ArtifactError:
+def _no_artifact(path: Path, reason: str = "") -> ArtifactError:
+    return ArtifactError(
+        f"{path} is not an artifact{reason}", hint="pass a file that convad_fx.save wrote"
+    )
+
+
+def _wrong_digest(path: Path, name: str) -> ArtifactError:
     return ArtifactError(
         f"{path}: {name} was changed or damaged after it was written",
         hint=f"save or copy it again; {_NO_CODE}",
     )
 
 
-def _about(manifest: dict[str, Any]) -> Artifact:
-    policy = manifest["policy"]
+def _described(manifest: dict[str, Any]) -> Artifact:
+    report = structure(manifest["report"], Report)
+    identifier(report.model)  # which becomes the name of a class
     return Artifact(
-        {str(name): str(version) for name, version in manifest["written_by"].items()},
-        Policy(**policy),
-        codec.report_of(manifest["report"]),
+        structure(manifest["written_by"], dict[str, str]),
+        structure(manifest["policy"], Policy),
+        report,
         manifest["preprocessing"],
         tuple(manifest["class_names"] or ()),
         manifest.get("compiled"),

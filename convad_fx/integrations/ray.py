@@ -31,7 +31,7 @@ import torch
 import convad_fx
 from convad_fx import images
 from convad_fx.allocator import keep_memory
-from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
+from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable, first_line
 from convad_fx.many import Explainer, Item, Outcome, Question, Recipe, Shard, Summary
 from convad_fx.many.question import rank_device
 from convad_fx.many.run import failure, pending
@@ -387,7 +387,7 @@ def _start(ray: Any, workers: int | None, size: int, stack: contextlib.ExitStack
             _temp_dir=folder,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise Unavailable(f"Ray does not start here ({_first(error)})") from error
+        raise Unavailable(f"Ray does not start here ({first_line(error)})") from error
 
 
 def _join(ray: Any, address: str, stack: contextlib.ExitStack) -> None:
@@ -440,7 +440,3 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from convad_fx.errors import ArtifactError, ConvadError, PolicyError, Unavailable
+from convad_fx.errors import ArtifactError, ConvadError, PolicyError, Unavailable, first_line
 from convad_fx.many.provenance import Provenance
 from convad_fx.many.rows import arrow, schema, table
 
@@ -292,7 +292,7 @@ def _tables(files: list[Path], columns: list[str] | None = None) -> Iterator[pya
             raise
         except (pa.ArrowException, OSError) as error:
             raise ArtifactError(
-                f"{path} is damaged ({str(error).splitlines()[0]})",
+                f"{path} is damaged ({first_line(error)})",
                 hint="delete it, and its rows are made again",
             ) from error
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from convad_fx.compiler.analysis.plan import Activity, Plan
 from convad_fx.compiler.analysis.propagate import plan
 from convad_fx.compiler.analysis.report import Report, untraceable
-from convad_fx.compiler.capture.trace import Trace, trace, unwrapped
+from convad_fx.compiler.capture.requirements import unwrapped
+from convad_fx.compiler.capture.trace import Trace, trace
 from convad_fx.compiler.policy import Policy
 from convad_fx.convert import full_report
 from convad_fx.errors import PolicyError, Unavailable, UntraceableModel
@@ -58,7 +59,7 @@ _WORDS = {
     "rearrange": "axes rearranged:",
     "reshaped": "reshaped:",
     "concatenated": "concatenation of",
-    "both": "both",
+    "intersection": "both",
     "spread_as": "spread:",
     "upsampled": "upsampled:",
 }

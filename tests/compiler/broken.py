@@ -592,7 +592,7 @@ BROKEN = (
     ),
     Broken(
         Keep,
-        (Says("fault.getitem", "forward", "", "decides the shape of tensors"),),
+        (Says("fault.getitem", "forward", "", "the values of a tensor decide on shapes"),),
         "untraceable",
     ),
     Broken(

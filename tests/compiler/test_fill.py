@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import convad_fx
 from convad_fx import Policy
-from convad_fx.compiler.kernels.activity import neighbours
+from convad_fx.compiler.kernels.window import neighbours
 from convad_fx.convert import convert
 from convad_fx.errors import PolicyError
 

@@ -16,8 +16,9 @@ from torch import nn
 from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.analysis.propagate import plan
 from convad_fx.compiler.analysis.steps import Pad
-from convad_fx.compiler.capture.trace import META, Facts, facts, trace
-from convad_fx.compiler.kernels.activity import gate
+from convad_fx.compiler.capture.facts import META, Facts, facts
+from convad_fx.compiler.capture.trace import trace
+from convad_fx.compiler.kernels.gating import gate
 from convad_fx.compiler.passes.insert_gates import rewrite
 from convad_fx.compiler.passes.simplify import simplify
 from convad_fx.compiler.policy import Policy

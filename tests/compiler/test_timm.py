@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import convad_fx
-from convad_fx.compiler.kernels.activity import gate
+from convad_fx.compiler.kernels.gating import gate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "timm.txt"
 PAGE = Path(__file__).parents[2] / "docs" / "networks.md"

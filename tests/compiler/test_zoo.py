@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 
 import convad_fx
-from convad_fx.compiler.kernels.activity import gate
+from convad_fx.compiler.kernels.gating import gate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "torchvision.txt"
 TRANSFORMERS = ("vit", "swin", "maxvit")

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from convad_fx.compiler.analysis import steps
+from convad_fx.compiler.capture.facts import BATCH
 from convad_fx.compiler.capture.op_schema import OpView
-from convad_fx.compiler.capture.trace import BATCH
 
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """A call of one of the tensor functions in `activity`, as a value.
+    """A call of one of the tensor functions in `kernels`, as a value.
 
     The arguments are the source activities, then the graph's ``tensors`` (by node name, with the
     place in it where the node gives several), then ``options``. What two derivations must share to

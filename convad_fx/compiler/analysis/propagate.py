@@ -24,8 +24,9 @@ from convad_fx.compiler.analysis.plan import (
     iter_tracked,
 )
 from convad_fx.compiler.analysis.rules import step_of
-from convad_fx.compiler.capture.op_schema import OpView, TensorView, reads_no_values, view
-from convad_fx.compiler.capture.trace import Trace, facts
+from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.op_schema import OpView, TensorView, op_view, reads_no_values
+from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.policy import Policy
 
 
@@ -123,7 +124,7 @@ class _Walk:
                 self._pick(node, several, pick, self.nodes[source.name].refill)
                 return
         self.first_only = all(_pick(user) == 0 for user in node.users)
-        op = view(node, self.traced.module, lambda n: n.name in self.tracked)
+        op = op_view(node, self.traced.module, lambda n: n.name in self.tracked)
         try:
             step = step_of(op)
             if isinstance(step, steps.Refused):
@@ -461,7 +462,7 @@ class _Walk:
             row = self._moved(how, row, tuple(result))
         if places is not None:
             at, item = places
-            how = Derivation("picked", (("axis", at),), (item.node,), (item.node,))
+            how = Derivation("index_activity", (("axis", at),), (item.node,), (item.node,))
             row = self._moved(how, row, tuple(result))
         return Tracked(row, source.image_level)
 
@@ -561,7 +562,7 @@ class _Walk:
         )
         padded = self.rows[a.row].padded and self.rows[b.row].padded
         if step.kind == "product":
-            how = Derivation("both")
+            how = Derivation("intersection")
         else:
             how = Derivation("sum_activity", (("tau", 0.0 if both_global else self.policy.tau),))
         row = self._intern(how, (first, second), full, padded=padded)

@@ -1,34 +1,34 @@
 """One normal form for every spelling of an operation.
 
-The same convolution is a module, a function or (from torch.export) an aten overload; a rule sees an
-`OpView` with named parameters and never ``args[3]``. A row of `SPELLINGS` lists how an operation is
-written and the names of its parameters, in order; modules carry them as attributes of those names.
+A rule sees an `OpView` with named parameters and never ``args[3]``, whether the operation was
+written as a module, a function, a method or an aten overload (see `spellings`).
 """
 
 from __future__ import annotations
 
-import ast
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.fx
-import torch.nn.functional as F
-import torchvision.ops
 from torch import nn
-from torchvision.models import swin_transformer
 
-from convad_fx.compiler.capture.trace import facts, function_name
+from convad_fx.compiler.capture import spellings
+from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.paths import function_name
+from convad_fx.compiler.capture.spellings import Signature, aten
 
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
     """A tensor parameter of an operation, as a rule sees it.
 
-    ``masked``: it depends on the image, so it has an activity. ``node`` is its name in the graph,
-    and ``item`` its place where that node gives several tensors.
+    Attributes:
+        shape: for a batch of `BATCH`.
+        masked: it depends on the image, so it has an activity.
+        node: name of the node in the graph.
+        item: its index in the result of that node, if the node returns several tensors.
     """
 
     shape: tuple[int, ...]
@@ -44,16 +44,16 @@ class TensorView:
 
 @dataclass(frozen=True, slots=True)
 class OpView:
-    """One operation in normal form: ``op.stride``, ``op.input.shape``, whatever the spelling.
+    """One operation in normal form: ``op.stride``, ``op.input.shape``, in every spelling.
 
     Attributes:
         kind: the row of `SPELLINGS`; also the name of its rule.
-        path: dotted path in the model, as a person would type it.
-        spelling: what the model's author wrote: ``Conv2d``, ``torch.flatten``, ``.view()``.
+        path: dotted path in the model.
+        spelling: as the model's author wrote it: ``Conv2d``, ``torch.flatten``, ``.view()``.
         params: parameters by name; tensors are `TensorView`.
-        output: the output's shape, or a tuple of shapes; None where it is not a tensor.
-        sized: names of the parameters whose value came from the example's sizes.
-        node: its name in the graph.
+        output: the output's shape, or a tuple of shapes; None if it is not a tensor.
+        node: name of the node in the graph.
+        sized: names of the parameters whose values were computed from the example's sizes.
     """
 
     kind: str
@@ -71,515 +71,19 @@ class OpView:
             raise AttributeError(f"{self.kind} has no parameter {name!r}") from None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A parameter, or the default where this spelling does not have it."""
+        """A parameter, or the default if this spelling does not have it or it is None."""
         value = self.params.get(name)
         return default if value is None else value
 
     def masked(self) -> Iterator[tuple[str, TensorView]]:
-        """The parameters that depend on the image, lists of tensors one by one."""
+        """Names and tensors of the parameters that depend on the image; items of lists singly."""
         for name, value in self.params.items():
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, TensorView) and item.masked:
                     yield name, item
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """Parameter names in order, with defaults: ``Signature.parse("input dim=-1")``."""
-
-    names: tuple[str, ...]
-    defaults: Mapping[str, Any]
-
-    @classmethod
-    def parse(cls, text: str) -> Signature:
-        """Words ``name`` or ``name=default``; a last ``*name`` takes all that follow."""
-        names, defaults = [], {}
-        for word in text.split():
-            name, _, default = word.partition("=")
-            names.append(name)
-            if default:
-                defaults[name] = ast.literal_eval(default)
-        return cls(tuple(names), defaults)
-
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments by name. A last name with a star takes all that follow, as a tuple."""
-        kwargs = {self._own_name(name): value for name, value in kwargs.items()}
-        bound = dict(self.defaults)
-        if self.names and self.names[-1].startswith("*"):
-            *fixed, rest = self.names
-            bound |= dict(zip(fixed, args, strict=False))
-            more = args[len(fixed) :]
-            bound[rest[1:]] = more[0] if len(more) == 1 and _is_list(more[0]) else tuple(more)
-            if not more and rest[1:] not in kwargs:
-                bound[rest[1:]] = ()
-        else:
-            bound |= dict(zip(self.names, args, strict=False))
-        return bound | kwargs
-
-    def _own_name(self, keyword: str) -> str:
-        plain = {name.removeprefix("*") for name in self.names}
-        own = _SYNONYMS.get(keyword, keyword)
-        return own if own in plain and keyword not in plain else keyword
-
-
-#: What torch also calls a parameter, NumPy's names among them -> what our signatures call it.
-_SYNONYMS = {
-    **dict.fromkeys(("self", "x", "a", "x1", "A", "tensor", "tensors", "data"), "input"),
-    **dict.fromkeys(("x2", "exponent", "end", "mask", "tensor1"), "other"),
-    **dict.fromkeys(("condition", "weight", "tensor2"), "third"),
-    "axis": "dim",
-    "axes": "dims",
-    "axis0": "dim0",
-    "axis1": "dim1",
-    "keepdims": "keepdim",
-    "size": "shape",
-}
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, tuple | list | torch.Size)
-
-
-@dataclass(frozen=True, slots=True)
-class Spelling:
-    """How one kind of operation is written.
-
-    Attributes:
-        kind: its name, and that of its rule.
-        signature: parameter names in order, see `Signature`.
-        modules: classes in torch.nn. ``#d`` stands for 1d, 2d and 3d, here and in functions.
-        functions: names in torch.nn.functional, torch and aten, wherever they exist.
-        methods, attributes: of tensors.
-        others: functions from elsewhere.
-        foreign: qualified names of module classes in other packages, which need not be installed.
-    """
-
-    kind: str
-    signature: str
-    modules: str = ""
-    functions: str = ""
-    methods: str = ""
-    others: tuple[Any, ...] = ()
-    foreign: str = ""
-    attributes: str = ""
-
-    def all_modules(self) -> list[type[nn.Module]]:
-        """Classes, as far as this torch has them."""
-        return [getattr(nn, name) for name in _names(self.modules) if hasattr(nn, name)]
-
-    def all_functions(self) -> list[Any]:
-        """Functions and aten overloads, as far as this torch has them."""
-        found = list(self.others)
-        for name in _names(self.functions):
-            found += [getattr(home, name) for home in _HOMES if hasattr(home, name)]
-            found += aten(name)
-        return found
-
-
-_HOMES = (F, torch, torch.special, torch._C._nn)
-
-
-def _names(text: str) -> list[str]:
-    return [
-        name.replace("#d", f"{d}d")
-        for name in text.split()
-        for d in ("123" if "#" in name else "1")
-    ]
-
-
-def aten(name: str) -> list[Any]:
-    """Every overload of an aten operation; none where this torch does not have it."""
-    packet = getattr(torch.ops.aten, name, None)
-    return [getattr(packet, overload) for overload in packet.overloads()] if packet else []
-
-
-_SAME_CELL = """
-    relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardsigmoid hardswish hardtanh
-    softplus softsign logsigmoid softshrink hardshrink tanhshrink threshold prelu exp expm1
-    log log1p log2 log10 sqrt rsqrt square abs absolute neg negative positive reciprocal sign sin
-    cos tan asin acos atan sinh cosh erf erfc expit logit clamp clip clamp_min clamp_max round
-    floor ceil trunc frac nan_to_num isnan isinf isfinite logical_not bitwise_not detach clone
-"""
-_CASTS = "contiguous to type float half bfloat16 double cpu cuda type_as int long bool"
-_ATEN_SAME_CELL = "_to_copy to contiguous type_as alias lift_fresh_copy hardtanh"
-
-#: One row per kind of operation. The order does not matter: no two rows share a spelling.
-SPELLINGS: tuple[Spelling, ...] = (
-    # ---- windows
-    Spelling(
-        "conv",
-        "input weight bias=None stride=1 padding=0 dilation=1 groups=1",
-        "Conv#d",
-        "conv#d",
-    ),
-    Spelling(
-        "conv_same",
-        "input weight bias=None stride=1 padding=0 dilation=1 groups=1",
-        foreign="timm.layers.conv2d_same.Conv2dSame",
-    ),
-    Spelling(
-        "standardised_conv_same",  # its weight is made when it is called
-        "input weight bias=None stride=1 padding=0 dilation=1 groups=1",
-        foreign="timm.layers.std_conv.StdConv2dSame timm.layers.std_conv.ScaledStdConv2dSame",
-    ),
-    Spelling(
-        "max_pool_same",
-        "input kernel_size stride=None padding=0 dilation=1 ceil_mode=False",
-        foreign="timm.layers.pool2d_same.MaxPool2dSame",
-    ),
-    Spelling(
-        "avg_pool_same",
-        "input kernel_size stride=None padding=0 ceil_mode=False count_include_pad=True",
-        foreign="timm.layers.pool2d_same.AvgPool2dSame",
-    ),
-    Spelling(
-        "conv_transpose",
-        "input weight bias=None stride=1 padding=0 output_padding=0 groups=1 dilation=1",
-        "ConvTranspose#d",
-        "conv_transpose#d",
-    ),
-    Spelling(
-        "max_pool",
-        "input kernel_size stride=None padding=0 dilation=1 ceil_mode=False return_indices=False",
-        "MaxPool#d",
-        "max_pool#d",
-    ),
-    Spelling(
-        "avg_pool",
-        "input kernel_size stride=None padding=0 ceil_mode=False count_include_pad=True"
-        " divisor_override=None",
-        "AvgPool#d",
-        "avg_pool#d",
-    ),
-    Spelling(
-        "lp_pool",
-        "input norm_type kernel_size stride=None ceil_mode=False",
-        "LPPool#d",
-        "lp_pool#d",
-    ),
-    Spelling("adaptive_avg_pool", "input output_size", "AdaptiveAvgPool#d", "adaptive_avg_pool#d"),
-    Spelling(
-        "adaptive_max_pool",
-        "input output_size return_indices=False",
-        "AdaptiveMaxPool#d",
-        "adaptive_max_pool#d",
-    ),
-    Spelling(
-        "interpolate",
-        "input size=None scale_factor=None mode='nearest' align_corners=None"
-        " recompute_scale_factor=None antialias=False",
-        "Upsample UpsamplingNearest2d UpsamplingBilinear2d",
-        "interpolate upsample",
-    ),
-    Spelling(
-        "upsample_nearest",
-        "input size *scale_factor",
-        others=tuple(f for d in "123" for f in aten(f"upsample_nearest{d}d")),
-    ),
-    Spelling(
-        "upsample_linear",
-        "input size align_corners *scale_factor",
-        others=(
-            *aten("upsample_linear1d"),
-            *aten("upsample_bilinear2d"),
-            *aten("upsample_trilinear3d"),
-        ),
-    ),
-    Spelling(
-        "upsample_bicubic",
-        "input size align_corners *scale_factor",
-        others=tuple(aten("upsample_bicubic2d")),
-    ),
-    # ---- same cell
-    Spelling(
-        "elementwise",
-        "input *more",
-        "ReLU ReLU6 LeakyReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardsigmoid Hardswish"
-        " Hardtanh Softplus Softsign LogSigmoid Softshrink Hardshrink Tanhshrink Threshold"
-        " PReLU Identity",
-        _SAME_CELL + _ATEN_SAME_CELL,
-        _SAME_CELL + _CASTS,
-        (operator.neg, operator.pos, operator.abs, operator.invert, abs, round),
-        attributes="data real",
-    ),
-    Spelling(
-        "dropout",
-        "input p=0.5 training=True inplace=False",
-        "Dropout Dropout#d AlphaDropout FeatureAlphaDropout",
-        "dropout dropout#d alpha_dropout feature_alpha_dropout feature_dropout",
-    ),
-    Spelling("rrelu", "input lower=0.125 upper=0.333 training=False", "RReLU", "rrelu"),
-    Spelling(
-        "stochastic_depth",
-        "input p mode training=True",
-        others=(torchvision.ops.stochastic_depth,),
-    ),
-    Spelling(
-        "constant_like",
-        "input *size",
-        functions="zeros_like ones_like full_like empty_like new_zeros new_ones new_full",
-        methods="new_zeros new_ones new_full new_tensor",
-    ),
-    # ---- statistics
-    Spelling(
-        "batch_norm",
-        "input running_mean running_var weight=None bias=None training=False momentum=0.1 eps=1e-5",
-        "BatchNorm#d SyncBatchNorm",
-        others=(F.batch_norm,),
-        foreign="timm.layers.norm_act.BatchNormAct2d timm.layers.norm_act.SyncBatchNormAct"
-        " timm.layers.norm_act.FrozenBatchNormAct2d",
-    ),
-    Spelling(  # the same operation further down takes its parameters in another order
-        "native_batch_norm",
-        "input weight bias running_mean running_var training=False momentum=0.1 eps=1e-5",
-        others=(torch.batch_norm, *aten("batch_norm")),
-    ),
-    Spelling(
-        "instance_norm",
-        "input running_mean=None running_var=None weight=None bias=None use_input_stats=None"
-        " momentum=0.1 eps=1e-5",
-        "InstanceNorm#d",
-        others=(F.instance_norm,),
-    ),
-    Spelling(
-        "native_instance_norm",
-        "input weight bias running_mean running_var use_input_stats momentum=0.1 eps=1e-5",
-        others=(torch.instance_norm, *aten("instance_norm")),
-    ),
-    Spelling(
-        "group_norm", "input num_groups weight=None bias=None eps=1e-5", "GroupNorm", "group_norm"
-    ),
-    Spelling(
-        "layer_norm",
-        "input normalized_shape weight=None bias=None eps=1e-5",
-        "LayerNorm RMSNorm",
-        "layer_norm rms_norm",
-    ),
-    Spelling(
-        "local_response_norm",
-        "input size alpha=0.0001 beta=0.75 k=1.0",
-        "LocalResponseNorm",
-        "local_response_norm",
-    ),
-    Spelling("normalize", "input p=2.0 dim=1 eps=1e-12", "", "normalize"),
-    Spelling(
-        "softmax",
-        "input dim=None",
-        "Softmax LogSoftmax Softmin",
-        "softmax log_softmax softmin",
-        "softmax log_softmax",
-    ),
-    Spelling("softmax2d", "input", "Softmax2d"),
-    Spelling("glu", "input dim=-1", "GLU", "glu"),
-    # ---- joins
-    Spelling(
-        "add",
-        "input other alpha=1",
-        "",
-        "add sub subtract rsub",
-        "add sub subtract __add__ __radd__ __sub__ __rsub__",
-        (operator.add, operator.sub),
-    ),
-    Spelling(
-        "mul",
-        "input other rounding_mode=None",
-        "",
-        "mul multiply div divide true_divide floor_divide remainder fmod",
-        "mul multiply div divide true_divide __mul__ __rmul__ __truediv__ __rtruediv__",
-        (operator.mul, operator.truediv, operator.floordiv, operator.mod),
-    ),
-    Spelling("pow", "input other", "", "pow", "pow __pow__ __rpow__", (operator.pow,)),
-    Spelling(
-        "compare",
-        "input other",
-        "",
-        "gt ge lt le eq ne",
-        "gt ge lt le eq ne",
-        (operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne),
-    ),
-    Spelling("addcmul", "input other third value=1", "", "addcmul addcdiv", "addcmul addcdiv"),
-    Spelling(
-        "logical",
-        "input other",
-        "",
-        "logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__"
-        " __xor__",
-        "logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor",
-        (operator.and_, operator.or_, operator.xor),
-    ),
-    Spelling("where", "third input other", "", "where"),
-    Spelling("masked_fill", "input other value", "", "masked_fill", "masked_fill"),
-    Spelling("lerp", "input other third", "", "lerp", "lerp"),
-    Spelling("maximum", "input other", "", "maximum fmax", "maximum fmax"),
-    Spelling("minimum", "input other", "", "minimum fmin", "minimum fmin"),
-    # ---- reductions
-    Spelling("linear", "input weight bias=None", "Linear", "linear"),
-    Spelling(
-        "matmul",
-        "input other",
-        "",
-        "matmul bmm mm",
-        "matmul bmm mm __matmul__",
-        (operator.matmul,),
-    ),
-    Spelling("addmm", "third input other beta=1 alpha=1", "", "addmm baddbmm", "addmm baddbmm"),
-    Spelling("einsum", "equation *input", "", "einsum"),
-    Spelling("mean", "input dim=None keepdim=False dtype=None", "", "mean", "mean"),
-    Spelling("sum", "input dim=None keepdim=False dtype=None", "", "sum", "sum"),
-    Spelling("spread", "input dim=None unbiased=True keepdim=False", "", "std var", "std var"),
-    Spelling("logsumexp", "input dim keepdim=False", "", "logsumexp", "logsumexp"),
-    Spelling("norm", "input p='fro' dim=None keepdim=False", "", "norm", "norm"),
-    Spelling(
-        "vector_norm",
-        "input ord=2 dim=None keepdim=False",
-        others=(torch.linalg.vector_norm, torch.linalg.norm, *aten("linalg_vector_norm")),
-    ),
-    Spelling("amax", "input dim=() keepdim=False", "", "amax", "amax"),
-    Spelling("amin", "input dim=() keepdim=False", "", "amin", "amin"),
-    Spelling("max", "input other=None keepdim=False", "", "max", "max"),
-    Spelling("min", "input other=None keepdim=False", "", "min", "min"),
-    # ---- layout
-    Spelling(
-        "reshape",
-        "input *shape",
-        "",
-        "reshape view _unsafe_view view_as reshape_as",
-        "view reshape view_as reshape_as",
-    ),
-    Spelling("flatten", "input start_dim=0 end_dim=-1", "", "flatten", "flatten"),
-    Spelling("flatten_module", "input start_dim=1 end_dim=-1", "Flatten"),
-    Spelling("unflatten", "input dim sizes", "", "unflatten", "unflatten"),
-    Spelling("unflatten_module", "input dim unflattened_size", "Unflatten"),
-    Spelling("permute", "input *dims", "", "permute", "permute"),
-    Spelling(
-        "transpose",
-        "input dim0 dim1",
-        "",
-        "transpose swapaxes swapdims",
-        "transpose swapaxes swapdims",
-    ),
-    Spelling("swap_last", "input", "", "adjoint mT", "adjoint", attributes="mT mH"),
-    Spelling("reverse_axes", "input", "", "t numpy_T", "t", attributes="T H"),
-    Spelling("movedim", "input source destination", "", "movedim moveaxis", "movedim moveaxis"),
-    Spelling("squeeze", "input dim=None", "", "squeeze", "squeeze"),
-    Spelling("unsqueeze", "input dim", "", "unsqueeze", "unsqueeze"),
-    Spelling("expand", "input *size", "", "expand expand_as", "expand expand_as"),
-    Spelling("repeat", "input *repeats", "", "tile repeat", "repeat tile"),
-    Spelling("getitem", "input index", others=(operator.getitem,)),
-    Spelling("slice", "input dim=0 start=None end=None step=1", others=tuple(aten("slice"))),
-    Spelling("index", "input indices", others=tuple(aten("index"))),
-    Spelling("index_select", "input dim index", "", "index_select", "index_select"),
-    Spelling("narrow", "input dim start length", "", "narrow", "narrow"),
-    Spelling("select", "input dim index", "", "select", "select"),
-    Spelling("flip", "input *dims", "", "flip", "flip"),
-    Spelling("chunk", "input chunks dim=0", "", "chunk tensor_split", "chunk tensor_split"),
-    Spelling(
-        "split", "input split_size dim=0", "", "split split_with_sizes", "split split_with_sizes"
-    ),
-    Spelling("unbind", "input dim=0", "", "unbind", "unbind"),
-    Spelling("cat", "input dim=0", "", "cat concat concatenate"),
-    Spelling("stack", "input dim=0", "", "stack"),
-    Spelling("pad", "input pad mode='constant' value=None", "", "pad"),
-    Spelling("constant_pad", "input padding value=0.0", "ConstantPad#d"),
-    Spelling("zero_pad", "input padding", "ZeroPad#d"),
-    Spelling("reflection_pad", "input padding", "ReflectionPad#d"),
-    Spelling("replication_pad", "input padding", "ReplicationPad#d"),
-    Spelling("circular_pad", "input padding", "CircularPad#d"),
-    Spelling("pixel_shuffle", "input upscale_factor", "PixelShuffle", "pixel_shuffle"),
-    Spelling("pixel_unshuffle", "input downscale_factor", "PixelUnshuffle", "pixel_unshuffle"),
-    Spelling(
-        "channel_shuffle",
-        "input groups",
-        "ChannelShuffle",
-        "channel_shuffle native_channel_shuffle",
-    ),
-    # ---- refused, each for a reason of its own
-    Spelling(
-        "attention",
-        "input *more",
-        "MultiheadAttention",
-        "scaled_dot_product_attention multi_head_attention_forward",
-        others=(swin_transformer.shifted_window_attention,),
-    ),
-    Spelling(
-        "data_dependent",
-        "input *more",
-        "",
-        "gather take take_along_dim sort argsort topk msort kthvalue masked_select nonzero unique"
-        " scatter scatter_add median mode bincount searchsorted"
-        " argmax argmin multinomial bernoulli",
-        "gather take sort argsort topk kthvalue masked_select nonzero item tolist scatter"
-        " argmax argmin median mode",
-    ),
-    Spelling("grid_sample", "input grid", "", "grid_sample grid_sampler"),
-    Spelling(
-        "deform_conv",
-        "input *more",
-        others=(torchvision.ops.deform_conv2d, torch.ops.torchvision.deform_conv2d.default),
-    ),
-    Spelling("roll", "input shifts dims=None", "", "roll", "roll"),
-    Spelling(
-        "cumulative",
-        "input dim",
-        "",
-        "cumsum cumprod cummax cummin logcumsumexp diff",
-        "cumsum cumprod cummax cummin diff",
-    ),
-    Spelling("unfold", "input *more", "Unfold Fold", "unfold fold im2col col2im", "unfold"),
-    Spelling(
-        "fft",
-        "input *more",
-        others=tuple(
-            getattr(torch.fft, one + way + dims)
-            for one in ("", "r")
-            for way in ("fft", "ifft")
-            for dims in ("", "2", "n")
-            if hasattr(torch.fft, one + way + dims)
-        ),
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Tables:
-    modules: dict[type[nn.Module], Spelling]
-    foreign: dict[str, Spelling]
-    functions: dict[Any, Spelling]
-    methods: dict[str, Spelling]
-    attributes: dict[str, Spelling]
-
-
-def _build_tables(rows: tuple[Spelling, ...]) -> _Tables:
-    tables = _Tables({}, {}, {}, {}, {})
-    for row in rows:
-        _enter(tables.modules, row.all_modules(), row)
-        _enter(tables.foreign, row.foreign.split(), row)
-        _enter(tables.functions, row.all_functions(), row)
-        _enter(tables.methods, row.methods.split(), row)
-        _enter(tables.attributes, row.attributes.split(), row)
-    return tables
-
-
-def _enter(table: dict[Any, Spelling], keys: Iterable[Any], row: Spelling) -> None:
-    for key in keys:
-        if table.setdefault(key, row) is not row:
-            raise ValueError(f"{key} is spelled in {table[key].kind} and in {row.kind}")
-
-
-_TABLES = _build_tables(SPELLINGS)
-
-
-def _spelling_of_module(module: nn.Module) -> Spelling | None:
-    """By class or base class: a subclass that changes ``forward`` was traced into, not kept."""
-    for base in type(module).__mro__:
-        if (name := f"{base.__module__}.{base.__qualname__}") in _TABLES.foreign:
-            return _TABLES.foreign[name]
-        if base in _TABLES.modules:
-            return _TABLES.modules[base]
-    return None
-
-
-#: What may be asked of a tensor without reading its values.
+#: Attributes, methods and functions of tensors that do not depend on their values.
 _PLAIN_ATTRIBUTES = """
     shape device dtype ndim is_cuda is_mps layout requires_grad is_sparse is_quantized names
     itemsize nbytes is_meta is_leaf
@@ -602,7 +106,7 @@ _PLAIN_FUNCTIONS = (
 
 
 def reads_no_values(node: torch.fx.Node) -> bool:
-    """It asks a tensor for its shape, dtype or device only."""
+    """The operation reads only the shape, dtype or device of a tensor."""
     if node.op == "call_method":
         return node.target in _PLAIN_METHODS
     if node.op != "call_function":
@@ -612,19 +116,26 @@ def reads_no_values(node: torch.fx.Node) -> bool:
     return node.target in _PLAIN_FUNCTIONS
 
 
-def view(node: torch.fx.Node, root: nn.Module, masked: Callable[[torch.fx.Node], bool]) -> OpView:
-    """The normal form of a node. An operation without a row gets the kind ``unknown``."""
-    fact = facts(node)
+def op_view(
+    node: torch.fx.Node, root: nn.Module, is_masked: Callable[[torch.fx.Node], bool]
+) -> OpView:
+    """The normal form of a node. An operation without a row gets the kind ``unknown``.
+
+    Args:
+        root: has the modules that the graph calls.
+        is_masked: whether a node's tensors depend on the image.
+    """
+    kind, spelling, arguments = _parsed(node, root)
     sized: set[str] = set()
 
     def resolve(value: Any, name: str) -> Any:
         if isinstance(value, torch.fx.Node):
             known = facts(value)
             if known.is_tensor:
-                return TensorView(known.shape, masked(value), value.name)
-            if known.has_tensors:  # the result of chunk, handed on as it is
+                return TensorView(known.shape, is_masked(value), value.name)
+            if known.has_tensors:  # such as the result of chunk
                 return tuple(
-                    TensorView(shape, masked(value), value.name, i)
+                    TensorView(shape, is_masked(value), value.name, i)
                     for i, shape in enumerate(known.shape)
                 )
             sized.add(name)
@@ -635,35 +146,35 @@ def view(node: torch.fx.Node, root: nn.Module, masked: Callable[[torch.fx.Node],
             return slice(*(resolve(v, name) for v in (value.start, value.stop, value.step)))
         return value
 
-    def done(kind: str, spelling: str, bound: Mapping[str, Any]) -> OpView:
-        params = {name: resolve(value, name) for name, value in bound.items()}
-        return OpView(kind, fact.path, spelling, params, fact.shape, node.name, frozenset(sized))
+    params = {name: resolve(value, name) for name, value in arguments.items()}
+    fact = facts(node)
+    return OpView(kind, fact.path, spelling, params, fact.shape, node.name, frozenset(sized))
 
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        row, spelling = _spelling_of_module(module), type(module).__name__
-        if row is None:
-            return done("unknown", spelling, {"inputs": (*node.args, *node.kwargs.values())})
-        own = {name: _attribute(module, name) for name in Signature.parse(row.signature).names[1:]}
-        extra = (
-            {"padding_mode": getattr(module, "padding_mode", "zeros")} if row.kind == "conv" else {}
-        )
-        first = node.args[0] if node.args else next(iter(node.kwargs.values()))
-        more = {"more": tuple(node.args[1:])} if len(node.args) > 1 else {}
-        return done(row.kind, spelling, {"input": first, **own, **extra, **more})
-    if node.target is getattr:
-        row = _TABLES.attributes.get(str(node.args[1]))
-        spelling = f".{node.args[1]}"
+
+def _parsed(node: torch.fx.Node, root: nn.Module) -> tuple[str, str, Mapping[str, Any]]:
+    """Kind, spelling and arguments by name, which may be nodes."""
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if module is not None:
+        row, spelling = spellings.of_module(module), type(module).__name__
+    elif node.target is getattr:
+        row, spelling = spellings.of_attribute(str(node.args[1])), f".{node.args[1]}"
     elif node.op == "call_method":
-        row = _TABLES.methods.get(str(node.target))
-        spelling = f".{node.target}()"
+        row, spelling = spellings.of_method(str(node.target)), f".{node.target}()"
     else:
-        row = _TABLES.functions.get(node.target)
-        spelling = function_name(node.target)
+        row, spelling = spellings.of_function(node.target), function_name(node.target)
     if row is None:
-        return done("unknown", spelling, {"inputs": (*node.args, *node.kwargs.values())})
-    args = node.args[:1] if node.target is getattr else node.args
-    return done(row.kind, spelling, Signature.parse(row.signature).bind(args, node.kwargs))
+        return "unknown", spelling, {"inputs": (*node.args, *node.kwargs.values())}
+    signature = Signature.parse(row.signature)
+    if module is None:
+        args = node.args[:1] if node.target is getattr else node.args
+        return row.kind, spelling, signature.bind(args, node.kwargs)
+    arguments = {"input": node.args[0] if node.args else next(iter(node.kwargs.values()))}
+    arguments |= {name: _attribute(module, name) for name in signature.names[1:]}
+    if row.kind == "conv":
+        arguments["padding_mode"] = getattr(module, "padding_mode", "zeros")
+    if len(node.args) > 1:
+        arguments["more"] = tuple(node.args[1:])
+    return row.kind, spelling, arguments
 
 
 def _attribute(module: nn.Module, name: str) -> Any:

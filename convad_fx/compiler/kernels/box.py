@@ -1,4 +1,4 @@
-"""What a network that runs on boxes calls beside the functions of `activity`.
+"""What a network that runs on boxes calls beside the other functions.
 
 A box is the part of the image, and of every grid computed from it, that holds all active cells of
 one mask. Around it everything reads as zero, and zero padding is exactly that. ``cells`` tell where
@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convad_fx.compiler.kernels.activity import written
+from convad_fx.compiler.kernels.gating import materialised
 
 Cells = tuple[Tensor, ...]
 Axes = tuple[int, ...]
@@ -40,7 +40,7 @@ def cut_activity(activity: Tensor, cells: Cells, axes: Axes, extra: Extra) -> Te
     for cell, axis, more in zip(cells, axes, extra, strict=True):
         inside = _with_extra(cell, more) < activity.shape[axis]
         result = result & along(inside, axis, activity.dim())
-    return written(result)
+    return materialised(result)
 
 
 def placed(

@@ -1,4 +1,4 @@
-"""What a network that recomputes only what a mask changes calls beside the functions of `activity`.
+"""What a network that recomputes only what a mask changes calls beside the other functions.
 
 A patch holds the cells that a hidden box can change: those of the box and, for each grid axis,
 ``reach`` (before, after) more; some may lie outside the grid. ``places`` tell where the hidden
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from convad_fx.compiler.kernels.activity import written
 from convad_fx.compiler.kernels.box import Axes, along, taken
+from convad_fx.compiler.kernels.gating import materialised
 
 Strides = tuple[int, ...]
 Places = tuple[Tensor, ...]
@@ -80,7 +80,7 @@ def active(activity: Tensor, places: Places, axes: Axes, strides: Strides, reach
     >>> active(torch.ones(1, 1, 3, dtype=torch.bool), (rows,), (2,), (1,), ((1, 0),))
     tensor([[[False,  True,  True]]])
     """
-    return written(_call(_active, activity, places, axes, strides, _flat(reach)))
+    return materialised(_call(_active, activity, places, axes, strides, _flat(reach)))
 
 
 def first(place: Tensor, stride: int) -> Tensor:

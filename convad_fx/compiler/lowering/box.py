@@ -30,10 +30,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.plan import NodePlan, Plan, Tracked
+from convad_fx.compiler.capture.facts import META, Facts, facts
 from convad_fx.compiler.capture.op_schema import OpView, TensorView
-from convad_fx.compiler.capture.trace import META, Facts, Trace, facts
+from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.kernels import box as crop
-from convad_fx.compiler.kernels.activity import gate, same_padding
+from convad_fx.compiler.kernels.gating import gate
+from convad_fx.compiler.kernels.padding import same_padding
 from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
 from convad_fx.compiler.passes.insert_gates import Inserted, inside_of_zeros, padding_of, zeroes
 

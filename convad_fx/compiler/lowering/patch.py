@@ -20,9 +20,10 @@ import torch.fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convad_fx.compiler.analysis.plan import Plan
-from convad_fx.compiler.capture.trace import META, Trace, facts
+from convad_fx.compiler.capture.facts import META, facts
+from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.kernels import patch
-from convad_fx.compiler.kernels.activity import gate
+from convad_fx.compiler.kernels.gating import gate
 from convad_fx.compiler.lowering.box import GridMap, Leaves, Passes, Shapes, Unsupported, role_of
 from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
 from convad_fx.compiler.lowering.patch_windows import PatchLowering, read_by, sides

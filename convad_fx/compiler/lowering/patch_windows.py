@@ -15,7 +15,8 @@ from convad_fx.compiler.analysis.plan import NodePlan, Plan
 from convad_fx.compiler.capture.op_schema import OpView, TensorView
 from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.kernels import patch
-from convad_fx.compiler.kernels.activity import gate, same_padding
+from convad_fx.compiler.kernels.gating import gate
+from convad_fx.compiler.kernels.padding import same_padding
 from convad_fx.compiler.lowering.box import BoxLowering, GridMap, Leaves, Passes
 
 Node = torch.fx.Node

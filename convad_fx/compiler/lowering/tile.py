@@ -23,10 +23,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.plan import NodePlan, Plan
+from convad_fx.compiler.capture.facts import META, facts
 from convad_fx.compiler.capture.op_schema import OpView, TensorView
-from convad_fx.compiler.capture.trace import META, Trace, facts
+from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.kernels import box as crop
-from convad_fx.compiler.kernels.activity import gate, written
+from convad_fx.compiler.kernels.gating import gate, materialised
 from convad_fx.compiler.lowering.box import (
     BoxLowering,
     BoxPlan,
@@ -481,7 +482,7 @@ class TileLowering(PatchLowering):
         role = role_of(node)
         if role in ("gate", "refill"):
             value, _, *fill = node.args
-            cut = self._call(written, (self.gates[self._read_of(node, reach)],), "cut")
+            cut = self._call(materialised, (self.gates[self._read_of(node, reach)],), "cut")
             return self._call(gate, (self._part(value, reach), cut, *fill), node.name)  # type: ignore[arg-type]
         if role == "per_mask":
             return self._part(node.args[0], reach)  # type: ignore[arg-type]

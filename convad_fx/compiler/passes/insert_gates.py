@@ -15,10 +15,11 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 
+from convad_fx.compiler import kernels as tensors
 from convad_fx.compiler.analysis.plan import Activity, Derivation, NodePlan, Plan, Tracked
 from convad_fx.compiler.analysis.steps import Pad, Window
-from convad_fx.compiler.capture.trace import META, Facts, Trace, facts
-from convad_fx.compiler.kernels import activity as tensors
+from convad_fx.compiler.capture.facts import META, Facts, facts
+from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.policy import Policy
 
 #: Relabellings that are torch's own operation, applied to the activity.
@@ -327,10 +328,10 @@ class _Writer:
             return None
         if row not in self.existing:
             how = activity.how
-            if how.function in ("both", "sum_activity"):
+            if how.function in ("intersection", "sum_activity"):
                 pair = [self._all_or_exists(i) for i in activity.of]
                 self.existing[row] = self._insert(
-                    "exists", tensors.either, tuple(pair), row=row, name=f"{self.current}_exists"
+                    "exists", tensors.union, tuple(pair), row=row, name=f"{self.current}_exists"
                 )
             else:
                 sources = [False if i is None else self._all_or_exists(i) for i in activity.of]

@@ -26,8 +26,8 @@ from convad_fx.compiler.analysis.steps import (
     Statistic,
     Window,
 )
-from convad_fx.compiler.capture.trace import META, Facts
-from convad_fx.compiler.kernels.activity import gate, per_mask
+from convad_fx.compiler.capture.facts import META, Facts
+from convad_fx.compiler.kernels.gating import gate, per_mask
 from convad_fx.compiler.passes.insert_gates import Inserted, inside_of_zeros, pads_zeros, zeroes
 
 Pass = Callable[[torch.fx.Graph, Plan], int]

@@ -21,7 +21,7 @@ import convad_fx
 from convad_fx import errors
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.rules import registry, window
-from convad_fx.compiler.capture import op_schema as ops
+from convad_fx.compiler.capture import spellings
 from tests.compiler.broken import (
     BROKEN,
     ESCAPED,
@@ -222,8 +222,9 @@ def test_the_how_to_works_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     row, step_rule = (code for mark, code in blocks if mark in ("row", "rule"))
     example = next(code for _, code in blocks if "import convad_fx" in code)
     rows: dict[str, Any] = {}
-    exec(f"rows = ({row})", vars(ops) | {"rows": ()}, rows)
-    monkeypatch.setattr(ops, "_TABLES", ops._build_tables(ops.SPELLINGS + rows["rows"]))
+    exec(f"rows = ({row})", vars(spellings) | {"rows": ()}, rows)
+    tables = spellings.Tables(spellings.SPELLINGS + rows["rows"])
+    monkeypatch.setattr(spellings, "TABLES", tables)
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     exec(step_rule, vars(window) | {"Expand": steps.Expand})
     torch.manual_seed(0)

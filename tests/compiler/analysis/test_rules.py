@@ -9,7 +9,8 @@ import pytest
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.axis_map import Block
 from convad_fx.compiler.analysis.rules import REGISTRY, rule, step_of
-from convad_fx.compiler.capture.op_schema import SPELLINGS, OpView, TensorView
+from convad_fx.compiler.capture.op_schema import OpView, TensorView
+from convad_fx.compiler.capture.spellings import SPELLINGS
 
 GRID = TensorView((13, 8, 10, 12), masked=True, node="z")
 

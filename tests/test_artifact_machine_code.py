@@ -18,7 +18,7 @@ from PIL import Image
 from test_cli import QUICK, run
 
 import convad_fx
-from convad_fx.artifact import compiled, describe
+from convad_fx.artifact import describe, machine_code
 from convad_fx.demo import scenes
 from convad_fx.errors import ArtifactError, Unavailable, UntrustedArtifact
 
@@ -32,11 +32,11 @@ def masked_toy() -> convad_fx.MaskedModule:
 def pretend(path: Path, **made_for: Any) -> Path:
     """A file whose machine code is none, to be refused before anything is run."""
     about = {
-        **compiled._here(CPU), "device": "cpu", "size": list(SHAPE[1:]), "dtype": "float32",
+        **machine_code._system(CPU), "device": "cpu", "size": list(SHAPE[1:]), "dtype": "float32",
         **made_for,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(compiled, "build", lambda _: (b"no machine code", about))
+        patched.setattr(machine_code, "build", lambda _: (b"no machine code", about))
         convad_fx.save(masked_toy(), path, compiled=True)
     return path
 
@@ -48,9 +48,9 @@ def test_it_is_refused_unless_it_is_trusted(
         raise AssertionError("the machine code was touched")
 
     path = pretend(tmp_path / "toy.cfx")
-    monkeypatch.setattr(compiled, "Compiled", never)
+    monkeypatch.setattr(machine_code, "Compiled", never)
     for untrusting in ({}, {"trusted": False}):
-        with pytest.raises(UntrustedArtifact, match=r"holds machine code, .*pass trusted=True"):
+        with pytest.raises(UntrustedArtifact, match=r"contains machine code, .*pass trusted=True"):
             convad_fx.load(path, **untrusting)
     assert issubclass(UntrustedArtifact, ArtifactError)
     assert issubclass(UntrustedArtifact, PermissionError)
@@ -95,18 +95,18 @@ def test_made_for_another_machine_or_torch(key: str, value: str, tmp_path: Path)
 
 
 def test_made_for_a_processor_that_can_do_more(tmp_path: Path) -> None:
-    features = [*compiled._here(CPU)["features"], "avx4096"]
+    features = [*machine_code._system(CPU)["features"], "avx4096"]
     path = pretend(tmp_path / "toy.cfx", features=features)
-    with pytest.raises(ArtifactError, match="a processor with avx4096, which this one has not"):
+    with pytest.raises(ArtifactError, match="a processor with avx4096, which this one lacks"):
         convad_fx.load(path, trusted=True)
 
 
 @pytest.mark.parametrize(
-    "made_for", ["yes", [], 3, {}, {"torch": 1}, {**compiled._here(CPU), "size": "big"}]
+    "made_for", ["yes", [], 3, {}, {"torch": 1}, {**machine_code._system(CPU), "size": "big"}]
 )
 def test_nonsense_about_the_code_is_an_error(made_for: Any, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(compiled, "build", lambda _: (b"no machine code", made_for))
+        patched.setattr(machine_code, "build", lambda _: (b"no machine code", made_for))
         convad_fx.save(masked_toy(), tmp_path / "toy.cfx", compiled=True)
     with pytest.raises(ArtifactError):
         convad_fx.load(tmp_path / "toy.cfx", trusted=True)
@@ -120,7 +120,7 @@ def test_changed_machine_code_is_found_before_it_is_run(
     path = pretend(tmp_path / "toy.cfx")
     content = path.read_bytes()
     path.write_bytes(content.replace(b"no machine code", b"an evil machine"))
-    monkeypatch.setattr(compiled, "Compiled", None)
+    monkeypatch.setattr(machine_code, "Compiled", None)
     with pytest.raises(ArtifactError):
         convad_fx.load(path, trusted=True)
     path.write_bytes(content[: len(content) // 2])
@@ -139,7 +139,7 @@ def test_a_file_without_machine_code_needs_no_trust(tmp_path: Path) -> None:
 def test_machine_code_hidden_in_a_plain_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plain.cfx"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(compiled, "build", lambda _: (b"no machine code", None))
+        patched.setattr(machine_code, "build", lambda _: (b"no machine code", None))
         convad_fx.save(masked_toy(), path, compiled=True)
     for trusted in (False, True):
         with pytest.raises(ArtifactError, match=r"has the parts .*compiled\.pt2"):
@@ -182,10 +182,10 @@ def toy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def counted(loaded: convad_fx.MaskedModule) -> tuple[compiled.Compiled, list[int]]:
+def counted(loaded: convad_fx.MaskedModule) -> tuple[machine_code.Compiled, list[int]]:
     """The package, and the batches that it answered."""
     package = loaded._compiled_call_impl
-    assert isinstance(package, compiled.Compiled)
+    assert isinstance(package, machine_code.Compiled)
     batches: list[int] = []
     loader = package.loader
 

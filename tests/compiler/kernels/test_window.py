@@ -1,4 +1,4 @@
-"""Literal cases of the tensor functions that emitted code calls."""
+"""Literal cases of the activity after windows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convad_fx.compiler.kernels import activity as A
+from convad_fx.compiler.kernels.padding import Pairs
+from convad_fx.compiler.kernels.window import transposed_activity, window_activity
 
 
 def row(text: str) -> Tensor:
@@ -23,9 +24,7 @@ def text(activity: Tensor) -> str:
 
 def window(of: str, kernel: int, stride: int = 1, padding: Any = (0, 0), **options: Any) -> str:
     dilation = options.pop("dilation", 1)
-    return text(
-        A.window_activity(row(of), (kernel,), (stride,), (padding,), (dilation,), **options)
-    )
+    return text(window_activity(row(of), (kernel,), (stride,), (padding,), (dilation,), **options))
 
 
 @pytest.mark.parametrize(
@@ -74,10 +73,10 @@ def test_channels_count_where_the_operation_combines_them() -> None:
         "padding": ((0, 0),),
         "dilation": (1,),
     }
-    assert text(A.window_activity(two, **options)) == "x..."
-    assert text(A.window_activity(two, **options, groups=1, channels=3)) == "x."
-    assert text(A.window_activity(two, **options, groups=1, channels=3, tau=0.5)) == ".."
-    four = A.window_activity(two, **options, groups=2, channels=4)
+    assert text(window_activity(two, **options)) == "x..."
+    assert text(window_activity(two, **options, groups=1, channels=3)) == "x."
+    assert text(window_activity(two, **options, groups=1, channels=3, tau=0.5)) == ".."
+    four = window_activity(two, **options, groups=2, channels=4)
     assert four.shape == (1, 4, 2)
     assert text(four) == "x.x....."
 
@@ -89,75 +88,24 @@ def test_transposed_convolution_reaches_what_it_writes(stride: int, padding: int
         z = torch.zeros(1, 1, 4)
         z[..., place] = 1
         out = F.conv_transpose1d(z, torch.ones(1, 1, 3), stride=stride, padding=padding)
-        found = A.transposed_activity(z > 0, (3,), (stride,), ((padding, padding),), (1,))
+        found = transposed_activity(z > 0, (3,), (stride,), ((padding, padding),), (1,))
         assert torch.equal(found, out > 0)
-
-
-@pytest.mark.parametrize(("n", "m"), [(7, 3), (5, 5), (3, 7), (8, 1)])
-def test_adaptive_windows_are_torch_s_own(n: int, m: int) -> None:
-    for place in range(n):
-        z = torch.zeros(1, 1, n)
-        z[..., place] = 1
-        out = F.adaptive_avg_pool1d(z, m)
-        assert torch.equal(A.adaptive_activity(z > 0, out, (2,)), out > 0)
-
-
-@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic", "area"])
-@pytest.mark.parametrize("size", [(3, 9), (10, 4)])
-def test_interpolation_reads_what_has_weight(mode: str, size: tuple[int, int]) -> None:
-    align = {"align_corners": False} if mode in ("bilinear", "bicubic") else {}
-    for place in range(0, 36, 5):
-        z = torch.zeros(1, 1, 6, 6, dtype=torch.float64)
-        z.view(-1)[place] = 1
-        out = F.interpolate(z, size=size, mode=mode, **align)
-        found = A.resize_activity(z > 0, out, z, mode, (2, 3), **align)
-        assert torch.equal(found, out != 0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("channels", [3, 2 * A.FEW_CHANNELS])
-@pytest.mark.parametrize("fill", [0.0, -1.0])
-def test_a_compiled_gate_lets_the_same_bits_through(
-    channels: int, dtype: torch.dtype, fill: float
-) -> None:
-    z = torch.randn(2, channels, 5, 6, dtype=dtype)
-    z[0, 0, 0, :4] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-40], dtype=dtype)
-    activity = torch.rand(2, 1, 5, 6) < 0.5
-    activity[0, 0, 0, :4] = torch.tensor([False, False, True, True])
-    expected = torch.where(activity, z, fill)
-    torch.compiler.reset()  # which gives up on code that it has compiled too often
-    compiled = torch.compile(A.gate, backend="aot_eager", fullgraph=True)
-    with torch.inference_mode():
-        found = compiled(z, activity, fill)
-    assert found.dtype == dtype
-    assert torch.equal(found, expected)
-    assert torch.equal(found.signbit(), expected.signbit())
-    weights = z.nan_to_num(0, 0, 0).requires_grad_()
-    compiled(weights, activity, fill).sum().backward()
-    assert torch.equal(weights.grad, activity.expand_as(z).to(dtype))
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5])
 @pytest.mark.parametrize("kernel", [(3, 2), (3, 1)])
 @pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 2), (0, 1))])
 def test_compiled_windows_see_what_eager_ones_do(
-    padding: A.Pairs, kernel: tuple[int, int], tau: float
+    padding: Pairs, kernel: tuple[int, int], tau: float
 ) -> None:
     activity = torch.rand(2, 1, 9, 12) < 0.3
     options: Any = {"kernel": kernel, "stride": (2, 1), "padding": padding, "dilation": (1, 2)}
-    expected = A.window_activity(activity, **options, tau=tau)
+    expected = window_activity(activity, **options, tau=tau)
     torch.compiler.reset()
-    compiled = torch.compile(A.window_activity, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(window_activity, backend="aot_eager", fullgraph=True)
     found = compiled(activity, **options, tau=tau)
     assert found.dtype == torch.bool
     assert torch.equal(found, expected)
-
-
-def test_a_compiled_gate_takes_one_number_for_each_image() -> None:
-    z, activity = torch.tensor([1.0, float("nan")]), torch.tensor([True, False])
-    torch.compiler.reset()
-    found = torch.compile(A.gate, backend="aot_eager", fullgraph=True)(z, activity)
-    assert found.tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5])
@@ -166,16 +114,9 @@ def test_what_inductor_writes_down_is_no_view(tau: float) -> None:
 
     def twice(activity: Tensor) -> Tensor:
         for _ in range(2):  # windows of one cell are slices of what was written down
-            activity = A.window_activity(activity, **options, dilation=(1, 1), tau=tau)
+            activity = window_activity(activity, **options, dilation=(1, 1), tau=tau)
         return activity
 
     activity = torch.rand(3, 1, 12, 12) < 0.5
     torch.compiler.reset()
     assert torch.equal(torch.compile(twice, fullgraph=True)(activity), twice(activity))
-
-
-def test_a_gate_keeps_what_is_hidden_out_and_the_memory_format() -> None:
-    z = torch.full((2, 3, 4, 4), float("nan")).to(memory_format=torch.channels_last)
-    gated = A.gate(z, torch.zeros(2, 1, 4, 4, dtype=torch.bool))
-    assert not gated.any()
-    assert gated.is_contiguous(memory_format=torch.channels_last)

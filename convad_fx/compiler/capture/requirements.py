@@ -1,0 +1,58 @@
+"""What `convert` and `check` require of the model and of the example image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
+
+from convad_fx.errors import ImageError, ModelError
+
+_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, without the wrappers of torch.compile and DataParallel."""
+    while isinstance(model, _WRAPPERS):
+        inner = model._orig_mod if isinstance(model, OptimizedModule) else model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
+
+
+def require_eval(model: object) -> None:
+    """Raises `ModelError` unless the model is an `nn.Module` in eval mode."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a TorchScript module has no Python code left to capture",
+            hint="pass the torch.nn.Module it was scripted or traced from",
+        )
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"expected a torch.nn.Module, not {type(model).__name__}",
+            hint="functions can be wrapped in a Module",
+        )
+    training = next((name for name, m in model.named_modules() if m.training), None)
+    if training is not None:
+        raise ModelError(
+            f"{type(model).__name__} is in training mode: dropout and batch statistics would change"
+            " its results",
+            hint="call model.eval()",
+            path=training,
+        )
+
+
+def require_image(example: object) -> None:
+    """Raises `ImageError` unless the example is a floating point batch (N, C, *grid)."""
+    if not isinstance(example, Tensor) or not 3 <= example.dim() <= 5:
+        given = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ImageError(
+            f"the example is {given}; expected an image batch (N, C, H, W), or with one or three"
+            " grid axes",
+            hint="for example torch.zeros(1, 3, 224, 224)",
+        )
+    if not example.is_floating_point():
+        raise ImageError(
+            f"the example has dtype {example.dtype}; expected a floating point image batch",
+            hint="normalise the image as the model expects",
+        )

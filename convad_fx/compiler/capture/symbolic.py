@@ -1,0 +1,164 @@
+"""Capture by torch.fx symbolic tracing: modules stay calls, and any image size stays possible."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.fx._symbolic_trace import _assert_is_none
+
+from convad_fx.compiler.capture.in_place import OUT_OF_PLACE
+from convad_fx.compiler.capture.module_tree import copy_tree
+from convad_fx.compiler.capture.snapshot import Snapshot
+from convad_fx.errors import ModelError, UntraceableModel, first_line
+
+#: Modules of timm that stay calls, because their forward computes padding from the image's size, or
+#: mixes a norm with an activation and keeps state that tracing into it would not call. They are
+#: entries of timm's own no-trace list; each has a row in `spellings.SPELLINGS`.
+WHOLE_MODULES = frozenset(
+    f"timm.layers.{name}"
+    for name in (
+        "norm_act.BatchNormAct2d",
+        "norm_act.SyncBatchNormAct",
+        "norm_act.FrozenBatchNormAct2d",
+        "conv2d_same.Conv2dSame",
+        "std_conv.StdConv2dSame",
+        "std_conv.ScaledStdConv2dSame",
+        "pool2d_same.MaxPool2dSame",
+        "pool2d_same.AvgPool2dSame",
+    )
+)
+
+
+class InPlaceProxy(torch.fx.Proxy):
+    """Records ``y += 1`` as in place; torch.fx records ``y = y + 1``, a new tensor."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Records ``x.mT`` where it is read; torch.fx records it where the result is first used."""
+        if inspect.isdatadescriptor(getattr(Tensor, name, None)):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
+
+
+def _recording(function: Any) -> Callable[[InPlaceProxy, Any], Any]:
+    return lambda self, other: self.tracer.create_proxy(
+        "call_function", function, (self, other), {}
+    )
+
+
+for _function in OUT_OF_PLACE:
+    setattr(InPlaceProxy, f"__{_function.__name__}__", _recording(_function))
+
+
+class ModelTracer(torch.fx.Tracer):
+    """Symbolic tracing that keeps torch.nn modules as leaves and records in-place operators."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """torch.nn and `WHOLE_MODULES`, unless the instance has hooks or a forward of its own."""
+        if _is_altered(m):
+            return False
+        kind = type(m)
+        if f"{kind.__module__}.{kind.__qualname__}" in WHOLE_MODULES:
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        """Proxies that record in-place operators."""
+        return InPlaceProxy(node, self)
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """The instance has a forward of its own, or hooks other than torch.nn.utils'."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    homes = (getattr(hook, "__module__", type(hook).__module__) or "" for hook in hooks)
+    return "forward" in vars(module) or any(not home.startswith("torch.nn.utils") for home in homes)
+
+
+def capture_symbolically(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
+    """The model's graph, and the tree of modules that it calls.
+
+    Raises:
+        UntraceableModel: forward depends on values or shapes, or gives something else each time.
+        ModelError: forward takes more than one input.
+    """
+    if _is_altered(model):
+        raise UntraceableModel(
+            f"{type(model).__name__} has hooks or a forward of its own, which torch.fx ignores",
+            hint="move what they do into a module around it",
+        )
+    tracer = ModelTracer()
+    before = Snapshot(model)
+    try:
+        graph = tracer.trace(model, concrete_args=_defaults(model))
+    except Exception as error:  # whatever the model's own code raises on a proxy
+        raise UntraceableModel(
+            f"torch.fx cannot trace {type(model).__name__}: {first_line(error, with_type=True)}",
+            hint="its forward branches on values or shapes at run time; "
+            "move that out of forward, or make the module that does it a torch.nn leaf",
+            path=_innermost_path(tracer),
+        ) from error
+    finally:
+        changes = before.restore()
+    if changes.buffers:
+        raise UntraceableModel(
+            f"forward changes the buffer {changes.buffers[0]}, so results may differ from call to"
+            " call",
+            hint="return what it keeps as an output, or remove it for explaining",
+        )
+    if changes.constants:
+        _require_same_constants(model, changes.constants)
+    _remove_other_inputs(graph, model)
+    tree = copy_tree(model, tracer.is_leaf_module)
+    for name, constant in changes.constants.items():
+        tree.register_buffer(name, constant, persistent=False)
+    return graph, tree
+
+
+def _require_same_constants(model: nn.Module, constants: dict[str, Tensor]) -> None:
+    """Trace again: tensors that forward creates are constants only if they are equal each time."""
+    before = Snapshot(model)
+    try:
+        ModelTracer().trace(model, concrete_args=_defaults(model))
+    finally:
+        again = before.restore().constants
+    for name, constant in constants.items():
+        if name not in again or not torch.equal(constant, again[name]):
+            raise UntraceableModel(
+                f"{type(model).__name__}.forward makes a tensor that differs from call to call",
+                hint="draw random numbers once, outside forward",
+            )
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """Default values of every parameter of forward but the first, which is the image."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _remove_other_inputs(graph: torch.fx.Graph, model: nn.Module) -> None:
+    """Remove all placeholders but the first, with torch.fx's assertions of their defaults."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in inputs[1:]:
+        dependents = [node]
+        for known in dependents:
+            dependents += [user for user in known.users if user not in dependents]
+        ends = [user for user in dependents if not user.users]
+        if all(end is node or end.target in (torch._assert, _assert_is_none) for end in ends):
+            for dependent in sorted(dependents, reverse=True):
+                graph.erase_node(dependent)
+    names = [node.name for node in graph.nodes if node.op == "placeholder"]
+    if len(names) != 1:
+        raise ModelError(
+            f"{type(model).__name__}.forward takes {len(names)} inputs ({', '.join(names)});"
+            " expected one image batch",
+            hint="wrap it in a module that fixes the others",
+        )
+
+
+def _innermost_path(tracer: torch.fx.Tracer) -> str:
+    stack = getattr(tracer, "module_stack", None)
+    return next(reversed(stack.values()))[0] if stack else ""

@@ -1,0 +1,50 @@
+"""Activity after reductions over axes."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from convad_fx.compiler.kernels.layout import rearrange
+from convad_fx.compiler.kernels.share import exceeds_tau, full_to_active
+
+
+def anywhere(activity: Tensor, axes: tuple[int, ...], *, exists: Tensor | None = None) -> Tensor:
+    """Active if any existing element is, along `axes`, which stay with size 1."""
+    if exists is not None:
+        activity = activity & exists
+    return functools.reduce(lambda t, axis: t.any(axis, keepdim=True), axes, activity)
+
+
+def share_activity(
+    activity: Tensor, axes: tuple[int, ...], tau: float = 0.0, *, exists: Tensor | None = None
+) -> Tensor:
+    """Activity of a reduction over some grid axes: where Phi > tau. The axes stay with size 1."""
+    active, existing = _totals(activity, axes, exists)
+    return exceeds_tau(active, existing, tau, whole=False)
+
+
+def mean_renormalise(
+    z: Tensor,
+    activity: Tensor,
+    axes: tuple[int, ...],
+    kept: tuple[int | None, ...],
+    *,
+    exists: Tensor | None = None,
+) -> Tensor:
+    """Correct ``z``, a mean over axes, so that it is divided by the active count.
+
+    Args:
+        kept: for each axis of ``z`` its axis in the activity, as in `rearrange`.
+    """
+    return z * rearrange(full_to_active(*_totals(activity, axes, exists), z), kept)
+
+
+def _totals(
+    activity: Tensor, axes: tuple[int, ...], exists: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    present = torch.ones_like(activity[:1]) if exists is None else exists
+    active = (activity & present).sum(axes, keepdim=True, dtype=torch.int32)
+    return active, present.sum(axes, keepdim=True, dtype=torch.int32)
