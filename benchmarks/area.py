@@ -23,7 +23,7 @@ import torch
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.engine.engine import ENOUGH
+from convad_fx.engine.choose import MIN_MASKS_FOR_TILING
 
 MODELS = ("resnet50", "mobilenet_v2")
 TILES = 7  # of a side
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument(
         "--masks",
         type=int,
-        default=ENOUGH - 1,
+        default=MIN_MASKS_FOR_TILING - 1,
         help="of each size; from 32 on they may share tiles",
     )
     parser.add_argument("--plot", type=Path)

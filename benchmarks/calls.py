@@ -23,7 +23,9 @@ import torch
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.engine.box import Boxed
+from convad_fx.engine.batch_size import BatchSize
+from convad_fx.engine.box import BoxStrategy
+from convad_fx.engine.chunk import Chunk
 
 MODELS = ("mobilenet_v2", "resnet50")
 SIDES = (97, 129, 161, 193)  # of 224
@@ -51,11 +53,13 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         region = masked.strategies.box
         work = region.work
         with torch.inference_mode():
-            boxed = Boxed(masked.strategies.box, masked.__dict__["engine"].parts, x, masks)
+            parts = masked.__dict__["engine"].parts
+            chunk = Chunk(x, masks, list(range(len(masks))))
+            strategy = BoxStrategy(region, parts, chunk, BatchSize(len(masks)))
 
-            def call(shape: tuple[int, int, int], boxed: Boxed = boxed) -> None:
-                network, *given = boxed.asks(shape[:2])(list(range(shape[2])))
-                network(*given)
+            def call(shape: tuple[int, int, int], strategy: BoxStrategy = strategy) -> None:
+                code, *arguments = strategy.call(shape[:2], list(range(shape[2])))
+                code(*arguments)
 
             for batch in (8, 20):  # the two versions that torch compiles
                 call((2 * region.tile[0], 2 * region.tile[1], batch))

@@ -34,8 +34,8 @@ import convad_fx
 from benchmarks import measure
 from benchmarks.search import MODELS, SIZE, Searches, masks_of, recorded
 from convad_fx.compiler.lowering.box import BoxPlan
-from convad_fx.engine.box import boxes, extent
-from convad_fx.engine.bucketing import Shares, merged
+from convad_fx.engine.box import smallest_boxes, whole_box
+from convad_fx.engine.bucketing import Shares, merge_groups
 
 ROUNDED = 16
 CALL = 0.3
@@ -97,8 +97,8 @@ def row_of(
     region = masked.strategies.box
     with torch.inference_mode():
         activities = masked.__dict__["engine"].parts["box_activities"](x, masks)
-    largest = extent(region, activities)
-    _, sizes = boxes(region, activities, largest)
+    largest = whole_box(region, activities)
+    _, sizes = smallest_boxes(region, activities, largest)
     cells = active_cells(region, activities)
     levels = [side for side in work if side in cells]
     rest = sum(n for side, n in work.items() if side not in cells)
@@ -132,7 +132,7 @@ def row_of(
 
 def grouped(sizes: list[tuple[int, ...]], shares: Shares) -> float:
     """What the masks cost on average, in groups as `evaluate` makes them."""
-    groups = merged(sizes, shares, call=CALL)
+    groups = merge_groups(sizes, shares, call_cost=CALL)
     counts = [len(members) for members in groups.values()]
     return float(shares(np.array(list(groups))) @ counts) / len(sizes)
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.engine.engine import PRECISIONS, Evaluation
+from convad_fx.engine import Evaluation
+from convad_fx.engine.precision import PRECISIONS
 
 MODELS = ("mobilenet_v2",)
 FIXED = 8
@@ -69,9 +70,9 @@ def _streamed(
     x: Tensor,
     number: int,
     seed: int,
-    told: Callable[[int], object] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> Evaluation:
-    return masked.evaluate(x, masks(number, x.shape[-1], seed), told=told)
+    return masked.evaluate(x, masks(number, x.shape[-1], seed), on_batch=on_batch)
 
 
 def _choices(
@@ -107,7 +108,7 @@ def _row(call: Callable[..., Evaluation], asked: argparse.Namespace) -> measure.
     measure.wait()
     seconds = time.perf_counter() - began
     with measure.Memory(asked.device) as memory:
-        call(told=memory.part)
+        call(on_batch=memory.part)
     logits, deviation = found.logits, found.deviation
     return {
         "calls": found.batches,

@@ -38,7 +38,8 @@ from torch import Tensor
 import convad_fx
 from benchmarks import measure
 from benchmarks.kit import Kit
-from convad_fx.engine.engine import CHUNK, Evaluation
+from convad_fx.engine import Evaluation
+from convad_fx.engine.chunk import MASKS_PER_CHUNK
 from convad_fx.explain.evaluator import Evaluator
 from convad_fx.explain.responsibility import responsibility
 
@@ -73,7 +74,7 @@ def search_steps(masked: convad_fx.MaskedModule, x: Tensor) -> list[Tensor]:
         asked.append(mask.cpu())
         return masked.evaluate(image, mask).logits
 
-    evaluator = Evaluator(listening, x, batch_size=CHUNK)
+    evaluator = Evaluator(listening, x, batch_size=MASKS_PER_CHUNK)
     logits = evaluator.logits([np.ones(evaluator.shape, bool)])
     target = int(logits.argmax())
     whole = float(torch.softmax(logits, 1)[0, target])

@@ -16,7 +16,7 @@ from convad_fx.compiler.kernels import activity, patch
 from convad_fx.compiler.kernels import box as crop
 from convad_fx.compiler.lowering.strategies import Strategies
 from convad_fx.compiler.policy import Policy
-from convad_fx.engine.engine import Engine, Evaluation
+from convad_fx.engine import Engine, Evaluation, PrecisionCheck
 from convad_fx.errors import ModelError
 
 _EMITTED: tuple[Callable[..., Any], ...] = tuple(
@@ -111,10 +111,10 @@ class MaskedModule(Emitted):
         *,
         batch_size: int | str = "auto",
         precision: str | None = None,
-        told: Callable[[int], Any] | None = None,
-        compared: set[tuple[Any, ...]] | None = None,
+        on_batch: Callable[[int], Any] | None = None,
+        precision_check: PrecisionCheck | None = None,
     ) -> Evaluation:
-        """Many masks, in bounded batches, each with as little computed as its graph allows.
+        """Evaluate many masks in bounded batches, each with as little work as the graph allows.
 
         >>> import torch, torchvision, convad_fx
         >>> model = torchvision.models.resnet18().eval()
@@ -127,28 +127,26 @@ class MaskedModule(Emitted):
         >>> round(found.area, 2)                      # of the arithmetic of whole images
         0.53
 
-        The same as ``masked(x, masks)`` to rounding, for less: identical masks of a call are asked
-        once, the empty mask once as long as the weights stay (after writing to them through
-        ``.data``, which nobody can see, convert again), and where the graph allows it (see
-        ``masked.strategies``, or `convad_fx.check`) a box stands for the image where a mask keeps
-        little, and where it hides little only what that changes is computed again; and of the
-        first layers what masks of one image have alike is computed once. Where finding out takes
-        longer than it
-        may save, as on a large GPU, whole images it is. Gradients are not recorded.
+        Equal to ``masked(x, masks)`` up to rounding. Identical masks are evaluated once, and the
+        empty mask once while the weights stay the same (after writing to weights through ``.data``,
+        which cannot be detected, convert again). Where the graph allows it (see
+        ``masked.strategies`` or `convad_fx.check`), masks that keep little run on boxes, masks
+        that hide little recompute only what that changes, and masks of one image share tiles of
+        the first layers. Where choosing takes longer than it can save, as on a large GPU, all run
+        on whole images. Gradients are not recorded.
 
         Args:
             x: one image (1, C, *grid), or one for each mask (at most 512 then).
             masks: bool (K, 1, *grid), True = kept; or an iterable of masks (1, *grid) or (*grid),
                 of which only a few hundred are held at a time.
-            batch_size: masks at once, whatever is computed of each, or "auto": as many as make up
-                the number of whole images that was fastest in a few trials. Results differ between
-                sizes by rounding.
-            precision: "bfloat16" or "float16": autocast of a float32 network; ``deviation`` then
-                says how far logits were from float32, on two masks of each size of box.
-                Default: the network's own.
-            told: called with the number of masks after every batch.
-            compared: of several calls, the sizes of boxes, in tiles, that were held against float32
-                before: an empty set, given to each of them, which they fill.
+            batch_size: masks at once, or "auto": boxes that make up the number of whole images
+                that was fastest in a few trials. Results differ between sizes by rounding.
+            precision: "bfloat16" or "float16": autocast of a float32 network; ``deviation`` is then
+                the largest difference from float32, on two masks of each size of box. Default: the
+                network's own precision.
+            on_batch: called with the number of masks after every batch.
+            precision_check: remembers which sizes of box were compared with float32, so that later
+                calls do not compare them again.
 
         Raises:
             ImageError, MaskError: an input of the wrong rank, size, dtype or device.
@@ -156,7 +154,7 @@ class MaskedModule(Emitted):
             ModelError: the network returns something other than one tensor.
         """
         engine: Engine = self.__dict__["engine"]
-        return engine.evaluate(x, masks, batch_size, precision, told, compared)
+        return engine.evaluate(x, masks, batch_size, precision, on_batch, precision_check)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`torch.compile`, with its arguments, of this network and all its strategies.

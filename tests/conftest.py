@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _always_looking() -> Iterator[None]:
     """Small networks are done before `evaluate` has seen which way masks may go; all is tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convad_fx.engine.probe.SHARE", 1e9)
+        patch.setattr("convad_fx.engine.probe.MAX_SELECTION_SHARE", 1e9)
         yield
 
 

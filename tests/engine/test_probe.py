@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from convad_fx.engine import probe as looking
-from convad_fx.engine.probe import AGAIN, StrategyProbe
+from convad_fx.engine import probe
+from convad_fx.engine.probe import RETRY_SHARE, StrategyProbe
 
 
 class Clock:
@@ -21,17 +21,17 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(looking, "SHARE", 1 / 4)
-    monkeypatch.setattr(looking, "time", clock)
+    monkeypatch.setattr(probe, "MAX_SELECTION_SHARE", 1 / 4)
+    monkeypatch.setattr(probe, "time", clock)
     return clock
 
 
 def call(known: StrategyProbe, clock: Clock, masks: int, look: float, answer: float) -> bool:
     """Whether it was looked; a look takes so long in all, an answer so long for each mask."""
     pays = known.pays("boxes", masks)
-    with known.answering(masks):
+    with known.evaluating(masks):
         if pays:
-            with known.at("boxes", masks):
+            with known.selecting("boxes", masks):
                 clock.now += look
         clock.now += answer * masks
     return pays
@@ -43,9 +43,9 @@ def test_what_takes_longer_than_answering_is_left_and_tried_again(clock: Clock) 
     assert looked[:5] == [True, True, True, False, False]
     assert sum(looked[3:]) >= 5
     spent = 0.08 * sum(looked[3:])
-    assert spent < 1.1 * AGAIN * 0.0256 * 997
-    assert known.looked == pytest.approx(0.08 * sum(looked))
-    assert known.answered == pytest.approx(0.0256 * 1000)
+    assert spent < 1.1 * RETRY_SHARE * 0.0256 * 997
+    assert known.selection_seconds == pytest.approx(0.08 * sum(looked))
+    assert known.evaluation_seconds == pytest.approx(0.0256 * 1000)
 
 
 def test_what_takes_less_is_done_every_time(clock: Clock) -> None:
@@ -63,7 +63,7 @@ def test_single_masks_do_not_end_it_for_many(clock: Clock) -> None:
     known = StrategyProbe()
     for _ in range(20):
         call(known, clock, 1, look=0.005, answer=0.007)
-    assert known.looks == {}
+    assert known.selection_times == {}
     assert all(call(known, clock, 256, look=0.08, answer=0.004) for _ in range(5))
     assert call(known, clock, 1, look=0.005, answer=0.007)
 

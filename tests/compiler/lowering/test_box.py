@@ -23,9 +23,10 @@ from convad_fx.compiler.lowering import box as region
 from convad_fx.compiler.lowering import patch as reuse
 from convad_fx.engine import patch as patched
 from convad_fx.engine.batch_size import BatchSize
-from convad_fx.engine.box import boxes, extent
-from convad_fx.engine.bucketing import GROUPS, merged, rounded
-from convad_fx.engine.engine import CHUNK, Engine
+from convad_fx.engine.box import smallest_boxes, whole_box
+from convad_fx.engine.bucketing import MAX_SIZES, limit_sizes, merge_groups
+from convad_fx.engine.chunk import MASKS_PER_CHUNK
+from convad_fx.engine.engine import Engine
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 from tests.compiler.toys import (
     Dense,
@@ -233,7 +234,7 @@ def test_a_column_for_all_columns_is_not_cut(
 ) -> None:
     monkeypatch.setattr(region, "WORTHWHILE", 0.0)
     monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
-    monkeypatch.setattr(patched, "COPYING", at_most)
+    monkeypatch.setattr(patched, "PATCH_OVERHEAD", at_most)
     torch.manual_seed(0)
     model = Net(OneColumn(GRID[1]), 4).eval().double()
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
@@ -348,15 +349,16 @@ def test_boxes_of_any_size_tell_how_large_batches_should_be() -> None:
     masked = convad_fx.convert(built("strided"), x)
     engine = masked.__dict__["engine"]
     found = masked.evaluate(x, masks, batch_size="auto")
-    size = next(size for key, size in engine.sizes.items() if key[-1] == "whole images and boxes")
-    assert len(size.calls) >= found.batches - 3  # all but the first of each way, small and large
+    size = next(size for key, size in engine.sizes.items() if key[-1] == "box")
+    # all but the first of each strategy, small and large
+    assert len(size.recent_calls) >= found.batches - 3
 
 
 def test_identical_masks_and_the_empty_one_are_asked_once() -> None:
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built("strided"), x)
     told: list[int] = []
-    twice = masked.evaluate(x, torch.cat([masks, masks]), told=told.append)
+    twice = masked.evaluate(x, torch.cat([masks, masks]), on_batch=told.append)
     assert twice.passes == len(masks)
     assert sum(told) == len(masks)
     assert torch.equal(twice.logits[:12], twice.logits[12:])
@@ -476,11 +478,11 @@ def test_new_parameters_forget_the_empty_answer() -> None:
 def test_more_masks_than_are_looked_at_together_keep_their_order() -> None:
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
-    masks = random_boxes(CHUNK + 70)
-    masks[CHUNK + 3] = masks[5]  # met in the first chunk
+    masks = random_boxes(MASKS_PER_CHUNK + 70)
+    masks[MASKS_PER_CHUNK + 3] = masks[5]  # met in the first chunk
     found = masked.evaluate(x, iter(masks))
     expected = torch.cat([masked(x, some) for some in masks.split(64)])
-    assert len(found.logits) == CHUNK + 70
+    assert len(found.logits) == MASKS_PER_CHUNK + 70
     torch.testing.assert_close(found.logits, expected)
     assert found.passes == len(masks.unique(dim=0))
 
@@ -666,56 +668,56 @@ def test_channels_last_is_the_same() -> None:
     (0.0, 0.02, 4),
 ])  # fmt: skip
 def test_the_batch_size_that_is_fastest_is_kept(call: float, more: float, best: int) -> None:
-    size = BatchSize(most=64)
+    size = BatchSize(max_images=64)
     tried, noise = [], itertools.cycle([1.0, 1.1, 0.9, 1.05, 0.95])
-    while size.found is None:
-        tried.append(size.of(1.0, 1000))
+    while size.best is None:
+        tried.append(size.for_boxes(1.0, 1000))
         for n in (tried[-1], 1.0):  # small calls, too, say what a call costs
             size.record(n, (call + 0.1 * n + more * n * n) * next(noise))
         if len(tried) in (1, 6):
             size.record(2.0, 30.0)  # something was compiled
     assert sorted(tried) == [4] * 3 + [8] * 3 + [16] * 3 + [32] * 3
-    assert size.of(1.0, 1000) == best
-    assert size.of(0.25, 1000) == 4 * best
-    assert size.call == pytest.approx(10 * call, abs=1.0)
-    assert BatchSize(most=64, fixed=5).of(0.25, 1000) == 5
+    assert size.for_boxes(1.0, 1000) == best
+    assert size.for_boxes(0.25, 1000) == 4 * best
+    assert size.call_cost == pytest.approx(10 * call, abs=1.0)
+    assert BatchSize(max_images=64, fixed=5).for_boxes(0.25, 1000) == 5
 
 
 def test_on_a_gpu_a_call_costs_as_much_as_many_images() -> None:
-    size = BatchSize.on_gpu(most=512)
-    assert size.call == 64
-    while size.found is None:
+    size = BatchSize.on_gpu(max_images=512)
+    assert size.call_cost == 64
+    while size.best is None:
         for share, masks in ((1.0, 1000), (0.1, 90)):
-            images = min(size.of(share, masks), masks) * share
+            images = min(size.for_boxes(share, masks), masks) * share
             size.record(images, max(12.0, 0.1 * images))  # ms: as good as the same up to 120 images
-    assert size.found == 256
-    assert 64 < size.call < 256
-    assert BatchSize.on_gpu(most=20).of(1.0, 1000) == 20
+    assert size.best == 256
+    assert 64 < size.call_cost < 256
+    assert BatchSize.on_gpu(max_images=20).for_boxes(1.0, 1000) == 20
 
 
 @pytest.mark.parametrize(("more", "best"), [(0.0, 16), (0.1, 4)])
 def test_groups_too_small_for_large_batches_get_the_best_of_the_others(
     more: float, best: int
 ) -> None:
-    size, asked = BatchSize(most=64), []
+    size, asked = BatchSize(max_images=64), []
     for _ in range(20):  # groups of 20 masks; 23 images' worth would count for a batch of 32
         left = 20
         while left:
-            n = min(size.of(1.0, left), left)
+            n = min(size.for_boxes(1.0, left), left)
             asked.append(n)
             size.record(n, 0.5 + 0.1 * n + more * n * n)
             left -= n
-    assert size.found is None
+    assert size.best is None
     assert {4, 8, 16} <= set(asked) <= {4, 8, 12, 16}
-    assert size.of(1.0, 20) == best
-    assert size.of(1.0, 1000) == 32  # not timed yet
+    assert size.for_boxes(1.0, 20) == best
+    assert size.for_boxes(1.0, 1000) == 32  # not timed yet
 
 
 def test_calls_that_are_all_alike_do_not_tell_what_a_call_costs() -> None:
-    size = BatchSize(most=64)
+    size = BatchSize(max_images=64)
     for noise in (1.0, 1.1, 0.9, 1.05, 0.95) * 4:
         size.record(8, 0.8 * noise)
-    assert 0.1 < size.call < 0.9
+    assert 0.1 < size.call_cost < 0.9
 
 
 @pytest.mark.parametrize(("error", "message", "call"), [
@@ -761,8 +763,8 @@ def test_boxes_hold_the_active_cells_of_every_level() -> None:
     engine = masked.__dict__["engine"]
     masks = some_masks()[:10]
     activities = engine.parts["box_activities"](x, masks)
-    whole = extent(masked.strategies.box, activities)
-    first, sizes = boxes(masked.strategies.box, activities, whole)
+    whole = whole_box(masked.strategies.box, activities)
+    first, sizes = smallest_boxes(masked.strategies.box, activities, whole)
     for activity, level in zip(activities, masked.strategies.box.levels, strict=True):
         if level is None:
             continue
@@ -785,17 +787,17 @@ def test_where_calls_are_dear_one_box_holds_all() -> None:
     sizes = [(n, 11 - n) for n in range(1, 11)] * 3
 
     saved = float((1 - by_area(np.array(sizes))).sum())
-    assert merged(sizes, by_area, call=saved + 1e-6) == {(10, 10): list(range(30))}
-    assert len(merged(sizes, by_area, call=0.4 * saved)) > 1
+    assert merge_groups(sizes, by_area, call_cost=saved + 1e-6) == {(10, 10): list(range(30))}
+    assert len(merge_groups(sizes, by_area, call_cost=0.4 * saved)) > 1
 
 
 def test_a_few_small_boxes_are_not_worth_a_call_of_their_own() -> None:
-    alone = merged([(4, 5)] + [(5, 5)] * 9, by_area, call=0.1)
+    alone = merge_groups([(4, 5)] + [(5, 5)] * 9, by_area, call_cost=0.1)
     assert alone == {(5, 5): list(range(10))}
-    assert len(merged([(2, 2)] * 9 + [(9, 9)] * 9, by_area, call=0.1)) == 2
+    assert len(merge_groups([(2, 2)] * 9 + [(9, 9)] * 9, by_area, call_cost=0.1)) == 2
     every = [(i, j) for i in range(1, 29) for j in range(1, 29)]
-    groups = merged(rounded(every, GROUPS, (1, 1)), by_area, call=0)
-    assert len(groups) <= GROUPS
+    groups = merge_groups(limit_sizes(every, MAX_SIZES, (1, 1)), by_area, call_cost=0)
+    assert len(groups) <= MAX_SIZES
     assert sorted(i for members in groups.values() for i in members) == list(range(784))
     for size, members in groups.items():
         assert max(size) <= 28
