@@ -246,15 +246,21 @@ def _rows_of(name: str, known: Searches | None, asked: argparse.Namespace) -> li
     return rows
 
 
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """Options for the networks and masks; `benchmarks.strategies` has the same."""
+    options = measure.parser(about, MODELS)
+    options.add_argument("--photos", type=int, default=4)
+    options.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
+    options.add_argument("--masks", type=int, default=1200)
+    options.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    return options
+
+
 def main() -> None:
-    parser = measure.parser(__doc__, MODELS)
-    parser.add_argument("--photos", type=int, default=4)
-    parser.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
-    parser.add_argument("--masks", type=int, default=1200)
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--channels-last", action="store_true", help="all of it in that order")
-    measure.run(parser.parse_args(), rows_of)
+    options = parser(__doc__)
+    options.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    options.add_argument("--channels-last", action="store_true", help="all of it in that order")
+    measure.run(options.parse_args(), rows_of)
 
 
 if __name__ == "__main__":
