@@ -19,11 +19,14 @@ class PrecisionCheck:
     Pass one object to all calls of `MaskedModule.evaluate` that belong together, and each size of
     box is compared once, not once per call.
 
-    >>> check = PrecisionCheck()
-    >>> for some in masks.split(100):                                       # doctest: +SKIP
-    ...     masked.evaluate(x, some, precision="bfloat16", precision_check=check)
-    >>> check.deviation                                                     # doctest: +SKIP
-    0.013
+    >>> import convad_fx
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()).eval()
+    >>> x, masks = torch.rand(1, 3, 8, 8), torch.rand(6, 1, 8, 8) < 0.5
+    >>> masked, check = convad_fx.convert(model, x), PrecisionCheck()
+    >>> for some in masks.split(2):
+    ...     _ = masked.evaluate(x, some, precision="bfloat16", precision_check=check)
+    >>> 0 < check.deviation < 0.1
+    True
 
     Attributes:
         compared: strategy and size, in tiles, of what was compared.
