@@ -12,28 +12,27 @@ from torch import Tensor, nn
 
 from convad_fx.compiler.analysis.report import Report
 from convad_fx.compiler.capture.trace import adopt
-from convad_fx.compiler.kernels import activity, patch
-from convad_fx.compiler.kernels import box as crop
+from convad_fx.compiler.kernels import activity, box, patch
 from convad_fx.compiler.lowering.strategies import Strategies
 from convad_fx.compiler.policy import Policy
 from convad_fx.engine import Engine, Evaluation, PrecisionCheck
 from convad_fx.errors import ModelError
 
 _EMITTED: tuple[Callable[..., Any], ...] = tuple(
-    f for home in (activity, crop, patch) for name, f in vars(home).items()
+    f for home in (activity, box, patch) for name, f in vars(home).items()
     if callable(f) and getattr(f, "__module__", "") == home.__name__ and name[0] != "_"
 )  # fmt: skip
 
 
 class EmittedTracer(torch.fx.Tracer):
-    """Traces emitted code back into its graph (unpickling): the functions it calls stay calls."""
+    """Traces emitted code back into its graph when unpickling; kernels are not traced into."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=_EMITTED)
 
 
 class EmittedCode(torch.fx.graph.CodeGen):
-    """Emitted code calls our functions by their plain names: ``gate(relu, conv1_activity)``."""
+    """Code that calls kernels by their plain names: ``gate(relu, conv1_activity)``."""
 
     def _gen_python_code(self, nodes: Any, root_module: str, namespace: Any, **kwargs: Any) -> Any:
         for function in _EMITTED:
@@ -42,7 +41,7 @@ class EmittedCode(torch.fx.graph.CodeGen):
 
 
 class Emitted(torch.fx.GraphModule):
-    """A graph of ours on the modules and parameters of a tree, which it shares."""
+    """A graph that shares the modules and parameters of `tree`."""
 
     def __init__(self, tree: nn.Module, graph: torch.fx.Graph, name: str) -> None:
         graph.set_codegen(EmittedCode())
@@ -65,11 +64,12 @@ class MaskedModule(Emitted):
     True
 
     x is (N, C, H, W), the mask bool (N, 1, H, W); either batch may be 1. One or three grid axes
-    instead of two work likewise. Parameters are the model's own until `.to(...)` copies them.
+    instead of two work too. Parameters are the model's own until `.to(...)` copies them.
 
     Attributes:
-        policy: what the conversion was asked for.
-        report: what the checker said.
+        policy: of the conversion.
+        report: of the checker.
+        strategies: how `evaluate` may run with less work.
 
     Raises (when called):
         ImageError, MaskError: an input of the wrong rank, size, dtype or device.
@@ -93,12 +93,12 @@ class MaskedModule(Emitted):
         self._fresh_engine()
 
     def _fresh_engine(self) -> None:
-        """Nothing evaluated so far holds for other parameters."""
+        """Make an engine without the results and timings of other parameters."""
         parts = {
             name: Emitted(self, graph, f"{name.title().replace('_', '')}{self.report.model}")
             for name, graph in self.strategies.graphs().items()
         }
-        # not an attribute that nn.Module registers: its modules are this one's
+        # not registered as a child of this nn.Module, whose modules it shares
         self.__dict__["engine"] = Engine(
             self, self.strategies, parts, reads_hidden=self.policy.input == "raw"
         )
@@ -166,20 +166,18 @@ class MaskedModule(Emitted):
         self._compile_parts()
 
     def _compile_parts(self) -> None:
-        """As the network itself is."""
+        """Compile the strategies if the network is compiled."""
         if self._compiled_as is None:
             return
         args, kwargs = self._compiled_as
-        engine: Engine = self.__dict__["engine"]
-        for name, part in engine.parts.items():
-            if name != "patch_base" and not name.endswith(
-                "_activities"
-            ):  # once an image or a chunk
-                emitted: Any = part
-                emitted.compile(*args, **kwargs)  # sizes that vary are marked
+        parts: dict[str, Any] = self.__dict__["engine"].parts
+        for name, part in parts.items():
+            # not what runs once per image or chunk
+            if name != "patch_base" and not name.endswith("_activities"):
+                part.compile(*args, **kwargs)  # axes that vary are marked as dynamic
 
     def train(self, mode: bool = True) -> MaskedModule:
-        """Refuses training mode: dropout and batch statistics would break every law."""
+        """Refuse training mode, in which dropout and batch statistics would break every law."""
         if mode:
             raise ModelError(
                 "a masked network has no training mode",
@@ -188,7 +186,7 @@ class MaskedModule(Emitted):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedModule:
-        """`.to()`, `.double()`, `.cuda()`: on parameters of our own; the model keeps its."""
+        """Apply `.to()`, `.double()` or `.cuda()` to copies of the model's parameters."""
         fresh: dict[int, nn.Parameter] = {}  # tied parameters stay tied
         for module in self.modules():
             for name, parameter in module._parameters.items():
@@ -223,8 +221,7 @@ class MaskedModule(Emitted):
         own: Any = super().__reduce__()
         parts: dict[str, Any] = {name: part.__reduce__() for name, part in engine.parts.items()}
         for _, (body, *_), *_ in (own, *parts.values()):
-            # what the engine remembers is not worth keeping; graphs of ways are among the parts;
-            # compiled code does not outlive its process
+            # results and timings are not kept, nor is compiled code; parts hold the graphs
             for name in ("engine", "strategies", "_compiled_as", "_compiled_call_impl"):
                 body.pop(name, None)
         return _unpickle, (own, parts, self.policy, self.report, self.strategies.with_graphs({}))

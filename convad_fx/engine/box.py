@@ -11,15 +11,15 @@ from torch import Tensor
 
 from convad_fx.compiler.lowering.box import BoxPlan, GridMap
 from convad_fx.engine.batch_size import MIN_ROWS, BatchSize
-from convad_fx.engine.bucketing import Size, group_by_size
+from convad_fx.engine.bucketing import Size
 from convad_fx.engine.chunk import Chunk, mark_dynamic, rows_of
-from convad_fx.engine.strategy import Parts, in_tiles
+from convad_fx.engine.strategy import Parts, SizedStrategy
 
 #: Larger than the index of any cell.
 UNBOUNDED = 1 << 40
 
 
-class BoxStrategy:
+class BoxStrategy(SizedStrategy):
     """Masks on the smallest boxes that hold their active cells on every level.
 
     Args:
@@ -29,7 +29,6 @@ class BoxStrategy:
         activities: of all masks, on whole grids; () where the network has no code for boxes.
         whole: size of a box that stands for the whole image.
         starts: of the boxes, in image positions, (K, axes).
-        sizes: of the boxes, in image positions.
     """
 
     name = "box"
@@ -38,6 +37,7 @@ class BoxStrategy:
         self, plan: BoxPlan, parts: Parts, chunk: Chunk, batch: BatchSize, *, enabled: bool = True
     ) -> None:
         self.plan, self.parts, self.chunk, self.batch = plan, parts, chunk, batch
+        self.cost_model, self.unit, self.tile = plan.work, plan.granularity, plan.tile
         self.activities: tuple[Tensor, ...] = ()
         self.whole = plan.image_size
         self.starts = torch.zeros(len(chunk), len(self.whole), dtype=torch.long)
@@ -51,20 +51,7 @@ class BoxStrategy:
         if "box" in parts and enabled:
             starts, sizes = smallest_boxes(plan, self.activities, self.whole)
             self.starts, self.sizes = starts[: len(chunk)], sizes[: len(chunk)]
-        self.costs: list[float] = plan.work.shares(np.array(self.sizes)).tolist()
-
-    def groups(self, members: list[int]) -> dict[Size, list[int]]:
-        """Size of box -> the masks that run on it."""
-        shares, unit = self.plan.work.shares, self.plan.granularity
-        return group_by_size(members, self.sizes, shares, self.batch.call_cost, unit)
-
-    def share(self, size: Size) -> float:
-        """Arithmetic on a box."""
-        return self.plan.work.share(size)
-
-    def key(self, size: Size) -> tuple[Any, ...]:
-        """Tiles of a box."""
-        return self.name, *in_tiles(size, self.plan.tile)
+        self.costs: list[float] = self.cost_model.shares(np.array(self.sizes)).tolist()
 
     def call(self, size: Size, members: list[int]) -> tuple[Any, ...]:
         """Code for boxes, images, cells, activities."""

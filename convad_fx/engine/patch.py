@@ -13,15 +13,15 @@ from convad_fx.compiler.lowering.box import GridMap
 from convad_fx.compiler.lowering.patch import PatchPlan
 from convad_fx.engine.batch_size import MIN_ROWS, BatchSize
 from convad_fx.engine.box import active_spans
-from convad_fx.engine.bucketing import Size, group_by_size
+from convad_fx.engine.bucketing import Size
 from convad_fx.engine.chunk import Chunk, mark_dynamic, rows_of
-from convad_fx.engine.strategy import Parts, in_tiles
+from convad_fx.engine.strategy import Parts, SizedStrategy
 
 #: Time per multiplication on patches, which are copied, relative to whole grids.
 PATCH_OVERHEAD = 1.2
 
 
-class PatchStrategy:
+class PatchStrategy(SizedStrategy):
     """Recomputes what masks of one image change, for those of which that is less work.
 
     Args:
@@ -44,14 +44,15 @@ class PatchStrategy:
         otherwise: list[float],
         call_cost: float,
     ) -> None:
-        self.plan, self.parts, self.chunk, self.batch = plan, parts, chunk, batch
+        self.parts, self.chunk, self.batch = parts, chunk, batch
+        self.cost_model, self.unit, self.tile = plan.work, plan.tile, plan.tile
         self.costs, self.members, self.sizes = otherwise, set[int](), list[Size]()
         if "patch" not in parts or len(chunk.x) > 1:
             return
-        self.tile = torch.tensor(plan.tile)
-        self.tiles = -(-torch.tensor(plan.image_size) // self.tile)
-        self.starts, sizes = self._hidden_boxes(~chunk.masks)
-        self.sizes = [tuple(row) for row in (sizes * self.tile).tolist()]
+        tile = torch.tensor(plan.tile)
+        self._tiles = -(-torch.tensor(plan.image_size) // tile)
+        self._starts, sizes = _hidden_boxes(chunk.masks, tile, self._tiles)
+        self.sizes = [tuple(row) for row in (sizes * tile).tolist()]
         shares = plan.work.shares(np.array(self.sizes)).tolist()
         gains = [o - PATCH_OVERHEAD * s for o, s in zip(otherwise, shares, strict=True)]
         gains = [max(gain, 0.0) for gain in gains]
@@ -60,17 +61,6 @@ class PatchStrategy:
             self.members = {k for k, gain in enumerate(gains) if gain > 0}
             self.costs = [o - gain for o, gain in zip(otherwise, gains, strict=True)]
 
-    def _hidden_boxes(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Starts and sizes, in tiles, of boxes around what is hidden, (K, axes) each."""
-        axes = hidden.dim() - 2
-        grid = GridMap(tuple(range(2, hidden.dim())), (1,) * axes, ((0, 0),) * axes)
-        low, high = torch.zeros(2, len(hidden), axes, dtype=torch.long)
-        for axis, first, end in active_spans(hidden, grid):
-            low[:, axis], high[:, axis] = first, end
-        low = torch.minimum(low // self.tile, self.tiles - 1)  # where nothing is hidden: any tile
-        sizes = (-(-high // self.tile) - low).clamp(min=MIN_ROWS)
-        return low, torch.minimum(sizes, self.tiles)
-
     def prepare(self, without: Iterable[int]) -> None:
         """Run the network without a mask, for all members but those that others evaluate."""
         self.members.difference_update(without)
@@ -78,27 +68,27 @@ class PatchStrategy:
             self.base = self.parts["patch_base"](self.chunk.x, None)
             self.activities = self.parts["patch_activities"](self.chunk.x, self.chunk.masks)
 
-    def groups(self, members: list[int]) -> dict[Size, list[int]]:
-        """Size of hidden box -> the masks that run on its patches."""
-        shares = self.plan.work.shares
-        return group_by_size(members, self.sizes, shares, self.batch.call_cost, self.plan.tile)
-
-    def share(self, size: Size) -> float:
-        """Arithmetic on patches, without copying."""
-        return self.plan.work.share(size)
-
-    def key(self, size: Size) -> tuple[Any, ...]:
-        """Tiles of a hidden box."""
-        return self.name, *in_tiles(size, self.plan.tile)
-
     def call(self, size: Size, members: list[int]) -> tuple[Any, ...]:
         """Code for patches, the image, positions (N, tiles, positions of a tile), activities."""
-        last = self.tiles - torch.tensor(size) // self.tile
-        starts = torch.minimum(self.starts[members], last) * self.tile
+        tiles = torch.tensor(self.tile)
+        last = self._tiles - torch.tensor(size) // tiles
+        starts = torch.minimum(self._starts[members], last) * tiles
         positions = []
-        for axis, (n, tile) in enumerate(zip(size, self.plan.tile, strict=True)):
+        for axis, (n, tile) in enumerate(zip(size, self.tile, strict=True)):
             steps = torch.arange(n).reshape(n // tile, tile)
             of_axis = (starts[:, axis, None, None] + steps).to(self.chunk.x.device)
             positions.append(mark_dynamic(of_axis, 0, 1))
         activities = [rows_of(activity, members) for activity in self.activities]
         return self.parts["patch"], self.chunk.x, *positions, *activities, *self.base
+
+
+def _hidden_boxes(masks: Tensor, tile: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Starts and sizes, in tiles, of boxes around what is hidden, (K, axes) each."""
+    axes = len(tile)
+    grid = GridMap(tuple(range(2, masks.dim())), (1,) * axes, ((0, 0),) * axes)
+    low, high = torch.zeros(2, len(masks), axes, dtype=torch.long)
+    for axis, first, end in active_spans(~masks, grid):
+        low[:, axis], high[:, axis] = first, end
+    low = torch.minimum(low // tile, tiles - 1)  # where nothing is hidden: any tile
+    sizes = (-(-high // tile) - low).clamp(min=MIN_ROWS)
+    return low, torch.minimum(sizes, tiles)

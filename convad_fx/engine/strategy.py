@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from convad_fx.compiler.lowering.cost_model import CostModel
 from convad_fx.engine.batch_size import BatchSize
-from convad_fx.engine.bucketing import Size
+from convad_fx.engine.bucketing import Size, group_by_size
 from convad_fx.engine.chunk import Chunk
 
 #: Emitted code, by the names of `Strategies.graphs`.
@@ -47,6 +48,35 @@ class Strategy(Protocol):
         """What to call for masks of the group of this size, and its arguments, first a tensor."""
 
 
+class SizedStrategy:
+    """Groups masks by the size of their boxes; a base for strategies on boxes.
+
+    Attributes:
+        sizes: of each mask's box, in image positions; multiples of `unit`.
+        cost_model: arithmetic on a box of any size.
+    """
+
+    name: str
+    batch: BatchSize
+    sizes: list[Size]
+    cost_model: CostModel
+    unit: Size
+    tile: Size
+
+    def groups(self, members: list[int]) -> dict[Size, list[int]]:
+        """Size of box -> the masks that run on it; merged where that saves calls."""
+        shares, call_cost = self.cost_model.shares, self.batch.call_cost
+        return group_by_size(members, self.sizes, shares, call_cost, self.unit)
+
+    def share(self, size: Size) -> float:
+        """Arithmetic for a box, in whole images."""
+        return self.cost_model.share(size)
+
+    def key(self, size: Size) -> tuple[Any, ...]:
+        """The strategy and the tiles of a box, of which the last may be cut off."""
+        return self.name, *(-(-n // tile) for n, tile in zip(size, self.tile, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Masks that run together by one strategy at one size."""
@@ -60,8 +90,3 @@ def groups_of(strategy: Strategy, members: list[int]) -> Iterator[Group]:
     """The groups of these masks."""
     for size, group in strategy.groups(members).items():
         yield Group(strategy, size, group)
-
-
-def in_tiles(size: Size, tile: tuple[int, ...]) -> tuple[int, ...]:
-    """Tiles along each axis, of which the last may be cut off."""
-    return tuple(-(-n // t) for n, t in zip(size, tile, strict=True))

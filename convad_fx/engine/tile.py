@@ -11,9 +11,9 @@ from convad_fx.compiler.lowering.tile import TilePlan
 from convad_fx.engine.batch_size import LARGE_BATCH, BatchSize
 from convad_fx.engine.batching import BatchRunner
 from convad_fx.engine.box import BoxStrategy
-from convad_fx.engine.bucketing import Size, group_by_size
+from convad_fx.engine.bucketing import Size
 from convad_fx.engine.chunk import mark_dynamic
-from convad_fx.engine.strategy import Parts, in_tiles
+from convad_fx.engine.strategy import Parts, SizedStrategy
 from convad_fx.engine.tile_set import TileSet
 
 #: Time per multiplication on tiles, relative to boxes.
@@ -24,7 +24,7 @@ TILE_BATCH_WEIGHT = 1 / 8
 MIN_SHARE = 1e-3
 
 
-class TileStrategy:
+class TileStrategy(SizedStrategy):
     """Computes the different tiles once, and the rest of the network on boxes made of them.
 
     Args:
@@ -46,8 +46,9 @@ class TileStrategy:
         otherwise: list[float],
         members: list[int],
     ) -> None:
-        self.plan, self.parts, self.box, self.batch = plan, parts, box, batch
-        self.chunk, self.members = box.chunk, members
+        self.parts, self.box, self.batch = parts, box, batch
+        self.chunk, self.members, self.sizes = box.chunk, members, box.sizes
+        self.cost_model, self.unit, self.tile = plan.work, box.unit, box.tile
         starts = box.starts[members]
         ends = starts + torch.tensor([box.sizes[k] for k in members])
         self.tiles = TileSet(plan, box.activities, members, starts, ends)
@@ -59,12 +60,12 @@ class TileStrategy:
     @property
     def tile_cost(self) -> float:
         """Cost of all tiles, in whole images."""
-        return TILE_OVERHEAD * self.tiles.cost / self.plan.work.total
+        return TILE_OVERHEAD * self.tiles.cost / self.cost_model.total
 
     @property
     def tile_area(self) -> float:
         """Arithmetic of all tiles, in whole images."""
-        return self.tiles.multiplications / self.plan.work.total
+        return self.tiles.multiplications / self.cost_model.total
 
     def compute_tiles(self, runner: BatchRunner, batches: list[BatchSize]) -> None:
         """Run all stages, each in batches of its own size."""
@@ -82,18 +83,9 @@ class TileStrategy:
             ):
                 self.tiles.store(i, rows, tiles)
 
-    def groups(self, members: list[int]) -> dict[Size, list[int]]:
-        """Size of box -> the masks that run on it."""
-        shares, unit = self.plan.work.shares, self.box.plan.granularity
-        return group_by_size(members, self.box.sizes, shares, self.batch.call_cost, unit)
-
     def share(self, size: Size) -> float:
-        """Arithmetic on a box, after the tiles."""
-        return max(self.plan.work.share(size), MIN_SHARE)
-
-    def key(self, size: Size) -> tuple[Any, ...]:
-        """Tiles of a box."""
-        return self.name, *in_tiles(size, self.box.plan.tile)
+        """Arithmetic for a box, after the tiles; positive."""
+        return max(super().share(size), MIN_SHARE)
 
     def call(self, size: Size, members: list[int]) -> tuple[Any, ...]:
         """Code for what follows the tiles, boxes of them, cells, activities."""
