@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from convad_fx.engine.batch_size import LARGE_BATCH, MIN_ROWS, BatchSize
 from convad_fx.engine.memory import unless_out_of_memory
+from convad_fx.engine.precision import PrecisionCheck
+from convad_fx.engine.strategy import Group
 from convad_fx.errors import ModelError
 
 #: Numbers of masks or tiles -> what to call for them, and its arguments, of which the first is a
@@ -28,11 +31,13 @@ class Work:
         passes: masks evaluated.
         area: arithmetic, in whole images.
         batches: calls of the network, or of a part of it.
+        deviation: largest difference of a logit from float32, where compared.
     """
 
     passes: int = 0
     area: float = 0.0
     batches: int = 0
+    deviation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,30 @@ class BatchRunner:
         device: of the image.
         compiled: the code is compiled, so that batches have at least `MIN_ROWS` rows.
         dtype: autocast to this type.
-        work: counts the batches.
+        check: what need not be compared with float32 again.
     """
 
     device: torch.device
     compiled: bool
     dtype: torch.dtype | None
+    check: PrecisionCheck
     work: Work = field(default_factory=Work)
+
+    def evaluate(self, group: Group) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield the numbers of the masks of each batch, and their logits."""
+        strategy, size = group.strategy, group.size
+        share, key = strategy.share(size), strategy.key(size)
+        prepare = partial(strategy.call, size)
+        batches = self.run(group.members, prepare, strategy.batch, name=strategy.name, share=share)
+        for members, output in batches:
+            logits = output.clone()  # the next call of a CUDA graph overwrites its output
+            if self.dtype is not None and key not in self.check.compared:
+                self.check.compared.add(key)
+                ends = sorted({0, len(members) - 1})  # neighbouring masks may be alike
+                self._compare([members[i] for i in ends], prepare, logits[ends])
+            self.work.passes += len(members)
+            self.work.area += share * len(members)
+            yield [strategy.chunk.numbers[k] for k in members], logits
 
     def run(
         self,
@@ -109,12 +131,14 @@ class BatchRunner:
         )
         return None if answer is None else answer[: len(items)]
 
-    def deviation(self, items: list[int], prepare: PrepareCall, answer: Tensor) -> float:
-        """Largest difference of the answer from float32, on as many items as fit into memory."""
+    def _compare(self, items: list[int], prepare: PrepareCall, answer: Tensor) -> None:
+        """Compare answers with float32, for as many items as fit into memory."""
         compared = len(items)
         while (exact := self.attempt(items[:compared], prepare, exact=True)) is None:
             compared //= 2
-        return float((exact.double() - answer[:compared].double()).abs().max())
+        deviation = float((exact.double() - answer[:compared].double()).abs().max())
+        self.work.deviation = max(self.work.deviation or 0.0, deviation)
+        self.check.deviation = max(self.check.deviation or 0.0, deviation)
 
     def _call(
         self, network: Callable[..., Any], first: Tensor, *args: Tensor, exact: bool

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convad_fx.engine.chunk import MASKS_PER_CHUNK, Chunk
+from convad_fx.engine.collect import Answers
 from convad_fx.engine.mask_hash import mask_hashes
 from convad_fx.engine.weights import WeightVersions
 from convad_fx.errors import MaskError
@@ -81,3 +82,10 @@ class EmptyMaskCache:
             kept[empty[0]] = True
         rest = chunk.take(kept.nonzero().flatten().tolist())
         return rest, [chunk.numbers[i] for i in empty]
+
+    def answer(self, empty: list[int], key: Any, answers: Answers) -> None:
+        """Add the answers to empty masks, of which the first was evaluated if none was cached."""
+        if key not in self.answers:
+            self.answers[key] = answers.of(empty.pop(0))
+        cached = self.answers[key]
+        answers.add(cached.expand(len(empty), *cached.shape[1:]), empty)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from convad_fx.compiler.lowering.strategies import Strategies
 from convad_fx.engine.batch_size import BatchSize, batch_size_for
-from convad_fx.engine.batching import BatchRunner
+from convad_fx.engine.batching import BatchRunner, Work
 from convad_fx.engine.choose import Chooser
-from convad_fx.engine.chunk import Chunk, mask_chunks
+from convad_fx.engine.chunk import mask_chunks
 from convad_fx.engine.collect import Answers
 from convad_fx.engine.dedup import EmptyMaskCache, UniqueMasks
 from convad_fx.engine.precision import PRECISIONS, PrecisionCheck, check_precision
 from convad_fx.engine.probe import StrategyProbe
-from convad_fx.engine.strategy import Group, Parts
+from convad_fx.engine.strategy import Parts
 from convad_fx.errors import ImageError
 
 
@@ -42,6 +42,12 @@ class Evaluation:
     area: float
     batches: int
     deviation: float | None = None
+
+    @classmethod
+    def of(cls, logits: Tensor, work: Work) -> Evaluation:
+        """Logits, and the work that was done for them."""
+        area = work.area / work.passes if work.passes else 0.0
+        return cls(logits, work.passes, area, work.batches, work.deviation)
 
 
 class Engine:
@@ -89,112 +95,47 @@ class Engine:
         check_precision(precision, x.dtype)
         if x.dim() < 3:
             raise ImageError("the image is not a tensor (N, C, ...)", hint="see x[None]")
-        pipeline = _Pipeline(self, x, batch_size, precision, on_batch, precision_check)
+        kind = _input_kind(x, precision)
+        probe = self.probes.setdefault(kind, StrategyProbe())
+        compiled = getattr(self.network, "_compiled_call_impl", None) is not None
+        dtype = None if precision is None else PRECISIONS[precision]
+        runner = BatchRunner(x.device, compiled, dtype, precision_check or PrecisionCheck())
+        sizes = self._batch_sizes(x, batch_size, kind)
+        parts = self.network, self.strategies, self.parts
+        chooser = Chooser(*parts, x, sizes, runner, probe, self.disabled)
+        unique, answers = UniqueMasks(x), Answers()
         with torch.inference_mode():
-            for chunk in mask_chunks(masks, x):
-                pipeline.add(chunk)
-        return pipeline.result()
+            for given in mask_chunks(masks, x):
+                chunk, empty = unique.new(given), list[int]()
+                if not self.reads_hidden:
+                    chunk, empty = self.empty.split(chunk, kind, self.network)
+                if len(chunk):
+                    with probe.evaluating(len(chunk)):
+                        # no variable holds a group, and so its tensors, when the next is chosen
+                        batches = map(runner.evaluate, chooser.choose(chunk))
+                        for numbers, logits in chain.from_iterable(batches):
+                            answers.add(logits, numbers)
+                            if on_batch is not None:
+                                on_batch(len(numbers))
+                if empty:
+                    self.empty.answer(empty, kind, answers)
+        return Evaluation.of(answers.rows(unique.rows), runner.work)
 
-    def input_kind(self, x: Tensor, precision: str | None) -> tuple[Any, ...]:
-        """Inputs that are alike in this have equal batch sizes and answers to the empty mask."""
-        device = x.device.type
-        autocast = torch.is_autocast_enabled(device)
-        outer = torch.get_autocast_dtype(device) if autocast else None
-        return str(x.device), x.dtype, tuple(x.shape[2:]), precision, outer
-
-    def batch_sizes(
+    def _batch_sizes(
         self, x: Tensor, batch_size: int | str, kind: tuple[Any, ...]
     ) -> dict[str, BatchSize]:
         """By strategy; whole images and boxes have one, stages of tiles one each."""
         tiles = math.prod(self.strategies.tile.counts)
-        stages = len(self.strategies.tile.stages)
         items = dict.fromkeys(("box", "patch", "tile"), 1)
-        items |= {f"tile stage {i}": tiles for i in range(stages)}
+        items |= {f"tile stage {i}": tiles for i in range(len(self.strategies.tile.stages))}
         sizes = {name: batch_size_for(x, batch_size, n) for name, n in items.items()}
         if batch_size == "auto":
             return {name: self.sizes.setdefault((*kind, name), n) for name, n in sizes.items()}
         return sizes
 
 
-class _Pipeline:
-    """One call of `evaluate`: the state of its four steps."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        x: Tensor,
-        batch_size: int | str,
-        precision: str | None,
-        on_batch: Callable[[int], Any] | None,
-        precision_check: PrecisionCheck | None,
-    ) -> None:
-        self.engine, self.on_batch = engine, on_batch
-        self.kind = engine.input_kind(x, precision)
-        self.probe = engine.probes.setdefault(self.kind, StrategyProbe())
-        compiled = getattr(engine.network, "_compiled_call_impl", None) is not None
-        dtype = None if precision is None else PRECISIONS[precision]
-        self.check = PrecisionCheck() if precision_check is None else precision_check
-        self.deviation: float | None = None
-        self.unique = UniqueMasks(x)
-        self.runner = BatchRunner(x.device, compiled, dtype)
-        self.chooser = Chooser(
-            engine.network,
-            engine.strategies,
-            engine.parts,
-            x,
-            engine.batch_sizes(x, batch_size, self.kind),
-            self.runner,
-            self.probe,
-            engine.disabled,
-        )
-        self.answers = Answers()
-
-    def add(self, masks: Tensor) -> None:
-        """Evaluate a chunk of masks (K, 1, *grid)."""
-        chunk, empty = self._deduplicate(masks)
-        if len(chunk):
-            with self.probe.evaluating(len(chunk)):
-                for group in self.chooser.choose(chunk):
-                    self._run(group)
-        if empty:
-            cached = self.engine.empty.answers
-            if self.kind not in cached:
-                cached[self.kind] = self.answers.of(empty.pop(0))
-            answer = cached[self.kind]
-            self.answers.add(answer.expand(len(empty), *answer.shape[1:]), empty)
-
-    def _deduplicate(self, masks: Tensor) -> tuple[Chunk, list[int]]:
-        """Masks to evaluate, and the numbers of new empty ones."""
-        chunk = self.unique.new(masks)
-        if not len(chunk) or self.engine.reads_hidden:
-            return chunk, []
-        return self.engine.empty.split(chunk, self.kind, self.engine.network)
-
-    def _run(self, group: Group) -> None:
-        """Evaluate a group in batches."""
-        strategy, size = group.strategy, group.size
-        share, key = strategy.share(size), strategy.key(size)
-        prepare = partial(strategy.call, size)
-        batches = self.runner.run(
-            group.members, prepare, strategy.batch, name=strategy.name, share=share
-        )
-        for members, output in batches:
-            logits = output.clone()  # the next call of a CUDA graph overwrites its output
-            if self.runner.dtype is not None and key not in self.check.compared:
-                self.check.compared.add(key)
-                ends = sorted({0, len(members) - 1})  # neighbouring masks may be alike
-                deviation = self.runner.deviation([members[i] for i in ends], prepare, logits[ends])
-                self.check.record(deviation)
-                self.deviation = max(self.deviation or 0.0, deviation)
-            self.answers.add(logits, [strategy.chunk.numbers[k] for k in members])
-            self.runner.work.passes += len(members)
-            self.runner.work.area += share * len(members)
-            if self.on_batch is not None:
-                self.on_batch(len(members))
-
-    def result(self) -> Evaluation:
-        """The answers in the order of the masks."""
-        work = self.runner.work
-        area = work.area / work.passes if work.passes else 0.0
-        logits = self.answers.rows(self.unique.rows)
-        return Evaluation(logits, work.passes, area, work.batches, self.deviation)
+def _input_kind(x: Tensor, precision: str | None) -> tuple[Any, ...]:
+    """Inputs of one kind share batch sizes, timings and the answer to the empty mask."""
+    device = x.device.type
+    outer = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return str(x.device), x.dtype, tuple(x.shape[2:]), precision, outer

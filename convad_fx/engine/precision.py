@@ -37,10 +37,6 @@ class PrecisionCheck:
     compared: set[tuple[Any, ...]] = field(default_factory=set)
     deviation: float | None = None
 
-    def record(self, deviation: float) -> None:
-        """Remember the deviation if it is the largest."""
-        self.deviation = max(self.deviation or 0.0, deviation)
-
 
 def check_precision(precision: str | None, dtype: torch.dtype = torch.float32) -> None:
     """Check that autocast can lower an image of this type to the named precision.
