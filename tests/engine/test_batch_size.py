@@ -10,17 +10,17 @@ from convad_fx.engine.batch_size import BatchSize
 
 
 @pytest.mark.parametrize(("call", "more", "best"), [
-    (0.5, 0.0, 32),  # what a call costs weighs most: 0.1 s for an image beside it
-    (0.5, 0.01, 8),  # large batches cost more for each image
+    (0.5, 0.0, 32),  # expensive calls: as long as five images
+    (0.5, 0.01, 8),  # large batches are slower per image
     (0.0, 0.0, 32),  # all the same: the largest
     (0.0, 0.02, 4),
 ])  # fmt: skip
-def test_the_batch_size_that_is_fastest_is_kept(call: float, more: float, best: int) -> None:
+def test_the_fastest_batch_size_is_kept(call: float, more: float, best: int) -> None:
     size = BatchSize(max_images=64)
     tried, noise = [], itertools.cycle([1.0, 1.1, 0.9, 1.05, 0.95])
     while size.best is None:
         tried.append(size.for_boxes(1.0, 1000))
-        for n in (tried[-1], 1.0):  # small calls, too, say what a call costs
+        for n in (tried[-1], 1.0):  # small calls determine the fixed cost, too
             size.record(n, (call + 0.1 * n + more * n * n) * next(noise))
         if len(tried) in (1, 6):
             size.record(2.0, 30.0)  # something was compiled
@@ -44,9 +44,7 @@ def test_on_a_gpu_a_call_costs_as_much_as_many_images() -> None:
 
 
 @pytest.mark.parametrize(("more", "best"), [(0.0, 16), (0.1, 4)])
-def test_groups_too_small_for_large_batches_get_the_best_of_the_others(
-    more: float, best: int
-) -> None:
+def test_small_groups_use_the_best_size_that_they_fill(more: float, best: int) -> None:
     size, asked = BatchSize(max_images=64), []
     for _ in range(20):  # groups of 20 masks; 23 images' worth would count for a batch of 32
         left = 20
@@ -61,7 +59,7 @@ def test_groups_too_small_for_large_batches_get_the_best_of_the_others(
     assert size.for_boxes(1.0, 1000) == 32  # not timed yet
 
 
-def test_calls_that_are_all_alike_do_not_tell_what_a_call_costs() -> None:
+def test_equal_calls_leave_the_default_call_cost() -> None:
     size = BatchSize(max_images=64)
     for noise in (1.0, 1.1, 0.9, 1.05, 0.95) * 4:
         size.record(8, 0.8 * noise)

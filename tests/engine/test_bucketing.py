@@ -13,7 +13,7 @@ def by_area(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
     return sizes.prod(1) / 100
 
 
-def test_where_calls_are_dear_one_box_holds_all() -> None:
+def test_expensive_calls_merge_all_groups() -> None:
     sizes = [(n, 11 - n) for n in range(1, 11)] * 3
 
     saved = float((1 - by_area(np.array(sizes))).sum())
@@ -21,7 +21,7 @@ def test_where_calls_are_dear_one_box_holds_all() -> None:
     assert len(merge_groups(sizes, by_area, call_cost=0.4 * saved)) > 1
 
 
-def test_a_few_small_boxes_are_not_worth_a_call_of_their_own() -> None:
+def test_small_groups_are_merged_into_larger_boxes() -> None:
     alone = merge_groups([(4, 5)] + [(5, 5)] * 9, by_area, call_cost=0.1)
     assert alone == {(5, 5): list(range(10))}
     assert len(merge_groups([(2, 2)] * 9 + [(9, 9)] * 9, by_area, call_cost=0.1)) == 2

@@ -1,4 +1,4 @@
-"""Which strategies run, and that all of them give the same."""
+"""Strategies may be left out, and each is compared with float32 once."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from tests.compiler.lowering.test_box import (
 )
 
 
-def test_boxes_of_any_size_tell_how_large_batches_should_be() -> None:
+def test_batches_of_all_sizes_of_box_are_timed() -> None:
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), random_boxes(300)
     masked = convad_fx.convert(built("strided"), x)
     engine = masked.__dict__["engine"]
@@ -34,20 +34,20 @@ def test_boxes_of_any_size_tell_how_large_batches_should_be() -> None:
     assert len(size.recent_calls) >= found.batches - 3
 
 
-def test_identical_masks_and_the_empty_one_are_asked_once() -> None:
+def test_identical_masks_and_the_empty_mask_are_evaluated_once() -> None:
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built("strided"), x)
-    told: list[int] = []
-    twice = masked.evaluate(x, torch.cat([masks, masks]), on_batch=told.append)
+    sizes: list[int] = []
+    twice = masked.evaluate(x, torch.cat([masks, masks]), on_batch=sizes.append)
     assert twice.passes == len(masks)
-    assert sum(told) == len(masks)
+    assert sum(sizes) == len(masks)
     assert torch.equal(twice.logits[:12], twice.logits[12:])
     again = masked.evaluate(2 * x, masks)
     assert again.passes == len(masks) - 1
     assert torch.equal(again.logits[11], twice.logits[11])
 
 
-def test_with_raw_input_the_empty_mask_is_asked_for_every_image() -> None:
+def test_with_raw_input_the_empty_mask_is_evaluated_for_every_image() -> None:
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x, convad_fx.Policy(input="raw"))
     nothing = torch.zeros(1, 1, *GRID, dtype=torch.bool)
@@ -57,7 +57,7 @@ def test_with_raw_input_the_empty_mask_is_asked_for_every_image() -> None:
         torch.testing.assert_close(found.logits, masked(image, nothing))
 
 
-def test_what_is_compiled_serves_every_box_and_batch() -> None:
+def test_few_graphs_are_compiled_for_all_boxes_and_batches() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
@@ -67,7 +67,7 @@ def test_what_is_compiled_serves_every_box_and_batch() -> None:
     assert graphs_compiled(masked, x, some) <= 4
 
 
-def test_what_is_compiled_serves_any_number_of_images() -> None:
+def test_few_graphs_are_compiled_for_any_number_of_images() -> None:
     torch.manual_seed(0)
     x = torch.randn(40, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x[:1])
@@ -94,7 +94,7 @@ def _pointed_elsewhere(masked: nn.Module) -> None:
 
 
 def _in_inference_mode(masked: Any) -> None:
-    """Such tensors do not count what is written to them: nothing is remembered."""
+    """Inference tensors have no version counter, so nothing is cached."""
     nothing = torch.zeros(1, 1, *GRID, dtype=torch.bool)
     with torch.inference_mode():
         head = masked.head
@@ -106,7 +106,7 @@ def _in_inference_mode(masked: Any) -> None:
 @pytest.mark.parametrize(
     "change", [_written_in_place, _loaded, _assigned, _pointed_elsewhere, _in_inference_mode]
 )
-def test_other_weights_forget_the_empty_answer(change: Callable[[nn.Module], None]) -> None:
+def test_changed_weights_invalidate_the_cached_answer(change: Callable[[nn.Module], None]) -> None:
     masked = convad_fx.convert(built("strided").float(), torch.zeros(1, 3, *GRID))
     x, nothing = torch.rand(1, 3, *GRID), torch.zeros(2, 1, *GRID, dtype=torch.bool)
     before = masked.evaluate(x, nothing).logits
@@ -118,7 +118,7 @@ def test_other_weights_forget_the_empty_answer(change: Callable[[nn.Module], Non
         assert torch.allclose(found.logits, masked(x, nothing), atol=1e-6)
 
 
-def test_new_parameters_forget_the_empty_answer() -> None:
+def test_new_parameters_invalidate_the_cached_answer() -> None:
     x, nothing = torch.randn(1, 3, *GRID), torch.zeros(1, 1, *GRID, dtype=torch.bool)
     masked = convad_fx.convert(built("strided").float(), x)
     before = masked.evaluate(x, nothing).logits
@@ -128,11 +128,11 @@ def test_new_parameters_forget_the_empty_answer() -> None:
     torch.testing.assert_close(after.float(), before)
 
 
-def test_more_masks_than_are_looked_at_together_keep_their_order() -> None:
+def test_masks_keep_their_order_across_chunks() -> None:
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
     masks = random_boxes(MASKS_PER_CHUNK + 70)
-    masks[MASKS_PER_CHUNK + 3] = masks[5]  # met in the first chunk
+    masks[MASKS_PER_CHUNK + 3] = masks[5]  # also in the first chunk
     found = masked.evaluate(x, iter(masks))
     expected = torch.cat([masked(x, some) for some in masks.split(64)])
     assert len(found.logits) == MASKS_PER_CHUNK + 70
@@ -149,7 +149,7 @@ def test_masks_may_come_one_by_one_and_images_one_each() -> None:
     torch.testing.assert_close(each.logits, masked(x, masks))
 
 
-def test_lower_precision_says_how_far_it_is() -> None:
+def test_lower_precision_reports_its_deviation() -> None:
     x, masks = torch.randn(1, 3, *GRID), some_masks()
     masked = convad_fx.convert(built("strided").float(), x)
     exact = masked.evaluate(x, masks)
@@ -162,7 +162,7 @@ def test_lower_precision_says_how_far_it_is() -> None:
     assert 0 < lower.deviation < 0.2
 
 
-def test_the_first_and_the_last_of_a_batch_are_held_against_float32() -> None:
+def test_the_first_and_last_mask_of_a_batch_are_compared_with_float32() -> None:
     allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).strategies
 
     def network(x: Tensor, mask: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def test_the_first_and_the_last_of_a_batch_are_held_against_float32() -> None:
 
 
 @pytest.mark.parametrize("precision", [None, "bfloat16"])
-def test_answers_that_are_written_over_by_the_next_are_kept(precision: str | None) -> None:
+def test_outputs_that_are_overwritten_are_copied_before(precision: str | None) -> None:
     """As CUDA graphs do."""
     allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).strategies
     memory = torch.zeros(12, 1)
@@ -227,7 +227,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Any, batch_size: Any)
     assert network.asked == ([6, 3, 3, 3, 3] if batch_size == 8 else [4] + [2] * 6)
     kept = masks.flatten(1).sum(1).tolist()
     assert found.logits.flatten().tolist() == kept
-    # two of the first batch are to be compared, and one is
+    # of the first batch two masks should be compared, but one fits
     network = Scarce(1, error)
     engine = Engine(network, allowed, {}, reads_hidden=True)
     found = engine.evaluate(x, masks, batch_size=2, precision="bfloat16")
@@ -238,7 +238,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Any, batch_size: Any)
         Engine(Scarce(0, error), allowed, {}, reads_hidden=True).evaluate(x, masks)
 
 
-def test_activities_of_too_many_masks_are_looked_at_in_parts() -> None:
+def test_chunks_are_halved_if_activities_do_not_fit() -> None:
     masked = convad_fx.convert(built("strided"), x := torch.randn(1, 3, *GRID).double())
     masks, engine, asked = some_masks(), masked.__dict__["engine"], list[int]()
     expected = convad_fx.convert(built("strided"), x).evaluate(x, masks)
@@ -262,7 +262,7 @@ def test_activities_of_too_many_masks_are_looked_at_in_parts() -> None:
     assert torch.allclose(many.logits, torch.cat(one_by_one))
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_are_raised() -> None:
     allowed = convad_fx.convert(built("strided"), torch.zeros(1, 3, *GRID).double()).strategies
     network = Scarce(1, RuntimeError)
     engine = Engine(network, allowed, {}, reads_hidden=True)
@@ -301,14 +301,14 @@ class TwoAnswers(nn.Module):
         return z.mean((2, 3)), z.amax((2, 3))
 
 
-def test_several_answers_are_refused() -> None:
+def test_a_network_with_two_outputs_is_refused() -> None:
     x = torch.zeros(1, 3, *GRID)
     masked = convad_fx.convert(TwoAnswers().eval(), x)
     with pytest.raises(ModelError, match="returns a tuple, not one tensor"):
         masked.evaluate(x, some_masks())
 
 
-def test_what_is_moved_stays_compiled() -> None:
+def test_a_moved_network_stays_compiled() -> None:
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built("strided"), x)
     expected = masked.evaluate(x, masks).logits
