@@ -1,13 +1,13 @@
-"""What a call of the network on boxes costs, of sizes that are new and of sizes met before.
+"""Time of a call of the network on boxes: for sizes that are new, and for sizes seen before.
 
     python -m benchmarks.calls [--models NAME ...] [--kernels 8192] [--json FILE]
 
-The compiled network on boxes of 16 sizes, in batches of three sizes each, which makes 48 shapes.
-"new": the first call of each; "at once": the second, directly after it; "later": a third, after all
-others, for which the kernels are there if oneDNN has kept them (--kernels: how many it keeps; 1024
-is its own choice, 8192 that of `convad_fx.keep_memory`). Means over the shapes, in ms and, "an
-image's worth", in what the whole image's arithmetic takes "at once". Code is compiled before. Timed
-once: a shape is new only once.
+The compiled network runs on boxes of 16 sizes in batches of three sizes, which makes 48 shapes.
+"new" is the first call of each shape; "at once", the second, directly after it; "later", a third,
+after all other shapes, for which oneDNN has kept its kernels or not (--kernels: how many it keeps;
+its default is 1024, that of `convad_fx.keep_memory` 8192). Times are means over the shapes, in ms.
+"ms an image's worth" is the time "at once" for the arithmetic of a whole image. Compiling is not
+timed. Each shape is timed once, since it is new only once.
 """
 
 from __future__ import annotations
