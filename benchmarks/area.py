@@ -2,14 +2,13 @@
 
     python -m benchmarks.area [--models NAME ...] [--plot docs/images/area.png] [--json FILE]
 
-Squares of 2 to 7 tiles a side (a tile is a seventh of the image, 32 pixels) are kept, at random
-places, but for two pixels of each, which makes all masks different: one in its first tile, one in
-its last, so that what is hidden is never a small box, which would run on patches; and by
-default there are too few of each size to share tiles. What is timed is boxes.
-`masked.evaluate`, compiled, on --masks of each size, interleaved, medians. "active" is the share of
-the pixels kept, "computed" that of the arithmetic, "peak MB" what tensors take beyond what was
-held. The ideal is time in proportion to the active area, through the whole image. `--plot` draws
-both.
+Masks keep squares of 2 to 7 tiles a side (a tile is a seventh of the image, 32 pixels) at random
+places, except for two pixels, one in the first tile and one in the last. These make all masks
+different, and hide too large a box for patches; the default number of masks is too small for
+shared tiles, so that boxes are timed. `masked.evaluate` runs compiled on --masks of each size,
+interleaved; medians are shown. "active" is the share of pixels kept, "computed" that of the
+arithmetic, "peak MB" the memory of tensors. Ideally, time is proportional to the active area.
+`--plot` draws both.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ import torch
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.engine.engine import ENOUGH
+from convad_fx.engine.choose import MIN_MASKS_FOR_TILING
 
 MODELS = ("resnet50", "mobilenet_v2")
 TILES = 7  # of a side
 
 
 def squares(side: int, number: int, size: int) -> torch.Tensor:
-    """Masks that keep a square of so many tiles, but for two pixels far from each other."""
+    """Masks that keep a square of `side` tiles a side, except for two distant pixels."""
     generator, tile = torch.Generator().manual_seed(side), size // TILES
     masks = torch.zeros(number, 1, size, size, dtype=torch.bool)
     for mask in masks:
@@ -93,8 +92,8 @@ def main() -> None:
     parser.add_argument(
         "--masks",
         type=int,
-        default=ENOUGH - 1,
-        help="of each size; from 32 on they may share tiles",
+        default=MIN_MASKS_FOR_TILING - 1,
+        help="of each size; 32 or more may share tiles",
     )
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()

@@ -1,13 +1,13 @@
-"""What a call of the network on boxes costs, of sizes that are new and of sizes met before.
+"""Time of a call of the network on boxes: for sizes that are new, and for sizes seen before.
 
     python -m benchmarks.calls [--models NAME ...] [--kernels 8192] [--json FILE]
 
-The compiled network on boxes of 16 sizes, in batches of three sizes each, which makes 48 shapes.
-"new": the first call of each; "at once": the second, directly after it; "later": a third, after all
-others, for which the kernels are there if oneDNN has kept them (--kernels: how many it keeps; 1024
-is its own choice, 8192 that of `convad_fx.keep_memory`). Means over the shapes, in ms and, "an
-image's worth", in what the whole image's arithmetic takes "at once". Code is compiled before. Timed
-once: a shape is new only once.
+The compiled network runs on boxes of 16 sizes in batches of three sizes, which makes 48 shapes.
+"new" is the first call of each shape; "at once", the second, directly after it; "later", a third,
+after all other shapes, for which oneDNN has kept its kernels or not (--kernels: how many it keeps;
+its default is 1024, that of `convad_fx.keep_memory` 8192). Times are means over the shapes, in ms.
+"ms an image's worth" is the time "at once" for the arithmetic of a whole image. Compiling is not
+timed. Each shape is timed once, since it is new only once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import torch
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.engine.box import Boxed
+from convad_fx.engine.batch_size import BatchSize
+from convad_fx.engine.box import BoxStrategy
+from convad_fx.engine.chunk import Chunk
 
 MODELS = ("mobilenet_v2", "resnet50")
 SIDES = (97, 129, 161, 193)  # of 224
@@ -51,11 +53,13 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         region = masked.strategies.box
         work = region.work
         with torch.inference_mode():
-            boxed = Boxed(masked.strategies.box, masked.__dict__["engine"].parts, x, masks)
+            parts = masked.__dict__["engine"].parts
+            chunk = Chunk(x, masks, list(range(len(masks))))
+            strategy = BoxStrategy(region, parts, chunk, BatchSize(len(masks)))
 
-            def call(shape: tuple[int, int, int], boxed: Boxed = boxed) -> None:
-                network, *given = boxed.asks(shape[:2])(list(range(shape[2])))
-                network(*given)
+            def call(shape: tuple[int, int, int], strategy: BoxStrategy = strategy) -> None:
+                code, *arguments = strategy.call(shape[:2], list(range(shape[2])))
+                code(*arguments)
 
             for batch in (8, 20):  # the two versions that torch compiles
                 call((2 * region.tile[0], 2 * region.tile[1], batch))

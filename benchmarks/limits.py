@@ -1,19 +1,22 @@
-"""What leaving out inactive cells could save, at most, on the masks that explanations ask about.
+"""Upper bounds on what skipping inactive cells can save, on the masks of explanations.
 
     python -m benchmarks.limits [--kit DIR] [--models NAME ...] [--masks 1200] [--json FILE]
 
-Nothing is timed: the multiplications of convolutions are counted, as a share of those on whole
-images, for the masks of `benchmarks.search`; but not for its sliding window, where `evaluate` can
-leave out what is unchanged instead (see `benchmarks.incremental`). "kept" is the share of pixels;
-"one box", a box of whole tiles at the same place on every level of the network; "as built", the
-boxes that `evaluate` has, which start at a tile and end with the first position of some level's
-last active cell, so that finer levels compute less of the last tile; "a box per level", the
-smallest box of two cells or more around the active cells of each level by itself; "grouped", what
-stands before it with as few sizes of box as pay if a call costs as much as 0.3 images (sides of
-boxes per level then rounded up to 16 pixels); "active cells", those alone that some gate of the
-level reads as active. A method that looks at each mask by itself multiplies no less than that; "at
-most" is the inverse. It is no bound on time: levels differ in what a multiplication costs, and
-masks could share work. Convolutions on no grid of the image's count as whole.
+Counts the multiplications of convolutions, as a share of those on whole images, for the masks of
+`benchmarks.search` except its sliding window, for which `benchmarks.incremental` is the bound.
+Nothing is timed. Columns:
+
+    kept             share of the pixels
+    one box          a box of whole tiles, at the same place on every level of the network
+    as built         the boxes of `evaluate`, from the start of a tile to the last active cell
+    grouped          the same in as few sizes as pay if a call costs as much as 0.3 images
+    a box per level  the smallest box, of two cells or more, around the active cells of each level
+    those grouped    the same, grouped, with sides rounded up to 16 pixels
+    active cells     the cells that some gate of the level reads as active
+    at most          the inverse of "active cells": the bound for any method that takes masks singly
+
+It does not bound the time: levels differ in the time per multiplication, and masks could share
+work. Convolutions on grids that are not the image's count as whole.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ import convad_fx
 from benchmarks import measure
 from benchmarks.search import MODELS, SIZE, Searches, masks_of, recorded
 from convad_fx.compiler.lowering.box import BoxPlan
-from convad_fx.engine.box import boxes, extent
-from convad_fx.engine.bucketing import Shares, merged
+from convad_fx.engine.box import smallest_boxes, whole_box
+from convad_fx.engine.bucketing import Shares, merge_groups
 
 ROUNDED = 16
 CALL = 0.3
@@ -43,7 +46,7 @@ Sizes = dict[int, Tensor]  # cells of a grid along an axis -> sides of boxes (K,
 
 
 def work_by_grid(model: nn.Module, x: Tensor) -> dict[int, float]:
-    """Cells along an axis of the result -> multiplications of convolutions, as a share."""
+    """Cells along an axis -> share of the multiplications in convolutions with such results."""
     found = Counter[int]()
 
     def count(module: nn.Module, given: tuple[Tensor], result: Tensor) -> None:
@@ -59,12 +62,12 @@ def work_by_grid(model: nn.Module, x: Tensor) -> dict[int, float]:
 
 
 def multiplications(conv: nn.Module, result: tuple[int, ...]) -> int:
-    """Of a convolution with a result (N, C, H, W), for one image."""
+    """Multiplications of a convolution with a result (N, C, H, W), for one image."""
     return int(conv.weight.numel() * math.prod(result[2:]))
 
 
 def active_cells(region: BoxPlan, activities: tuple[Tensor, ...]) -> dict[int, Tensor]:
-    """Cells along an axis -> which (K, 1, H, W) any gate on such a grid reads as active."""
+    """Cells along an axis -> cells (K, 1, H, W) that any gate on such a grid reads as active."""
     found: dict[int, Tensor] = {}
     for activity, level in zip(activities, region.levels, strict=True):
         if level is None or not level.aligned or level.axes != (2, 3):
@@ -76,7 +79,7 @@ def active_cells(region: BoxPlan, activities: tuple[Tensor, ...]) -> dict[int, T
 
 
 def box_sides(cells: Tensor) -> Tensor:
-    """Of the smallest box around the active cells of each mask, (K, 2), two at least."""
+    """Sides (K, 2) of the smallest box around the active cells of each mask, two cells or more."""
     sides = []
     for other in (3, 2):
         lines = cells.any(other)[:, 0]
@@ -97,8 +100,8 @@ def row_of(
     region = masked.strategies.box
     with torch.inference_mode():
         activities = masked.__dict__["engine"].parts["box_activities"](x, masks)
-    largest = extent(region, activities)
-    _, sizes = boxes(region, activities, largest)
+    largest = whole_box(region, activities)
+    _, sizes = smallest_boxes(region, activities, largest)
     cells = active_cells(region, activities)
     levels = [side for side in work if side in cells]
     rest = sum(n for side, n in work.items() if side not in cells)
@@ -131,8 +134,8 @@ def row_of(
 
 
 def grouped(sizes: list[tuple[int, ...]], shares: Shares) -> float:
-    """What the masks cost on average, in groups as `evaluate` makes them."""
-    groups = merged(sizes, shares, call=CALL)
+    """Average cost of a mask, in the groups of `evaluate`."""
+    groups = merge_groups(sizes, shares, call_cost=CALL)
     counts = [len(members) for members in groups.values()]
     return float(shares(np.array(list(groups))) @ counts) / len(sizes)
 
@@ -140,7 +143,7 @@ def grouped(sizes: list[tuple[int, ...]], shares: Shares) -> float:
 def networks(
     asked: argparse.Namespace,
 ) -> Iterator[tuple[str, nn.Module, Tensor, convad_fx.MaskedModule]]:
-    """Those asked for that run on boxes: name, model, image, and what it was converted to."""
+    """Networks of --models that run on boxes: name, model, image, masked network."""
     for name in asked.models:
         torch.manual_seed(0)
         model = torchvision.models.get_model(name, weights=None).eval()
@@ -167,7 +170,7 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
-    """The options of benchmarks that count and time nothing."""
+    """Options of benchmarks that only count."""
     found = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,15 +1,14 @@
-"""Time per mask and peak memory, for ever more masks and images, and for each size of batch.
+"""Time per mask and peak memory, for growing numbers of masks and images, and batch sizes.
 
     python -m benchmarks.scale [--models NAME ...] [--most 16384] [--size 224] [--json FILE]
 
 Three tables in one: 64 to --most masks on one image, streamed from a generator; 1 to 64 images with
 a mask each; and, interleaved over --runs rounds on 128 masks, "auto" against the batch sizes of
---batches, and, in batches of 8 ("of 8"), the other choices a user has: channels-last, lower
-precision. All masks keep every cell of a random 7 x 7 grid with probability 1/2, so none is cheaper
-than the whole image. Peak memory is the most that tensors took in a second, untimed call, above
-what there was before; "answers" is what the logits take of that; "deviation" is the largest of a
-logit from float32, as a share of the largest logit. Run under each allocator, this shows what that
-setting is worth.
+--batches, and in batches of 8 ("of 8") the other options: channels-last and lower precision. Masks
+keep each cell of a random 7 x 7 grid with probability 1/2, so that none is cheaper than the whole
+image. "peak MB" is the memory of tensors in a second, untimed call, of which "answers MB" are the
+logits; "deviation" is the largest difference of a logit from float32, as a share of the largest
+logit. Run it under each allocator to compare them.
 """
 
 from __future__ import annotations
@@ -26,14 +25,15 @@ from torch import Tensor, nn
 
 import convad_fx
 from benchmarks import measure
-from convad_fx.engine.engine import PRECISIONS, Evaluation
+from convad_fx.engine import Evaluation
+from convad_fx.engine.precision import PRECISIONS
 
 MODELS = ("mobilenet_v2",)
 FIXED = 8
 
 
 def masks(number: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Random 7 x 7 grids, enlarged; made as they are asked for, all different."""
+    """Random 7 x 7 grids, enlarged, all different; a generator."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(number):
         grid = torch.rand(1, 1, 7, 7, generator=generator) < 0.5
@@ -69,15 +69,15 @@ def _streamed(
     x: Tensor,
     number: int,
     seed: int,
-    told: Callable[[int], object] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> Evaluation:
-    return masked.evaluate(x, masks(number, x.shape[-1], seed), told=told)
+    return masked.evaluate(x, masks(number, x.shape[-1], seed), on_batch=on_batch)
 
 
 def _choices(
     model: nn.Module, masked: convad_fx.MaskedModule, x: Tensor, asked: argparse.Namespace
 ) -> list[measure.Row]:
-    """The same masks, as a user may choose to have them evaluated."""
+    """The same masks with each option of the user."""
     given = torch.stack(list(masks(128, x.shape[-1], 0)))
     last = x.to(memory_format=torch.channels_last)
     turned = convad_fx.convert(copy.deepcopy(model).to(memory_format=torch.channels_last), last)
@@ -107,7 +107,7 @@ def _row(call: Callable[..., Evaluation], asked: argparse.Namespace) -> measure.
     measure.wait()
     seconds = time.perf_counter() - began
     with measure.Memory(asked.device) as memory:
-        call(told=memory.part)
+        call(on_batch=memory.part)
     logits, deviation = found.logits, found.deviation
     return {
         "calls": found.batches,

@@ -1,24 +1,26 @@
-"""Masked evaluations per second, against painting, on the masks that explanations ask about.
+"""Masked evaluations per second, against painting, on the masks of explanations.
 
     python -m benchmarks.search [--kit DIR] [--models NAME ...] [--families NAME ...] [--json FILE]
 
-Three families of masks on one image: those of a responsibility search; a sliding window that hides
-32 pixels square at stride 16; RISE's random 7 x 7 grids. `masked.evaluate` finds its batches by
-itself; the plain network runs on images painted with zeros in batches of each size of --batches,
-the fastest of which counts, in eager mode and, painting included, compiled. Interleaved, medians.
+Three families of masks on one image: a responsibility search; a sliding window that hides 32 pixels
+square at stride 16; RISE's random 7 x 7 grids. `masked.evaluate` chooses its batches. The plain
+network runs on images painted with zeros, in batches of each size of --batches, of which the
+fastest counts, both eager and, painting included, compiled. Interleaved; medians are shown.
 
-The search's masks are those of single steps of a responsibility search: what 20 partitions ask at
-once, each about the 14 combinations of the parts of its box (not those by which a set is then
-found). They come from --photos photos of the kit by its MobileNetV2, for every network, with ReX's
-default (the class decides alone), from each photo a later step; without --kit, from noise by the
-network itself. `evaluate` is called once for each step, as the search does. "active" is the share
-of pixels kept, "computed" the share of whole images' arithmetic on the boxes that hold them, on
-tiles that they share, or on patches; "peak MB" is the most that tensors take, both ways compiled;
-"graphs" counts what torch.compile has compiled for `evaluate` in all families so far, "again" those
-of them that are one more version of code that was compiled before. "of one" is how many masks an
-explanation of this kind asks for: what the searches asked for on average (finding the set not
-included), every place of the window, RISE's 4000 (Petsiuk et al. 2018); "explanations /min" are so
-many at that rate. No mask comes twice. Networks are torchvision's, with random weights.
+The search's masks are those of single steps of a responsibility search with 20 partitions, each
+with about 14 combinations of the parts of its box (without those that then find a set). They come
+from --photos photos of the kit by its MobileNetV2, for every network, with ReX's default (the class
+alone decides), a later step for each photo; without --kit, from noise by the network itself.
+`evaluate` is called once per step, as in the search. No mask occurs twice. Networks are
+torchvision's, with random weights. Columns:
+
+    active            share of the pixels kept
+    computed          share of the arithmetic of whole images, on boxes, tiles or patches
+    peak MB           memory of tensors, of `evaluate` and of painting, both compiled
+    graphs, again     graphs compiled for `evaluate` so far, and those of them that were recompiled
+    of one            masks of one explanation: the average of the searches (without finding the
+                      set), all places of the window, RISE's 4000 (Petsiuk et al. 2018)
+    explanations /min from these
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from torch import Tensor
 import convad_fx
 from benchmarks import measure
 from benchmarks.kit import Kit
-from convad_fx.engine.engine import CHUNK, Evaluation
+from convad_fx.engine import Evaluation
+from convad_fx.engine.chunk import MASKS_PER_CHUNK
 from convad_fx.explain.evaluator import Evaluator
 from convad_fx.explain.responsibility import responsibility
 
@@ -50,7 +53,7 @@ RISE = 4000
 
 
 class Searches(NamedTuple):
-    """Steps of some searches, one of each, and how many masks a search asks for on average."""
+    """One step of each of several searches, and the average number of masks of a search."""
 
     steps: list[Tensor]
     masks: float
@@ -66,14 +69,14 @@ class Searches(NamedTuple):
 
 
 def search_steps(masked: convad_fx.MaskedModule, x: Tensor) -> list[Tensor]:
-    """What a responsibility search asks, step by step."""
+    """The masks of a responsibility search, step by step."""
     asked: list[Tensor] = []
 
     def listening(image: Tensor, mask: Tensor) -> Tensor:
         asked.append(mask.cpu())
         return masked.evaluate(image, mask).logits
 
-    evaluator = Evaluator(listening, x, batch_size=CHUNK)
+    evaluator = Evaluator(listening, x, batch_size=MASKS_PER_CHUNK)
     logits = evaluator.logits([np.ones(evaluator.shape, bool)])
     target = int(logits.argmax())
     whole = float(torch.softmax(logits, 1)[0, target])
@@ -119,7 +122,7 @@ def in_batches(
 def recorded(asked: argparse.Namespace) -> Searches | None:
     """Searches on photos of the kit, by its MobileNetV2; None without a kit.
 
-    Recording takes minutes: they are kept in a file, if one is named.
+    Recording takes minutes; --recorded names a file to keep them in.
     """
     if asked.recorded is not None and asked.recorded.exists():
         return Searches(**torch.load(asked.recorded))
@@ -135,7 +138,7 @@ def recorded(asked: argparse.Namespace) -> Searches | None:
 
 
 def masks_of(family: str, known: Searches | None, most: int) -> list[Tensor]:
-    """Masks of one kind, call by call, at most so many, none twice in a call, in a random order."""
+    """At most `most` masks of a family, by call, shuffled, none twice in a call."""
     match family:
         case "search":
             assert known is not None
@@ -155,7 +158,7 @@ def masks_of(family: str, known: Searches | None, most: int) -> list[Tensor]:
 
 
 def of_one(family: str, known: Searches | None) -> float:
-    """How many masks an explanation asks for."""
+    """The number of masks of one explanation."""
     if family == "search":
         assert known is not None
         return known.masks
@@ -245,15 +248,21 @@ def _rows_of(name: str, known: Searches | None, asked: argparse.Namespace) -> li
     return rows
 
 
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """Options for the networks and masks; `benchmarks.strategies` has the same."""
+    options = measure.parser(about, MODELS)
+    options.add_argument("--photos", type=int, default=4)
+    options.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
+    options.add_argument("--masks", type=int, default=1200)
+    options.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    return options
+
+
 def main() -> None:
-    parser = measure.parser(__doc__, MODELS)
-    parser.add_argument("--photos", type=int, default=4)
-    parser.add_argument("--recorded", type=Path, help="file of the search's masks, made if absent")
-    parser.add_argument("--masks", type=int, default=1200)
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--channels-last", action="store_true", help="all of it in that order")
-    measure.run(parser.parse_args(), rows_of)
+    options = parser(__doc__)
+    options.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    options.add_argument("--channels-last", action="store_true", help="all of it in that order")
+    measure.run(options.parse_args(), rows_of)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
-"""What masks of one call could share, at most: the values that several of them have alike.
+"""Upper bounds on what masks of one call can share: the cells whose values are equal.
 
     python -m benchmarks.sharing [--kit DIR] [--models NAME ...] [--masks 1200] [--json FILE]
 
-A cell depends on the mask only within its receptive field; masks that agree there have the same
-value in it, which would have to be computed once for all of them. Nothing is timed: multiplications
-of convolutions are counted, grid by grid and in all, as a share of those on whole images, for the
-masks of `benchmarks.search`, call by call. "active cells": those alone that some gate of the grid
-reads as active, for each mask by itself (as in `benchmarks.limits`); "different": of these, cells
-that differ from those of every mask before, in what their receptive field keeps; "in tiles": the
-same for squares of 32 pixels with any active cell, of which one cell that differs makes all differ.
-Beyond that a method that shares has to compute, or to copy, what windows read around a tile, and to
-put tiles together: the inverse, "at most", is a bound and no forecast. Where a network leaves the
-grid (squeeze-and-excitation, the head), or does what is not followed here (transposed grids,
-windows that are not square), each mask counts by itself from there on.
+A cell depends on the mask only within its receptive field, so masks that are equal there have the
+same value in it. Counts the multiplications of convolutions, by grid and in all, as a share of
+those on whole images, for the masks of `benchmarks.search`, call by call. Nothing is timed. "active
+cells" are those that some gate of the grid reads as active, for each mask by itself (as in
+`benchmarks.limits`); "different", those of them that differ from the same cell of all masks before;
+"in tiles", the same for squares of 32 pixels with any active cell. "at most" is the inverse of "in
+tiles": a bound, since a method that shares also computes or copies what windows read around a tile,
+and assembles tiles. After an operation that leaves the grid (squeeze-and-excitation, the head) or
+is not supported here (transposed convolutions, windows that are not square), masks share nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from convad_fx.compiler.capture.facts import facts
 from convad_fx.compiler.capture.trace import trace
 
 TILE = 32
-#: What stands for a cell that is not computed.
+#: Hash of a cell that is not computed.
 NONE = -(1 << 62)
 
 
@@ -51,7 +49,7 @@ class Field:
     after: int = 0
 
     def through(self, kernel: int, stride: int, padding: int, dilation: int) -> Field:
-        """Of the result of a window over it."""
+        """The field of a cell of the result of a window."""
         before = self.before + padding * self.stride
         after = self.after + (dilation * (kernel - 1) - padding) * self.stride
         return Field(self.stride * stride, before, after)
@@ -67,7 +65,7 @@ class Layer:
 
 
 def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
-    """Of a network's convolutions, in order; their work adds up to 1."""
+    """Convolutions of a network, in order; their work adds up to 1."""
     traced = trace(model, x)
     decided = plan(traced, convad_fx.Policy())
     fields: dict[torch.fx.Node, Field | None] = {}
@@ -87,7 +85,7 @@ def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
 
 
 def _field(step: steps.Step | None, known: list[Field | None]) -> Field | None:
-    """Of the result of an operation on tensors of these; None where it is not known to have one."""
+    """The field of an operation's result, from those of its operands; None where unsupported."""
     fields = [field for field in known if field is not None]
     if len(fields) < len(known) or not fields or len({field.stride for field in fields}) > 1:
         return None
@@ -110,9 +108,9 @@ def _field(step: steps.Step | None, known: list[Field | None]) -> Field | None:
 
 
 def kept_sums(masks: Tensor) -> Tensor:
-    """Masks (K, 1, H, W) -> (K, H + 1, W + 1): random numbers of kept positions, summed up.
+    """Masks (K, 1, H, W) -> cumulative sums (K, H + 1, W + 1) of random numbers of kept positions.
 
-    Of integers modulo 2^64: sums over two different sets are equal with probability 2^-64.
+    Modulo 2^64: sums over two different sets are equal with probability 2^-64.
     """
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randint(-(1 << 63), (1 << 63) - 1, masks.shape[-2:], generator=generator)
@@ -120,7 +118,7 @@ def kept_sums(masks: Tensor) -> Tensor:
 
 
 def kept_in(sums: Tensor, field: Field, side: int, cells: int) -> Tensor:
-    """What stands for the kept positions in the fields of squares of so many cells, (K, n, n)."""
+    """Hashes of the kept positions in the fields of squares of `cells` cells a side, (K, n, n)."""
     start = torch.arange(0, side, cells) * field.stride
     most = sums.shape[-1] - 1
     low = (start - field.before).clamp(0, most)
@@ -133,7 +131,7 @@ def kept_in(sums: Tensor, field: Field, side: int, cells: int) -> Tensor:
 
 
 def different(keys: Tensor, asked: Tensor) -> float:
-    """How many of these cells (K, n, n) differ from those before, as a share of all."""
+    """The share of cells (K, n, n) that differ from the same cell of all masks before."""
     ordered = torch.where(asked, keys, NONE).flatten(1).sort(0).values
     new = torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]])
     return float((new & (ordered != NONE)).sum()) / ordered.numel()

@@ -27,7 +27,7 @@ import convad_fx
 from convad_fx import cli_many, cli_tune, images, models, report
 from convad_fx import device as devices
 from convad_fx.compiler.policy import Policy
-from convad_fx.engine.engine import check_precision
+from convad_fx.engine.precision import check_precision
 from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable, first_line
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.explainer import image_digest

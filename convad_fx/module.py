@@ -15,19 +15,19 @@ from convad_fx.compiler.capture.module_tree import adopt
 from convad_fx.compiler.kernels import EMITTED_FUNCTIONS
 from convad_fx.compiler.lowering.strategies import Strategies
 from convad_fx.compiler.policy import Policy
-from convad_fx.engine.engine import Engine, Evaluation
+from convad_fx.engine import Engine, Evaluation, PrecisionCheck
 from convad_fx.errors import ModelError
 
 
 class EmittedTracer(torch.fx.Tracer):
-    """Traces emitted code back into its graph (unpickling): the functions it calls stay calls."""
+    """Traces emitted code back into its graph when unpickling; kernels are not traced into."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=EMITTED_FUNCTIONS)
 
 
 class EmittedCode(torch.fx.graph.CodeGen):
-    """Emitted code calls our functions by their plain names: ``gate(relu, conv1_activity)``."""
+    """Code that calls kernels by their plain names: ``gate(relu, conv1_activity)``."""
 
     def _gen_python_code(self, nodes: Any, root_module: str, namespace: Any, **kwargs: Any) -> Any:
         for function in EMITTED_FUNCTIONS:
@@ -36,7 +36,7 @@ class EmittedCode(torch.fx.graph.CodeGen):
 
 
 class Emitted(torch.fx.GraphModule):
-    """A graph of ours on the modules and parameters of a tree, which it shares."""
+    """A graph that shares the modules and parameters of `tree`."""
 
     def __init__(self, tree: nn.Module, graph: torch.fx.Graph, name: str) -> None:
         graph.set_codegen(EmittedCode())
@@ -59,11 +59,12 @@ class MaskedModule(Emitted):
     True
 
     x is (N, C, H, W), the mask bool (N, 1, H, W); either batch may be 1. One or three grid axes
-    instead of two work likewise. Parameters are the model's own until `.to(...)` copies them.
+    instead of two work too. Parameters are the model's own until `.to(...)` copies them.
 
     Attributes:
-        policy: what the conversion was asked for.
-        report: what the checker said.
+        policy: of the conversion.
+        report: of the checker.
+        strategies: how `evaluate` may run with less work.
 
     Raises (when called):
         ImageError, MaskError: an input of the wrong rank, size, dtype or device.
@@ -87,12 +88,12 @@ class MaskedModule(Emitted):
         self._fresh_engine()
 
     def _fresh_engine(self) -> None:
-        """Nothing evaluated so far holds for other parameters."""
+        """Make an engine without the results and timings of other parameters."""
         parts = {
             name: Emitted(self, graph, f"{name.title().replace('_', '')}{self.report.model}")
             for name, graph in self.strategies.graphs().items()
         }
-        # not an attribute that nn.Module registers: its modules are this one's
+        # not registered as a child of this nn.Module, whose modules it shares
         self.__dict__["engine"] = Engine(
             self, self.strategies, parts, reads_hidden=self.policy.input == "raw"
         )
@@ -105,10 +106,10 @@ class MaskedModule(Emitted):
         *,
         batch_size: int | str = "auto",
         precision: str | None = None,
-        told: Callable[[int], Any] | None = None,
-        compared: set[tuple[Any, ...]] | None = None,
+        on_batch: Callable[[int], Any] | None = None,
+        precision_check: PrecisionCheck | None = None,
     ) -> Evaluation:
-        """Many masks, in bounded batches, each with as little computed as its graph allows.
+        """Evaluate many masks in bounded batches, each with as little work as the graph allows.
 
         >>> import torch, torchvision, convad_fx
         >>> model = torchvision.models.resnet18().eval()
@@ -121,28 +122,26 @@ class MaskedModule(Emitted):
         >>> round(found.area, 2)                      # of the arithmetic of whole images
         0.53
 
-        The same as ``masked(x, masks)`` to rounding, for less: identical masks of a call are asked
-        once, the empty mask once as long as the weights stay (after writing to them through
-        ``.data``, which nobody can see, convert again), and where the graph allows it (see
-        ``masked.strategies``, or `convad_fx.check`) a box stands for the image where a mask keeps
-        little, and where it hides little only what that changes is computed again; and of the
-        first layers what masks of one image have alike is computed once. Where finding out takes
-        longer than it
-        may save, as on a large GPU, whole images it is. Gradients are not recorded.
+        Equal to ``masked(x, masks)`` up to rounding. Identical masks are evaluated once, and the
+        empty mask once while the weights stay the same (after writing to weights through ``.data``,
+        which cannot be detected, convert again). Where the graph allows it (see
+        ``masked.strategies`` or `convad_fx.check`), masks that keep little run on boxes, masks
+        that hide little recompute only what that changes, and masks of one image share tiles of
+        the first layers. Where choosing takes longer than it can save, as on a large GPU, all run
+        on whole images. Gradients are not recorded.
 
         Args:
             x: one image (1, C, *grid), or one for each mask (at most 512 then).
             masks: bool (K, 1, *grid), True = kept; or an iterable of masks (1, *grid) or (*grid),
                 of which only a few hundred are held at a time.
-            batch_size: masks at once, whatever is computed of each, or "auto": as many as make up
-                the number of whole images that was fastest in a few trials. Results differ between
-                sizes by rounding.
-            precision: "bfloat16" or "float16": autocast of a float32 network; ``deviation`` then
-                says how far logits were from float32, on two masks of each size of box.
-                Default: the network's own.
-            told: called with the number of masks after every batch.
-            compared: of several calls, the sizes of boxes, in tiles, that were held against float32
-                before: an empty set, given to each of them, which they fill.
+            batch_size: masks at once, or "auto": boxes that make up the number of whole images
+                that was fastest in a few trials. Results differ between sizes by rounding.
+            precision: "bfloat16" or "float16": autocast of a float32 network; ``deviation`` is then
+                the largest difference from float32, on two masks of each size of box. Default: the
+                network's own precision.
+            on_batch: called with the number of masks after every batch.
+            precision_check: remembers which sizes of box were compared with float32, so that later
+                calls do not compare them again.
 
         Raises:
             ImageError, MaskError: an input of the wrong rank, size, dtype or device.
@@ -150,7 +149,7 @@ class MaskedModule(Emitted):
             ModelError: the network returns something other than one tensor.
         """
         engine: Engine = self.__dict__["engine"]
-        return engine.evaluate(x, masks, batch_size, precision, told, compared)
+        return engine.evaluate(x, masks, batch_size, precision, on_batch, precision_check)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`torch.compile`, with its arguments, of this network and all its strategies.
@@ -162,20 +161,18 @@ class MaskedModule(Emitted):
         self._compile_parts()
 
     def _compile_parts(self) -> None:
-        """As the network itself is."""
+        """Compile the strategies if the network is compiled."""
         if self._compiled_as is None:
             return
         args, kwargs = self._compiled_as
-        engine: Engine = self.__dict__["engine"]
-        for name, part in engine.parts.items():
-            if name != "patch_base" and not name.endswith(
-                "_activities"
-            ):  # once an image or a chunk
-                emitted: Any = part
-                emitted.compile(*args, **kwargs)  # sizes that vary are marked
+        parts: dict[str, Any] = self.__dict__["engine"].parts
+        for name, part in parts.items():
+            # not what runs once per image or chunk
+            if name != "patch_base" and not name.endswith("_activities"):
+                part.compile(*args, **kwargs)  # axes that vary are marked as dynamic
 
     def train(self, mode: bool = True) -> MaskedModule:
-        """Refuses training mode: dropout and batch statistics would break every law."""
+        """Refuse training mode, in which dropout and batch statistics would break every law."""
         if mode:
             raise ModelError(
                 "a masked network has no training mode",
@@ -184,7 +181,7 @@ class MaskedModule(Emitted):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedModule:
-        """`.to()`, `.double()`, `.cuda()`: on parameters of our own; the model keeps its."""
+        """Apply `.to()`, `.double()` or `.cuda()` to copies of the model's parameters."""
         fresh: dict[int, nn.Parameter] = {}  # tied parameters stay tied
         for module in self.modules():
             for name, parameter in module._parameters.items():
@@ -219,8 +216,7 @@ class MaskedModule(Emitted):
         own: Any = super().__reduce__()
         parts: dict[str, Any] = {name: part.__reduce__() for name, part in engine.parts.items()}
         for _, (body, *_), *_ in (own, *parts.values()):
-            # what the engine remembers is not worth keeping; graphs of ways are among the parts;
-            # compiled code does not outlive its process
+            # results and timings are not kept, nor is compiled code; parts hold the graphs
             for name in ("engine", "strategies", "_compiled_as", "_compiled_call_impl"):
                 body.pop(name, None)
         return _unpickle, (own, parts, self.policy, self.report, self.strategies.with_graphs({}))

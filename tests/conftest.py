@@ -37,10 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _always_looking() -> Iterator[None]:
-    """Small networks are done before `evaluate` has seen which way masks may go; all is tested."""
+def _always_select_strategies() -> Iterator[None]:
+    """Selection never pays on small networks; all strategies are tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convad_fx.engine.probe.SHARE", 1e9)
+        patch.setattr("convad_fx.engine.probe.MAX_SELECTION_SHARE", 1e9)
         yield
 
 

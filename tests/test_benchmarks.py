@@ -26,6 +26,7 @@ from benchmarks import (
     search,
     sharing,
     signs,
+    strategies,
 )
 from benchmarks.hook_based import HookBased
 from convad_fx.demo import scenes
@@ -297,6 +298,25 @@ def test_searches_are_asked_again_and_counted_whole(monkeypatch, tmp_path):
     for row in rows:
         assert row["differs"] < 1e-5
         assert row["explanations /min"] == pytest.approx(60 * row["compiled /s"] / row["of one"])
+
+
+def test_each_strategy_is_left_out_in_turn(monkeypatch, tmp_path):
+    monkeypatch.setattr(convad_fx.MaskedModule, "compile", lambda self: None)
+    monkeypatch.setattr(strategies, "SIZE", 96)
+    masks = {"sliding": torch.ones(49, 1, 96, 96).bool(), "rise": torch.zeros(12, 1, 96, 96).bool()}
+    for k, mask in enumerate(masks["sliding"]):
+        i, j = (12 * n for n in divmod(k, 7))
+        mask[0, i : i + 16, j : j + 16] = False
+    for k, mask in enumerate(masks["rise"]):
+        mask[0, 4 * k : 4 * k + 30, 40:70] = True
+    monkeypatch.setattr(strategies, "masks_of", lambda family, *_: [masks[family]])
+    options = ("--families", "sliding", "rise", "--masks", "49")
+    sliding, boxes = run(strategies, monkeypatch, tmp_path, *options)
+    assert [sliding["masks"], boxes["masks"]] == ["sliding (49)", "rise (12)"]
+    assert sliding["area without patch"] > sliding["area"] == sliding["area without box"]
+    assert boxes["area without box"] == 1 > boxes["area"] == boxes["area without patch"]
+    for row in (sliding, boxes):
+        assert all(row[f"without {name} / all"] > 0 for name in strategies.LEFT_OUT)
 
 
 def test_steps_go_on_from_image_to_image(monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ import convad_fx
 from benchmarks.hook_based import HookBased
 from convad_fx import metrics
 from convad_fx.demo import network, scenes
-from convad_fx.engine import engine as evaluate
+from convad_fx.engine import choose, engine
 from convad_fx.engine.batch_size import BatchSize
 
 pytestmark = [
@@ -135,15 +135,15 @@ def test_boxes_and_patches_give_what_whole_images_give(
     size = large_enough(name)
     x, masks = image(size).double(), masks_of_all_kinds(size)
     # calls as cheap as on a CPU: boxes and patches have calls of their own
-    monkeypatch.setattr(evaluate, "_batch_size_on", lambda _: BatchSize(64))
+    monkeypatch.setattr(engine, "batch_size_for", lambda *_: BatchSize(64))
     masked = convad_fx.convert(of(name).double(), x)
     found = masked.evaluate(x, masks)
     with torch.inference_mode():
         assert_close(found.logits, masked(x, masks), 1e-9)
     strategies = masked.strategies
     asked = kinds(masked)
-    on_boxes = bool(asked & {"boxes", "shared"})
-    assert (on_boxes, "patches" in asked) == (strategies.box.ok, strategies.patch.ok)
+    on_boxes = bool(asked & {"box", "tile"})
+    assert (on_boxes, "patch" in asked) == (strategies.box.ok, strategies.patch.ok)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -152,18 +152,19 @@ def test_shared_tiles_give_what_whole_images_give(
 ) -> None:
     size = large_enough(name)
     x, masks = image(size).double(), masks_of_all_kinds(size)
-    monkeypatch.setattr(evaluate._Run, "_worthwhile", lambda *_: True)  # however dear calls are
-    monkeypatch.setattr(evaluate, "ENOUGH", 1)
+    monkeypatch.setattr(choose.Chooser, "_tiling_pays", lambda *_: True)  # however dear calls are
+    monkeypatch.setattr(choose, "MIN_MASKS_FOR_TILING", 1)
     masked = convad_fx.convert(of(name).double(), x)
     found = masked.evaluate(x, masks)
     with torch.inference_mode():
         assert_close(found.logits, masked(x, masks), 1e-9)
-    assert ("shared" in kinds(masked)) == masked.strategies.tile.ok
+    assert ("tile" in kinds(masked)) == masked.strategies.tile.ok
 
 
 def kinds(masked: convad_fx.MaskedModule) -> set[str]:
-    """The ways that masks have gone."""
-    return {kind for size in masked.__dict__["engine"].sizes.values() for kind, _ in size.met}
+    """The strategies that have run."""
+    sizes = masked.__dict__["engine"].sizes.values()
+    return {kind for size in sizes for kind, _ in size.compiled_versions}
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
@@ -172,9 +173,9 @@ def test_what_is_compiled_gives_the_same(
     name: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(evaluate, "_batch_size_on", lambda _: BatchSize(64))
-    monkeypatch.setattr(evaluate._Run, "_worthwhile", lambda *_: True)
-    monkeypatch.setattr(evaluate, "ENOUGH", 1)
+    monkeypatch.setattr(engine, "batch_size_for", lambda *_: BatchSize(64))
+    monkeypatch.setattr(choose.Chooser, "_tiling_pays", lambda *_: True)
+    monkeypatch.setattr(choose, "MIN_MASKS_FOR_TILING", 1)
     model, x, masks = of(name), image(), masks_of_all_kinds()
     masked, expected = convad_fx.convert(model, x), convad_fx.convert(model, x)
     masked.compile(mode=mode)
@@ -183,7 +184,7 @@ def test_what_is_compiled_gives_the_same(
         with torch.inference_mode():
             right = expected(x, some)
         assert_close(masked.evaluate(x, some).logits, right, 1e-3)
-    assert "shared" in kinds(masked)
+    assert "tile" in kinds(masked)
     # whole images, boxes, patches and what follows tiles, small batches and large; tiles in one
     assert counters["stats"]["unique_graphs"] <= 8 + len(masked.strategies.tile.stages)
 

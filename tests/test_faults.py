@@ -159,14 +159,14 @@ FAULTS = (
     ),
     Fault(
         "tiles are told apart by what they cover, not by all that they depend on",
-        "engine/tile.py",
+        "engine/tile_hash.py",
         "        return (start - low).clip(0, cells), (start + n + high).clip(0, cells)\n",
         "        return start.clip(0, cells), (start + n).clip(0, cells)\n",
         f"{TILES}::test_shared_tiles_give_what_the_whole_image_gives",
     ),
     Fault(
         "of bytes that a patch covers in part, the rest counts as well",
-        "engine/tile.py",
+        "engine/tile_hash.py",
         "        before = np.uint8(255) >> (first % 8).astype(np.uint8)",
         "        before = np.uint8(255) + 0 * (first % 8).astype(np.uint8)",
         f"{TILES}::test_equal_activities_have_equal_sums_and_others_do_not",

@@ -41,7 +41,7 @@ from convad_fx.compiler.lowering import box as region
 from convad_fx.compiler.lowering import patch as reuse
 from convad_fx.compiler.lowering import tile as share
 from convad_fx.convert import convert as convert_plainly
-from convad_fx.engine import engine as evaluate
+from convad_fx.engine import choose
 from convad_fx.engine import patch as patched
 from convad_fx.engine import tile as tiles
 from convad_fx.engine.batch_size import BatchSize
@@ -224,7 +224,7 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
     # all of them on the largest box, from where their own starts: many end beyond the image
     with (
         mock.patch.object(region, "WORTHWHILE", 1e-9),
-        mock.patch.object(BatchSize, "call", property(lambda _: 1e9)),
+        mock.patch.object(BatchSize, "call_cost", property(lambda _: 1e9)),
         torch.no_grad(),
     ):
         masked = convad_fx.convert(model, x, policy=_policy(policy))
@@ -233,7 +233,7 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
     # masks that hide a box: patches as far as they go, however little there is to save
     with (
         mock.patch.object(reuse.Patches, "best_end", reuse.Patches.last_end),
-        mock.patch.object(patched, "COPYING", 0.0),
+        mock.patch.object(patched, "PATCH_OVERHEAD", 0.0),
         torch.no_grad(),
     ):
         masked = convad_fx.convert(model, x, policy=_policy(policy))
@@ -244,9 +244,9 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
     with (
         mock.patch.object(share, "WORTHWHILE", -1e9),
         mock.patch.object(share, "BOXES", 1e3),
-        mock.patch.object(tiles, "SHARING", -1e9),
-        mock.patch.object(evaluate, "ENOUGH", 1),
-        mock.patch.object(patched, "COPYING", 1e9),
+        mock.patch.object(tiles, "TILE_OVERHEAD", -1e9),
+        mock.patch.object(choose, "MIN_MASKS_FOR_TILING", 1),
+        mock.patch.object(patched, "PATCH_OVERHEAD", 1e9),
         torch.no_grad(),
     ):
         masked = convad_fx.convert(model, x, policy=_policy(policy))

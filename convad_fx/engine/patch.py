@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,95 +11,84 @@ from torch import Tensor
 
 from convad_fx.compiler.lowering.box import GridMap
 from convad_fx.compiler.lowering.patch import PatchPlan
-from convad_fx.engine.batch_size import LEAST, BatchSize, marked
-from convad_fx.engine.box import Parts, spans
-from convad_fx.engine.bucketing import grouped
+from convad_fx.engine.batch_size import MIN_ROWS, BatchSize
+from convad_fx.engine.box import active_spans
+from convad_fx.engine.bucketing import Size
+from convad_fx.engine.chunk import Chunk, mark_dynamic, rows_of
+from convad_fx.engine.strategy import Parts, SizedStrategy
 
-#: Arithmetic on patches costs so much more than on whole grids, for what is copied.
-COPYING = 1.2
+#: Time per multiplication on patches, which are copied, relative to whole grids.
+PATCH_OVERHEAD = 1.2
 
 
-class Patched:
-    """Those masks of one image that hide so little that recomputing what changes costs less.
+class PatchStrategy(SizedStrategy):
+    """Recomputes what masks of one image change, for those of which that is less work.
 
     Args:
-        otherwise: what each mask would cost, in images.
-        call: what a call costs, in images.
+        otherwise: cost of each mask by other strategies, in whole images.
+        call_cost: fixed cost of a call, in whole images.
 
     Attributes:
-        costs: the same of each mask, now that some go on patches.
-        members: those, by number.
+        members: the masks that run on patches, by row; none if they save too little in all.
+        costs: of each mask, on patches if it is a member.
     """
+
+    name = "patch"
 
     def __init__(
         self,
-        reuse: PatchPlan,
+        plan: PatchPlan,
         parts: Parts,
-        x: Tensor,
-        masks: Tensor,
+        chunk: Chunk,
+        batch: BatchSize,
         otherwise: list[float],
-        call: float,
+        call_cost: float,
     ) -> None:
-        self.reuse, self.parts, self.x, self.masks = reuse, parts, x, masks
-        self.costs = otherwise
-        self.members: set[int] = set()
-        self.sizes: list[tuple[int, ...]] = []  # of the hidden boxes, where patches are possible
-        self.kept: tuple[Tensor, ...] = ()
-        if "patch" not in parts or x.shape[0] > 1:
+        self.parts, self.chunk, self.batch = parts, chunk, batch
+        self.cost_model, self.unit, self.tile = plan.work, plan.tile, plan.tile
+        self.costs, self.members, self.sizes = otherwise, set[int](), list[Size]()
+        if "patch" not in parts or len(chunk.x) > 1:
             return
-        tile = torch.tensor(self.reuse.tile)
-        tiles = -(-torch.tensor(self.reuse.image_size) // tile)
-        hidden = GridMap(tuple(range(2, x.dim())), (1,) * (x.dim() - 2), ((0, 0),) * (x.dim() - 2))
-        low, high = torch.zeros(2, len(masks), x.dim() - 2, dtype=torch.long)
-        for i, first, end in spans(~masks, hidden):
-            low[:, i], high[:, i] = first, end
-        low = torch.minimum(low // tile, tiles - 1)  # nothing hidden: any tile
-        size = torch.minimum((-(-high // tile) - low).clamp(min=LEAST), tiles)
-        self.tiles, self.tile, self.start = tiles, tile, low
-        self.sizes = [tuple(row) for row in (size * tile).tolist()]
-        costs = self.reuse.work.shares(np.array(self.sizes)).tolist()
-        gains = {k: o - COPYING * c for k, (o, c) in enumerate(zip(otherwise, costs, strict=True))}
-        better = {k: gain for k, gain in gains.items() if gain > 0}
-        # without a mask the network has to run once more; a call of its own for each
-        if sum(better.values()) > 1 + 2 * call:
-            self.members = set(better)
-            self.costs = [o - better.get(k, 0.0) for k, o in enumerate(otherwise)]
+        tile = torch.tensor(plan.tile)
+        self._tiles = -(-torch.tensor(plan.image_size) // tile)
+        self._starts, sizes = _hidden_boxes(chunk.masks, tile, self._tiles)
+        self.sizes = [tuple(row) for row in (sizes * tile).tolist()]
+        shares = plan.work.shares(np.array(self.sizes)).tolist()
+        gains = [o - PATCH_OVERHEAD * s for o, s in zip(otherwise, shares, strict=True)]
+        gains = [max(gain, 0.0) for gain in gains]
+        # the network has to run once without a mask; two calls of its own
+        if sum(gains) > 1 + 2 * call_cost:
+            self.members = {k for k, gain in enumerate(gains) if gain > 0}
+            self.costs = [o - gain for o, gain in zip(otherwise, gains, strict=True)]
 
-    def prepare(self, gone: Iterable[int]) -> None:
-        """Make ready for what patches are put amid and cut from, of all members but those gone."""
-        self.members.difference_update(gone)
+    def prepare(self, without: Iterable[int]) -> None:
+        """Run the network without a mask, for all members but those that others evaluate."""
+        self.members.difference_update(without)
         if self.members:
-            self.kept = self.parts["patch_base"](self.x, None)
-            self.activities = self.parts["patch_activities"](self.x, self.masks)
+            self.base = self.parts["patch_base"](self.chunk.x, None)
+            self.activities = self.parts["patch_activities"](self.chunk.x, self.chunk.masks)
 
-    def share(self, size: tuple[int, ...]) -> float:
-        """Of the whole image's arithmetic."""
-        return self.reuse.work.share(size)
-
-    def groups(self, batch: BatchSize) -> dict[tuple[int, ...], list[int]]:
-        """Size of hidden box -> the masks that run on its patches."""
-        members = sorted(self.members)
-        return grouped(members, self.sizes, self.reuse.work.shares, batch.call, self.reuse.tile)
-
-    def asks(self, size: tuple[int, ...]) -> Callable[[list[int]], tuple[Any, ...]]:
-        """What to call for some masks, and with what."""
-        most = self.tiles - torch.tensor(size) // self.tile
-        first = torch.minimum(self.start, most) * self.tile
-
-        def ask(chosen: list[int]) -> tuple[Any, ...]:
-            places = _places(first[chosen], size, self.reuse.tile, self.x.device)
-            cut = [a if len(a) == 1 else marked(a[chosen]) for a in self.activities]
-            return self.parts["patch"], self.x, *places, *cut, *self.kept
-
-        return ask
+    def call(self, size: Size, members: list[int]) -> tuple[Any, ...]:
+        """Code for patches, the image, positions (N, tiles, positions of a tile), activities."""
+        tiles = torch.tensor(self.tile)
+        last = self._tiles - torch.tensor(size) // tiles
+        starts = torch.minimum(self._starts[members], last) * tiles
+        positions = []
+        for axis, (n, tile) in enumerate(zip(size, self.tile, strict=True)):
+            steps = torch.arange(n).reshape(n // tile, tile)
+            of_axis = (starts[:, axis, None, None] + steps).to(self.chunk.x.device)
+            positions.append(mark_dynamic(of_axis, 0, 1))
+        activities = [rows_of(activity, members) for activity in self.activities]
+        return self.parts["patch"], self.chunk.x, *positions, *activities, *self.base
 
 
-def _places(
-    first: Tensor, size: tuple[int, ...], tile: tuple[int, ...], device: torch.device
-) -> list[Tensor]:
-    """For each grid axis the image positions of hidden boxes, (N, tiles, size of a tile)."""
-    found = []
-    for axis, (n, t) in enumerate(zip(size, tile, strict=True)):
-        steps = torch.arange(n).reshape(n // t, t)
-        found.append(marked((first[:, axis, None, None] + steps).to(device), 0, 1))
-    return found
+def _hidden_boxes(masks: Tensor, tile: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Starts and sizes, in tiles, of boxes around what is hidden, (K, axes) each."""
+    axes = len(tile)
+    grid = GridMap(tuple(range(2, masks.dim())), (1,) * axes, ((0, 0),) * axes)
+    low, high = torch.zeros(2, len(masks), axes, dtype=torch.long)
+    for axis, first, end in active_spans(~masks, grid):
+        low[:, axis], high[:, axis] = first, end
+    low = torch.minimum(low // tile, tiles - 1)  # where nothing is hidden: any tile
+    sizes = (-(-high // tile) - low).clamp(min=MIN_ROWS)
+    return low, torch.minimum(sizes, tiles)

@@ -1,6 +1,6 @@
-"""Whether it pays to look which cheaper way masks may go: by boxes and patches, or by tiles.
+"""Skip strategy selection when it costs more than it can save.
 
-Looking is done on the host. A large GPU may have answered before it is done.
+Strategies are selected on the host. A large GPU may evaluate masks faster than that.
 """
 
 from __future__ import annotations
@@ -13,71 +13,74 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import median_low
 
-#: Looking at a mask is to take less than this share of what answering it takes.
-SHARE = 1 / 4
-#: Where it takes more it is done all the same as soon as it is this share of all that answering has
-#: taken since the last time: masks may have become others.
-AGAIN = 1 / 50
-#: Fewer masks say little of so many: a call has a cost of its own.
-MANY = 32
-#: So often it is done before anything is left: one time may be slow by accident.
-TIMES = 3
+#: Selection pays while it takes less than this share of the evaluation time of a mask.
+MAX_SELECTION_SHARE = 1 / 4
+#: Where it takes more, it is retried as soon as it takes less than this share of the evaluation
+#: time since the last selection: the masks may have changed.
+RETRY_SHARE = 1 / 50
+#: Times of fewer masks are ignored: the fixed cost of a call would dominate.
+MIN_TIMED_MASKS = 32
+#: Timings needed before selection is ever skipped: a single one may be slow by accident.
+MIN_TIMINGS = 3
 
-_last = partial(deque[float], maxlen=5)
+_recent = partial(deque[float], maxlen=5)
 
 
 @dataclass(slots=True)
 class StrategyProbe:
-    """What looking and answering have taken, in seconds: whether to look again.
+    """Times selection and evaluation, and decides whether to select again.
 
-    >>> looking = Looking()
-    >>> looking.pays("tiles", masks=100)              # nothing is known yet
+    >>> probe = StrategyProbe()
+    >>> probe.pays("tile", masks=100)                 # nothing was timed yet
     True
-    >>> with looking.answering(masks=100):
-    ...     with looking.at("tiles", masks=100):
-    ...         time.sleep(0.01)                      # and no time at all to answer
-    >>> looking.looked > 0.01 > looking.answered
+    >>> with probe.evaluating(masks=100):
+    ...     with probe.selecting("tile", masks=100):
+    ...         time.sleep(0.01)                      # and the evaluation takes no time at all
+    >>> probe.selection_seconds > 0.01 > probe.evaluation_seconds
     True
 
     Attributes:
-        looks: for each kind of look seconds a mask, the last times.
-        answers: seconds a mask that answering took besides, the last times.
-        looked, answered: seconds in all.
-        before: for each kind of look, how much had been answered when it was last done.
+        selection_times: recent seconds per mask, for each kind of selection.
+        evaluation_times: recent seconds per mask, without selection.
+        selection_seconds, evaluation_seconds: in total.
+        evaluated_before: `evaluation_seconds` at the last selection of each kind.
     """
 
-    looks: dict[str, deque[float]] = field(default_factory=dict)
-    answers: deque[float] = field(default_factory=_last)
-    looked: float = 0.0
-    answered: float = 0.0
-    before: dict[str, float] = field(default_factory=dict)
+    selection_times: dict[str, deque[float]] = field(default_factory=dict)
+    evaluation_times: deque[float] = field(default_factory=_recent)
+    selection_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    evaluated_before: dict[str, float] = field(default_factory=dict)
 
     def pays(self, kind: str, masks: int) -> bool:
-        """Whether to look at so many masks."""
-        looks = self.looks.get(kind, ())
-        if len(looks) < TIMES or not self.answers:
+        """Whether to select strategies for this number of masks."""
+        times = self.selection_times.get(kind, ())
+        if len(times) < MIN_TIMINGS or not self.evaluation_times:
             return True
-        each = median_low(looks)
-        since = self.answered - self.before[kind]
-        return each < SHARE * median_low(self.answers) or each * masks < AGAIN * since
+        per_mask = median_low(times)
+        since = self.evaluation_seconds - self.evaluated_before[kind]
+        return (
+            per_mask < MAX_SELECTION_SHARE * median_low(self.evaluation_times)
+            or per_mask * masks < RETRY_SHARE * since
+        )
 
     @contextmanager
-    def at(self, kind: str, masks: int) -> Iterator[None]:
-        """Inside, so many masks are looked at."""
+    def selecting(self, kind: str, masks: int) -> Iterator[None]:
+        """Time a selection of this kind."""
         began = time.perf_counter()
         yield
         seconds = time.perf_counter() - began
-        self.looked += seconds
-        self.before[kind] = self.answered
-        if masks >= MANY:
-            self.looks.setdefault(kind, _last()).append(seconds / masks)
+        self.selection_seconds += seconds
+        self.evaluated_before[kind] = self.evaluation_seconds
+        if masks >= MIN_TIMED_MASKS:
+            self.selection_times.setdefault(kind, _recent()).append(seconds / masks)
 
     @contextmanager
-    def answering(self, masks: int) -> Iterator[None]:
-        """Inside, so many masks are answered; to look at them before does not count."""
-        began, looked = time.perf_counter(), self.looked
+    def evaluating(self, masks: int) -> Iterator[None]:
+        """Time an evaluation, not counting the selections inside."""
+        began, selected = time.perf_counter(), self.selection_seconds
         yield
-        seconds = time.perf_counter() - began - (self.looked - looked)
-        self.answered += seconds
-        if masks >= MANY:
-            self.answers.append(seconds / masks)
+        seconds = time.perf_counter() - began - (self.selection_seconds - selected)
+        self.evaluation_seconds += seconds
+        if masks >= MIN_TIMED_MASKS:
+            self.evaluation_times.append(seconds / masks)

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convad_fx.engine.engine import CHUNK, check_precision
+from convad_fx.engine import PrecisionCheck
+from convad_fx.engine.chunk import MASKS_PER_CHUNK
+from convad_fx.engine.precision import check_precision
 from convad_fx.errors import ImageError, ModelError, PolicyError
 from convad_fx.explain.options import check_class, check_count
 from convad_fx.module import MaskedModule
@@ -117,7 +119,7 @@ class Evaluator:
         self.precision = precision
         self.evaluations = 0
         self.deviation: float | None = None
-        self._compared: set[tuple[Any, ...]] = set()
+        self._precision_check = PrecisionCheck()
         self._masker, self._bar = masker, bar
 
     @property
@@ -155,7 +157,7 @@ class Evaluator:
         found: list[Tensor] = []
         fresh = self._fresh(masks, seen, rows)
         by_engine = isinstance(self._masker, MaskedModule) and not plainly
-        some = CHUNK if by_engine else at_once(self.batch_size, self.image)
+        some = MASKS_PER_CHUNK if by_engine else at_once(self.batch_size, self.image)
         while batch := list(islice(fresh, some)):
             precision = None if exact or plainly else self.precision
             found.append(self._ask(np.stack(batch), precision, by_engine=by_engine))
@@ -184,7 +186,7 @@ class Evaluator:
                     mask,
                     batch_size=self.batch_size,
                     precision=precision,
-                    compared=self._compared,
+                    precision_check=self._precision_check,
                 )
                 answer: Any = found.logits
                 if found.deviation is not None:

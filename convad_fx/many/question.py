@@ -17,7 +17,7 @@ from torch import Tensor
 from convad_fx import device as devices
 from convad_fx import images, metrics, models, report
 from convad_fx.compiler.policy import Policy
-from convad_fx.engine.engine import check_precision
+from convad_fx.engine.precision import check_precision
 from convad_fx.errors import ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain
 from convad_fx.explain.options import check_class, check_count, check_share

@@ -42,7 +42,7 @@ def hiding_masks() -> Tensor:
 def eager_to_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patches as far as they go, however little there is to save."""
     monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
-    monkeypatch.setattr(patched, "COPYING", 0.0)
+    monkeypatch.setattr(patched, "PATCH_OVERHEAD", 0.0)
 
 
 @some_policies

@@ -20,12 +20,14 @@ from convad_fx.compiler.lowering import patch as reuse
 from convad_fx.compiler.lowering import tile as share
 from convad_fx.compiler.lowering.cost_model import CostModel
 from convad_fx.compiler.lowering.tile import TileRead, widest
-from convad_fx.engine import engine as evaluate
+from convad_fx.engine import choose, chunk, probe, tile_set
 from convad_fx.engine import patch as patched
-from convad_fx.engine import probe as looking
 from convad_fx.engine import tile as tiles
 from convad_fx.engine.batch_size import BatchSize
-from convad_fx.engine.tile import Sums
+from convad_fx.engine.box import BoxStrategy
+from convad_fx.engine.chunk import MASKS_PER_CHUNK, Chunk
+from convad_fx.engine.patch import PatchStrategy
+from convad_fx.engine.tile_hash import TileHasher
 from tests.compiler.lowering.test_box import (
     BODIES_AND_PADDED,
     GRID,
@@ -48,10 +50,10 @@ def eager_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(region, "WORTHWHILE", 0.0)
     monkeypatch.setattr(share, "WORTHWHILE", -1e9)
     monkeypatch.setattr(share, "BOXES", 1e3)
-    monkeypatch.setattr(tiles, "SHARING", -1e6)
-    monkeypatch.setattr(evaluate, "ENOUGH", 1)
-    monkeypatch.setattr(patched, "COPYING", 1e6)  # no patches
-    monkeypatch.setattr(BatchSize, "call", property(lambda _: -100.0))
+    monkeypatch.setattr(tiles, "TILE_OVERHEAD", -1e6)
+    monkeypatch.setattr(choose, "MIN_MASKS_FOR_TILING", 1)
+    monkeypatch.setattr(patched, "PATCH_OVERHEAD", 1e6)  # no patches
+    monkeypatch.setattr(BatchSize, "call_cost", property(lambda _: -100.0))
 
 
 @some_policies
@@ -137,8 +139,8 @@ def test_padding_in_the_way_of_tensorflow_gives_the_same(
     )  # fmt: skip
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     if not shared:
-        monkeypatch.setattr(patched, "COPYING", 0.0)
-        monkeypatch.setattr(tiles, "SHARING", 1e6)
+        monkeypatch.setattr(patched, "PATCH_OVERHEAD", 0.0)
+        monkeypatch.setattr(tiles, "TILE_OVERHEAD", 1e6)
         monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
     masked = convad_fx.convert(Net(body, 4).eval().double(), x)
     # the weights of the last are made when it is called
@@ -203,7 +205,7 @@ def test_views_of_tiles_may_be_copies(eager_to_share: None) -> None:
 def test_all_masks_share_or_some_of_them_run_on_patches(
     all_share: bool, eager_to_share: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patched, "COPYING", 1.0)
+    monkeypatch.setattr(patched, "PATCH_OVERHEAD", 1.0)
     monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
@@ -212,11 +214,11 @@ def test_all_masks_share_or_some_of_them_run_on_patches(
     masks = torch.cat([some_masks(), ~some_masks()])
     looked_at: list[int] = []
 
-    def worthwhile(self: Any, shared: tiles.Shared) -> bool:
+    def worthwhile(self: Any, shared: tiles.TileStrategy) -> bool:
         looked_at.append(len(shared.members))
         return all_share or len(looked_at) == 2
 
-    monkeypatch.setattr(evaluate._Run, "_worthwhile", worthwhile)
+    monkeypatch.setattr(choose.Chooser, "_tiling_pays", worthwhile)
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
@@ -239,11 +241,11 @@ def test_a_sliding_window_shares_tiles_only_where_that_beats_patches(
         i, j = (24 * n for n in divmod(k, 8))
         mask[0, i : i + 32, j : j + 32] = False
     calls = calls_of(masked)
-    monkeypatch.setattr(tiles, "SHARING", 0.5)
+    monkeypatch.setattr(tiles, "TILE_OVERHEAD", 0.5)
     tiled = masked.evaluate(x, masks)
     assert sum(calls["tile_rest"]) == len(masks)
     assert not calls.get("patch")
-    monkeypatch.setattr(tiles, "SHARING", 1.2)
+    monkeypatch.setattr(tiles, "TILE_OVERHEAD", 1.2)
     on_patches = masked.evaluate(x, masks)
     assert sum(calls["patch"]) == len(masks)
     assert sum(calls["tile_rest"]) == len(masks)
@@ -264,8 +266,11 @@ def test_what_a_search_asks_first_shares_tiles_where_masks_hide_little_too() -> 
             if not (kept + 1) >> i & 1:
                 mask[0, rows[i // 2], columns[i % 2]] = False
     parts = masked.__dict__["engine"].parts
-    boxed = evaluate.Boxed(masked.strategies.box, parts, x, masks)
-    on_patches = evaluate.Patched(masked.strategies.patch, parts, x, masks, boxed.costs, 0.3)
+    together, size = Chunk(x, masks, list(range(len(masks)))), BatchSize(64)
+    on_boxes = BoxStrategy(masked.strategies.box, parts, together, size)
+    on_patches = PatchStrategy(
+        masked.strategies.patch, parts, together, size, otherwise=on_boxes.costs, call_cost=0.3
+    )
     assert len(on_patches.members) > 10  # those that would, if masks did not share
     calls = calls_of(masked)
     found = masked.evaluate(x, masks)
@@ -288,21 +293,22 @@ def test_where_looking_takes_longer_than_it_may_save_it_is_left(
     ways: set[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(looking, "SHARE", 1 / 4)
-    monkeypatch.setattr(looking, "MANY", 8)
-    monkeypatch.setattr(BatchSize, "call", 0.02)  # whatever it was timed to be
+    monkeypatch.setattr(probe, "MAX_SELECTION_SHARE", 1 / 4)
+    monkeypatch.setattr(probe, "MIN_TIMED_MASKS", 8)
+    monkeypatch.setattr(BatchSize, "call_cost", 0.02)  # whatever it was timed to be
     torch.manual_seed(0)
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()[:8]
     masked = convad_fx.convert(built("strided"), x)
     calls = calls_of(masked)
     masked.evaluate(x, masks)
-    (known,) = masked.__dict__["engine"].lookings.values()
-    assert {kind: len(looks) for kind, looks in known.looks.items()} == {"boxes": 1, "tiles": 1}
-    assert known.looked > 0
-    assert known.answered == pytest.approx(8 * known.answers[0])
-    known.looks["boxes"].extend([boxes] * 5)
-    known.looks["tiles"].extend([tiles] * 5)
-    known.answers.extend([1.0] * 5)
+    (known,) = masked.__dict__["engine"].probes.values()
+    timings = {kind: len(times) for kind, times in known.selection_times.items()}
+    assert timings == {"box": 1, "tile": 1}
+    assert known.selection_seconds > 0
+    assert known.evaluation_seconds == pytest.approx(8 * known.evaluation_times[0])
+    known.selection_times["box"].extend([boxes] * 5)
+    known.selection_times["tile"].extend([tiles] * 5)
+    known.evaluation_times.extend([1.0] * 5)
     for asked in calls.values():
         asked.clear()
     found = masked.evaluate(x, masks)
@@ -314,24 +320,24 @@ def test_where_looking_takes_longer_than_it_may_save_it_is_left(
 def test_a_call_whose_first_masks_go_on_patches_goes_on_looking_for_tiles(
     eager_to_share: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patched, "COPYING", 0.0)
+    monkeypatch.setattr(patched, "PATCH_OVERHEAD", 0.0)
     monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
-    monkeypatch.setattr(evaluate, "CHUNK", 16)
-    monkeypatch.setattr(evaluate, "ENOUGH", 4)
+    monkeypatch.setattr(chunk, "MASKS_PER_CHUNK", 16)
+    monkeypatch.setattr(choose, "MIN_MASKS_FOR_TILING", 4)
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
     boxes = torch.zeros(16, 1, *GRID, dtype=torch.bool)
     boxes[:, :, 3:12, 5:14] = torch.rand(16, 1, 9, 9) < 0.7
     masks = torch.cat([~boxes, boxes])
-    decide = evaluate._Run._worthwhile
+    decide = choose.Chooser._tiling_pays
     looked_at: list[set[int]] = []
 
-    def worthwhile(self: Any, shared: tiles.Shared) -> bool:
+    def worthwhile(self: Any, shared: tiles.TileStrategy) -> bool:
         looked_at.append(set(shared.members))
         return len(looked_at) > 1 and decide(self, shared)
 
-    monkeypatch.setattr(evaluate._Run, "_worthwhile", worthwhile)
+    monkeypatch.setattr(choose.Chooser, "_tiling_pays", worthwhile)
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
@@ -344,7 +350,7 @@ def test_many_masks_that_share_are_looked_at_twice(eager_to_share: None) -> None
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
-    masks = random_boxes(evaluate.CHUNK + 2 * evaluate.FEW)
+    masks = random_boxes(MASKS_PER_CHUNK + 2 * choose.PROBE_SIZE)
     calls = calls_of(masked)
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
@@ -422,8 +428,8 @@ def test_equal_activities_have_equal_sums_and_others_do_not() -> None:
     grid = (1, 1), (16, 16)
     stage = share.TileStage(None, *grid, ((1, 1), (1, 1)), (read,), (read,), *grid, 1, 1, 1.0)
     way = share.TilePlan((stage,), None, (4, 4), (16, 16), CostModel())
-    sums = Sums(way, {0: (1, 16, 16)})
-    parts = [sums.keys({0: activity[i : i + 15]}, len(activity[i : i + 15])) for i in (0, 15, 30)]
+    sums = TileHasher(way, {0: (1, 16, 16)})
+    parts = [sums.hashes({0: activity[i : i + 15]}, len(activity[i : i + 15])) for i in (0, 15, 30)]
     keys = np.concatenate([part[0] for part in parts])
     alike = keys[:20] == keys[20:]
     assert np.argwhere(~alike).tolist() == [[5, 1, 1]]
@@ -435,7 +441,7 @@ def test_a_last_mask_by_itself_is_told_from_the_others(eager_to_share: None) -> 
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
-    masks = torch.zeros(tiles.SUMMED + 1, 1, *GRID, dtype=torch.bool)
+    masks = torch.zeros(tile_set.MASKS_AT_ONCE + 1, 1, *GRID, dtype=torch.bool)
     masks[:, :, :9, :9] = torch.rand(len(masks), 1, 9, 9) < 0.5
     masks[-1, :, -9:, -9:] = True
     calls = calls_of(masked)
@@ -461,8 +467,8 @@ def test_real_networks_share_and_give_the_same(name: str, monkeypatch: Any) -> N
     model, x = model.double(), torch.randn(1, 3, 224, 224, dtype=torch.double)
     masked = convad_fx.convert(model, x)
     assert masked.strategies.tile.ok
-    monkeypatch.setattr(tiles, "SHARING", 0.0)
-    monkeypatch.setattr(evaluate, "ENOUGH", 1)
+    monkeypatch.setattr(tiles, "TILE_OVERHEAD", 0.0)
+    monkeypatch.setattr(choose, "MIN_MASKS_FOR_TILING", 1)
     masks = torch.rand(16, 1, 7, 7).gt(0.5).repeat_interleave(32, 2).repeat_interleave(32, 3)
     masks[0], masks[1] = True, False
     masks[1, :, 40:90, 33:71] = True
@@ -539,13 +545,13 @@ def test_without_memory_for_tiles_masks_run_on_boxes(
     def scarce(*_: Any) -> None:
         raise torch.OutOfMemoryError("no memory for these tiles")
 
-    monkeypatch.setattr(tiles.Tiles, "keep", scarce)
+    monkeypatch.setattr(tile_set.TileSet, "store", scarce)
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, right, rtol=1e-10, atol=1e-10)
     assert calls["tile_stage_0"]
     assert not calls["tile_rest"]
     # nor is it tried where there will be too little
-    monkeypatch.setattr(evaluate, "_free", lambda _: 1000)
+    monkeypatch.setattr(choose, "free_bytes", lambda _: 1000)
     before = len(calls["tile_stage_0"])
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, right, rtol=1e-10, atol=1e-10)
@@ -559,20 +565,20 @@ def test_where_masks_share_little_it_is_not_sought_again(monkeypatch: pytest.Mon
     masked = convad_fx.convert(torchvision.models.resnet18(num_classes=5).eval(), x)
     assert masked.strategies.tile.ok
     looked_at: list[int] = []
-    made = tiles.Shared.__init__
+    made = tiles.TileStrategy.__init__
 
     def listening(self: Any, *args: Any) -> None:
         looked_at.append(len(args[-1]))
         made(self, *args)
 
-    monkeypatch.setattr(tiles.Shared, "__init__", listening)
-    masks = torch.rand(evaluate.CHUNK + 100, 1, 64, 64) < 0.5  # no two tiles alike
+    monkeypatch.setattr(tiles.TileStrategy, "__init__", listening)
+    masks = torch.rand(MASKS_PER_CHUNK + 100, 1, 64, 64) < 0.5  # no two tiles alike
     masked.evaluate(x, masks)
-    assert looked_at == [evaluate.FEW]
-    masked.evaluate(x, masks[: evaluate.ENOUGH - 1])
-    assert looked_at == [evaluate.FEW]
-    masked.evaluate(x, masks[: evaluate.ENOUGH])
-    assert looked_at == [evaluate.FEW, evaluate.ENOUGH]
+    assert looked_at == [choose.PROBE_SIZE]
+    masked.evaluate(x, masks[: choose.MIN_MASKS_FOR_TILING - 1])
+    assert looked_at == [choose.PROBE_SIZE]
+    masked.evaluate(x, masks[: choose.MIN_MASKS_FOR_TILING])
+    assert looked_at == [choose.PROBE_SIZE, choose.MIN_MASKS_FOR_TILING]
 
 
 def test_the_callers_own_autocast_holds_for_tiles(eager_to_share: None) -> None:
@@ -600,7 +606,7 @@ def test_a_transposed_activity_is_told_by_its_own_axes() -> None:
         read = TileRead(0, axes, (0, 1), (1, 1), ((1, 0), (0, 2)))
         stage = share.TileStage(None, *grid, ((0, 0), (0, 0)), (read,), (read,), *grid, 1, 1, 1.0)
         way = share.TilePlan((stage,), None, (4, 4), (16, 24), CostModel())
-        keys = Sums(way, {0: tuple(seen.shape[1:])}).keys({0: seen}, 8)[0]
+        keys = TileHasher(way, {0: tuple(seen.shape[1:])}).hashes({0: seen}, 8)[0]
         assert keys.shape == (8, 4, 6)
         patterns.append(keys[:, None] == keys[None])
     assert (patterns[0] == patterns[1]).all()

@@ -1,0 +1,42 @@
+"""Versions of a network's weights, to invalidate cached results."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class WeightVersions:
+    """Identity, address and version counter of every parameter and buffer.
+
+    Equal as long as nothing was assigned, loaded or changed in place. Writes through
+    ``tensor.data`` go unnoticed, since torch does not count them.
+    """
+
+    tensors: tuple[weakref.ref[Tensor], ...]
+    versions: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, network: Callable[..., Any]) -> WeightVersions | None:
+        """None where changes cannot be detected: inference-mode tensors have no version counter."""
+        if not isinstance(network, nn.Module):
+            return cls((), ())
+        tensors = [*network.parameters(), *network.buffers()]
+        if any(tensor.is_inference() for tensor in tensors):
+            return None
+        versions = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        return cls(tuple(map(weakref.ref, tensors)), versions)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, WeightVersions)
+            and self.versions == other.versions
+            and all(a() is b() for a, b in zip(self.tensors, other.tensors, strict=True))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
