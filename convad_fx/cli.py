@@ -32,8 +32,7 @@ from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.explainer import image_digest
 from convad_fx.explain.masker import Masker
-from convad_fx.many import Question, Recipe, Shard
-from convad_fx.many.question import rank_device
+from convad_fx.many import ClassifierSpec, ExplainOptions, Shard, rank_device
 from convad_fx.metrics import Normalisation
 from convad_fx.versions import versions
 
@@ -501,7 +500,7 @@ def explain(
     # processes on one machine each has a GPU of its own.
     here = "cpu" if ray is not None and not trusted else device
     chosen = rank_device(here, Shard.from_environment().local) if many else devices.choose(here)
-    recipe = Recipe(
+    spec = ClassifierSpec(
         model,
         weights,
         labels,
@@ -512,7 +511,7 @@ def explain(
         chosen,
         trusted,
     )
-    classifier = recipe.classifier()
+    classifier = spec.load()
     _tell_if_random(classifier)
     index = _class(target, classifier.labels)
     folder = _folder(out)
@@ -527,7 +526,7 @@ def explain(
                 "--progress does not go with folders and tar files: a line is printed per picture",
                 hint="leave it out",
             )
-        question = Question(
+        options = ExplainOptions(
             policy,
             search,
             index,
@@ -538,7 +537,7 @@ def explain(
             tuple(metric or ()),
             precision,
         )
-        run = cli_many.Run(recipe, classifier, question, pictures, folder, device, ray, workers)
+        run = cli_many.Run(spec, classifier, options, pictures, folder, device, ray, workers)
         cli_many.explain(run, resume=resume, overlays=overlays, as_json=as_json)
         return
     asker = _Asker(classifier, chosen, policy, search, batch_size or "auto", seed, precision)
