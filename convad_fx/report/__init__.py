@@ -3,7 +3,7 @@
 from convad_fx.report.compare import Compared, compare, draw_comparison, save_comparison
 from convad_fx.report.overlay import draw, save, show_kept, show_responsibility
 from convad_fx.report.page import ComparedPicture, means, save_page
-from convad_fx.report.plan_picture import draw_plan, save_plan, writable_picture
+from convad_fx.report.plan_figure import draw_plan, save_plan, writable_picture
 
 __all__ = [
     "Compared",
