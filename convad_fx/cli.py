@@ -683,7 +683,7 @@ def compare(
             failed.append((path, copy))
             continue
         read[number] = x
-    done: list[tuple[str, tuple[report.Compared, ...], Path]] = []
+    done: list[tuple[str, tuple[report.MaskerResult, ...], Path]] = []
     table = None if as_json else _Comparisons([str(path) for path in paths], list(maskers))
     stems = _stems(paths, folder)
     for number, x in read.items():
@@ -717,7 +717,7 @@ def compare(
     if whole:
         try:
             report.save_page(
-                [report.ComparedPicture(*one) for one in done],
+                [report.PictureComparison(*one) for one in done],
                 whole,
                 model=classifier.name,
                 failed=[str(why) for _, why in failed],
@@ -1076,7 +1076,7 @@ class _Comparisons:
         heads = ("kept", "confidence", "of", "masks", "on colours", "on pictures")
         self._print("image", "hidden pixels", *heads, "answer")
 
-    def add(self, source: str, compared: Sequence[report.Compared]) -> None:
+    def add(self, source: str, compared: Sequence[report.MaskerResult]) -> None:
         for row in compared:
             why = row.explanation
             self._print(
