@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -119,27 +118,23 @@ def save_page(
     """
     if not pictures or not pictures[0].results:
         raise PolicyError("there is nothing to compare", hint="pass one picture or more")
-    summary = means([picture.results for picture in pictures])
     first = pictures[0].results[0]
     kinds = ("size", *first.rho, "relative")
-    several = len(pictures) > 1
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
+    environment.filters |= {"percent": _percent, "signed": _signed_percent}
     source = resources.files("convad_fx.report").joinpath("comparison_page.html.jinja")
     stream = environment.from_string(source.read_text("utf-8")).stream(
         model=model,
-        maskers=[result.name for result in pictures[0].results],
-        gamma=f"{first.explanation.gamma:g}",
-        seed=first.explanation.seed,
+        first=first,
         on=" and ".join(_counted(kind, n) for kind, n in first.backgrounds.items()),
-        heads=[(kind, _TITLES.get(kind, kind)) for kind in kinds],
-        intervals=several,
-        summary=[_summary_row(entry, kinds) for entry in summary],
-        differences=[_difference_row(entry, kinds) for entry in summary[1:]] if several else [],
-        pictures=[_section(picture, kinds) for picture in pictures],
+        columns={kind: _TITLES.get(kind, kind) for kind in kinds},
+        means=means([picture.results for picture in pictures]),
+        pictures=pictures,
+        value=_value,
+        base64=_base64,  # called while the page is written: one drawing at a time is in memory
         failed=failed,
-        made_by=", ".join(f"{name} {v}" for name, v in first.explanation.versions.items()),
     )
     # A file name need not be valid text; Python represents invalid bytes as lone surrogates.
     stream.dump(str(path), encoding="utf-8", errors="backslashreplace")
@@ -177,57 +172,13 @@ def _counted(kind: str, n: int) -> str:
     return f"{n} {singular if n == 1 else plural}"
 
 
-def _percent(kind: str, value: float) -> str:
+def _percent(value: float, kind: str) -> str:
     return format(value, ".1%" if kind in _ONE_DECIMAL else ".0%")
 
 
-def _signed_percent(kind: str, value: float) -> str:
+def _signed_percent(value: float, kind: str) -> str:
     digits = 1 if kind in _ONE_DECIMAL else 0
     return format(round(value, digits + 2) + 0.0, f"+.{digits}%")  # + 0.0 turns -0.0 into 0.0
-
-
-def _summary_row(entry: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
-    cells = []
-    for kind in kinds:
-        mean, low, high = (_percent(kind, entry[kind][name]) for name in ("mean", "low", "high"))
-        value = entry[kind]["mean"]
-        cells.append({"kind": kind, "value": value, "text": mean, "interval": f"[{low}, {high}]"})
-    return {"name": entry["masker"], "cells": cells}
-
-
-def _difference_row(entry: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
-    cells = []
-    for kind in kinds:
-        less = entry[kind]["less_first"]
-        mean, low, high = (_signed_percent(kind, less[name]) for name in ("mean", "low", "high"))
-        cells.append({"text": mean, "interval": f"[{low}, {high}]", "p": f"{less['p']:.2g}"})
-    return {"name": entry["masker"], "cells": cells}
-
-
-def _section(picture: PictureComparison, kinds: Sequence[str]) -> dict[str, Any]:
-    why = picture.results[0].explanation
-    rows = []
-    for result in picture.results:
-        values = {kind: _value(result, kind) for kind in kinds}
-        rows.append(
-            {
-                "name": result.name,
-                "cells": [
-                    {"kind": kind, "value": value, "text": _percent(kind, value)}
-                    for kind, value in values.items()
-                ],
-                "masks": f"{result.explanation.evaluations:,}",
-                "verdict": "" if result.explanation.sufficient else "NOT sufficient",
-            }
-        )
-    return {
-        "name": picture.name,
-        "answer": why.title,
-        "whole": f"{why.confidence_whole:.3f}",
-        "rows": rows,
-        # read while the page is written, so that one drawing at a time is in memory
-        "png": functools.partial(_base64, picture.drawing),
-    }
 
 
 def _base64(path: Path) -> str:
