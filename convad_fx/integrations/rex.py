@@ -26,6 +26,7 @@ Written for rex-xai 0.4.1, where, unlike in its documentation, `model_shape` is 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,7 +128,8 @@ class _Predictor:
         logits = self.logits(mutants)
         if raw:
             return torch.softmax(logits, 1)
-        return _predictions()(logits, target=target)
+        predictions = _from_rex("responsibility.prediction", "from_pytorch_tensor")
+        return predictions(logits, target=target)
 
     def logits(self, mutants: Tensor) -> Tensor:
         """Logits (N, classes) of painted mutants, with painted pixels switched off."""
@@ -151,12 +153,9 @@ class _Predictor:
 
 def _data(shown: Image.Image, x: Tensor, shape: Any, device: Any) -> Any:
     """ReX's `Data` with `PAINT` as its mask value."""
-    try:
-        from rex_xai.input.input_data import Data
-    except ImportError as error:
-        raise _not_installed() from error
+    data_class = _from_rex("input.input_data", "Data")
 
-    class SwitchedOff(Data):  # type: ignore[misc]
+    class SwitchedOff(data_class):  # type: ignore[misc, valid-type]
         @property
         def mask_value(self) -> float:
             return PAINT
@@ -165,28 +164,22 @@ def _data(shown: Image.Image, x: Tensor, shape: Any, device: Any) -> Any:
         def mask_value(self, value: Any) -> None:
             """Ignore the value of rex.toml."""
 
-        def set_mask_value(self, m: Any) -> None:  # noqa: ARG002
-            return None
+        def set_mask_value(self, m: Any) -> None:
+            """Ignore the value of rex.toml."""
 
     data = SwitchedOff(shown, shape, device)
     data.data, data.transposed = x, True
     return data
 
 
-def _predictions() -> Callable[..., Any]:
+def _from_rex(module: str, name: str) -> Any:
     try:
-        from rex_xai.responsibility.prediction import from_pytorch_tensor
+        return getattr(importlib.import_module(f"rex_xai.{module}"), name)
     except ImportError as error:
-        raise _not_installed() from error
-    predictions: Callable[..., Any] = from_pytorch_tensor
-    return predictions
-
-
-def _not_installed() -> Unavailable:
-    return Unavailable(
-        "rex-xai is not installed",
-        hint="it requires numpy 1.26, so install it in a separate environment: docs/rex.md",
-    )
+        raise Unavailable(
+            "rex-xai is not installed",
+            hint="it requires numpy 1.26, so install it in a separate environment: docs/rex.md",
+        ) from error
 
 
 def where() -> Path:

@@ -79,22 +79,19 @@ class Explainer:
         except ImageError:  # a custom transform: its text is the best description there is
             preprocessing = {"steps": str(self.classifier.preprocess.transform)}
         labels = json.dumps(list(self.classifier.labels))
-        options = self.options
+        settings = self.options.arguments
+        del settings["batch_size"]  # changes rounding at most
         return Provenance(
             {
+                **settings,
                 "network": hashlib.sha256(self.masked.code.encode()).hexdigest(),
                 "weights": self.weights_digest,
                 "preprocessing": preprocessing,
                 # a digest, since every row holds this text
                 "labels": hashlib.sha256(labels.encode()).hexdigest()[:16],
                 "policy": self.masked.policy.to_dict(),
-                "search": asdict(options.search),
-                "target": options.target,
-                "gamma": options.gamma,
-                "seed": options.seed,
-                "contrastive": options.contrastive,
-                "precision": options.precision,
-                "metrics": sorted(options.metrics),
+                "search": asdict(self.options.search),
+                "metrics": sorted(self.options.metrics),
                 "versions": versions() | versions_of_pixels(),
             }
         )
@@ -137,18 +134,7 @@ class Explainer:
 
     def _explain(self, x: Tensor) -> tuple[Explanation, dict[str, float]]:
         options = self.options
-        why = explain(
-            self.masked,
-            x,
-            options.target,
-            options.gamma,
-            seed=options.seed,
-            search=options.search,
-            contrastive=options.contrastive,
-            batch_size=options.batch_size,
-            precision=options.precision,
-            labels=self.classifier.labels or None,
-        )
+        why = explain(self.masked, x, labels=self.classifier.labels or None, **options.arguments)
         return why, {name: METRICS[name](self.masked, x, why, options) for name in options.metrics}
 
     def _draw(self, key: str, why: Explanation, x: Tensor) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +83,12 @@ class ExplainOptions:
                     f"no metric is called {name!r}", hint=f"pass {', '.join(METRICS)}"
                 )
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `convad_fx.explain`."""
+        names = [field.name for field in fields(self) if field.name not in ("policy", "metrics")]
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True, slots=True)
 class ClassifierSpec:
@@ -109,20 +115,13 @@ class ClassifierSpec:
             ConvadError: as `models.resolve` and `models.opened`.
             PolicyError: `trusted` is set, but `model` is not a file.
         """
-        load = models.resolve
+        names = ("weights", "labels", "size", "resize", "mean", "std")
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
         if Path(self.model).is_file():
-            load = functools.partial(models.opened, device=self.device, trusted=self.trusted)
-        elif self.trusted:
+            return models.opened(self.model, device=self.device, trusted=self.trusted, **arguments)
+        if self.trusted:
             raise PolicyError(f"{self.model} is not a file", hint="leave `--trusted` out")
-        return load(
-            self.model,
-            self.weights,
-            labels=self.labels,
-            size=self.size,
-            resize=self.resize,
-            mean=self.mean,
-            std=self.std,
-        )
+        return models.resolve(self.model, **arguments)
 
 
 def rank_device(name: str, rank: int) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
@@ -14,11 +15,12 @@ from convad_fx.compiler.analysis.report import Report
 from convad_fx.report.graph_layout import Layout
 from convad_fx.report.plan_graph import FAMILIES, Box, describe_window, paths_to_findings
 
-MARGIN = 0.3  # inches
-LINE_HEIGHT, LEGEND_HEIGHT, HEADING_HEIGHT = 0.15, 0.24, 0.2  # inches
-TITLE_SIZE, HEADING_SIZE, TEXT_SIZE, SMALL_SIZE = 11.0, 8.5, 7.0, 5.8  # points
-SYMBOL_WIDTH = 0.34  # of legend and list, inches
-LIST_WIDTH = 3.1  # of a column of the list of activities, inches
+RED, INK = "#d3202c", "#1c1c1c"
+TEXT_SIZE, SMALL_SIZE = 7.0, 5.8  # points
+_TITLE_SIZE, _HEADING_SIZE = 11.0, 8.5  # points
+_MARGIN, _LINE_HEIGHT, _LEGEND_HEIGHT, _HEADING_HEIGHT = 0.3, 0.15, 0.24, 0.2  # inches
+_SYMBOL_WIDTH = 0.34  # of legend and list, inches
+_LIST_WIDTH = 3.1  # of a column of the list of activities, inches
 _MIN_WIDTH = 7.2  # of the page without margins, inches
 _MAX_ACTIVITIES = 24  # in the list
 _MAX_REASONS = 8  # in the list of findings
@@ -36,18 +38,29 @@ _FUNCTIONS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that begins at (x, y), with y at half its height."""
+
+    x: float
+    y: float
+    text: str
+    points: float = TEXT_SIZE
+    color: str = INK
+    weight: str = "normal"
+
+
 class PlanPage:
-    """Title, boxes, legend, activities and findings, with their positions in inches.
+    """Texts, symbols and boxes, with their positions in inches.
 
     Attributes:
         width, height: of the page.
         left, top: offset of the layout on the page.
-        heading: lines below the title.
-        legend: (line, x, symbol, text) of each entry; its first line is at `legend_top`.
-        activities: (row in the plan, text), in columns of `per_column` lines from
-            `activities_top`.
-        reasons: lines of the list of findings, from `reasons_top`.
+        boxes: node -> box.
         finding_edges: edges on the paths to findings.
+        texts: all texts outside of boxes.
+        symbols: (x, y, symbol) of legend and list: a family, "gate", "activity", "new", "finding",
+            "undecided", or the row of an activity.
     """
 
     def __init__(
@@ -57,33 +70,40 @@ class PlanPage:
         activities: tuple[Activity, ...],
         report: Report,
     ) -> None:
-        self.graph, self.layout, self.report = graph, layout, report
-        self.finding_edges = paths_to_findings(graph)
+        self.graph, self.layout = graph, layout
         self.boxes: dict[Any, Box] = dict(graph.nodes(data="box"))
-        room = max(layout.width, _MIN_WIDTH)
-        self.width = room + 2 * MARGIN
-        heading = _heading(report, any(box.is_block for box in self.boxes.values()))
-        letters = int(room / text_width("x", HEADING_SIZE))
-        self.heading = [line for text in heading for line in textwrap.wrap(text, letters)]
-        self.legend = list(_flow(self._legend(), room))
-        self.activities = _list_activities(activities)
-        columns = max(1, min(int(room / LIST_WIDTH), len(self.activities)))
-        self.per_column = -(-len(self.activities) // columns)
-        letters = int(room / text_width("x", TEXT_SIZE))
-        self.reasons = [
-            line
-            for text in _reasons(report)
-            for line in textwrap.wrap(text, letters, subsequent_indent="    ")
-        ]
-
-        self.top = MARGIN + HEADING_HEIGHT * len(self.heading) + 0.5
+        self.finding_edges = paths_to_findings(graph)
+        self.symbols: list[tuple[float, float, str | int]] = []
+        self._room = max(layout.width, _MIN_WIDTH)
+        self.width = self._room + 2 * _MARGIN
         self.left = (self.width - layout.width) / 2
-        self.legend_top = self.top + layout.height + 0.3
-        self.activities_top = self.legend_top + LEGEND_HEIGHT * (self.legend[-1][0] + 1) + 0.12
-        listed = LINE_HEIGHT * (self.per_column + 1) + 0.1 if self.activities else 0.0
-        self.reasons_top = self.activities_top + listed
-        listed = LINE_HEIGHT * (len(self.reasons) + 1) if self.reasons else 0.0
-        self.height = self.reasons_top + listed + MARGIN
+        self.texts = [Text(_MARGIN, _MARGIN, report.model, _TITLE_SIZE, weight="bold")]
+        self.top = self._add_heading(report) + 0.5
+        y = self._add_legend(self.top + layout.height + 0.3)
+        y = self._add_activities(activities, y + 0.12)
+        self.height = self._add_reasons(report, y) + _MARGIN
+
+    def _add_heading(self, report: Report) -> float:
+        texts = _heading(report, any(box.is_block for box in self.boxes.values()))
+        letters = int(self._room / text_width("x", _HEADING_SIZE))
+        lines = [line for text in texts for line in textwrap.wrap(text, letters)]
+        for i, line in enumerate(lines):
+            color = RED if i == 0 and not report.ok else INK
+            y = _MARGIN + 0.03 + _HEADING_HEIGHT * (i + 1)
+            self.texts.append(Text(_MARGIN, y, line, _HEADING_SIZE, color))
+        return _MARGIN + _HEADING_HEIGHT * len(lines)
+
+    def _add_legend(self, top: float) -> float:
+        line, x = 0, 0.0
+        for symbol, text in self._legend():
+            needed = _SYMBOL_WIDTH + text_width(text, TEXT_SIZE) + 0.22
+            if x and x + needed > self._room:
+                line, x = line + 1, 0.0
+            y = top + _LEGEND_HEIGHT * line
+            self.symbols.append((_MARGIN + x, y, symbol))
+            self.texts.append(Text(_MARGIN + x + _SYMBOL_WIDTH, y, text))
+            x += needed
+        return top + _LEGEND_HEIGHT * (line + 1)
 
     def _legend(self) -> Iterator[tuple[str, str]]:
         """Symbol and text, of the symbols that the picture contains."""
@@ -100,6 +120,35 @@ class PlanPage:
             yield "finding", "finding, and a path to it"
         if any(box.is_undecided for box in boxes):
             yield "undecided", "undecided after a finding"
+
+    def _add_activities(self, activities: tuple[Activity, ...], top: float) -> float:
+        lines = [_describe(activity) for activity in activities]
+        listed = len(lines) if len(lines) <= _MAX_ACTIVITIES else _MAX_ACTIVITIES - 1
+        if listed < len(lines):
+            lines[listed:] = [f"and {len(lines) - listed} more"]
+        if not lines:
+            return top
+        self.texts.append(Text(_MARGIN, top, "Activities", weight="bold"))
+        columns = max(1, min(int(self._room / _LIST_WIDTH), len(lines)))
+        per_column = -(-len(lines) // columns)
+        for row, line in enumerate(lines):
+            x = _MARGIN + _LIST_WIDTH * (row // per_column)
+            y = top + _LINE_HEIGHT * (1 + row % per_column)
+            if row < listed:
+                self.symbols.append((x, y, row))
+            self.texts.append(Text(x + _SYMBOL_WIDTH, y, line))
+        return top + _LINE_HEIGHT * (per_column + 1) + 0.1
+
+    def _add_reasons(self, report: Report, top: float) -> float:
+        letters = int(self._room / text_width("x", TEXT_SIZE))
+        lines = [
+            line
+            for text in _reasons(report)
+            for line in textwrap.wrap(text, letters, subsequent_indent="    ")
+        ]
+        for i, line in enumerate(lines):
+            self.texts.append(Text(_MARGIN, top + _LINE_HEIGHT * (i + 1), line, color=RED))
+        return top + (_LINE_HEIGHT * (len(lines) + 1) if lines else 0.0)
 
 
 def text_width(text: str, points: float) -> float:
@@ -145,25 +194,6 @@ def _heading(report: Report, blocks: bool) -> tuple[str, str]:
     if report.size_bound:
         verdict += f" For this image size only, because of {report.size_bound}."
     return verdict, f"{', '.join(counts)} ({report.front_end})"
-
-
-def _flow(items: Iterator[tuple[str, str]], room: float) -> Iterator[tuple[int, float, str, str]]:
-    """Line and x of each entry of the legend."""
-    line, x = 0, 0.0
-    for symbol, text in items:
-        needed = SYMBOL_WIDTH + text_width(text, TEXT_SIZE) + 0.22
-        if x and x + needed > room:
-            line, x = line + 1, 0.0
-        yield line, x, symbol, text
-        x += needed
-
-
-def _list_activities(activities: tuple[Activity, ...]) -> list[tuple[int | None, str]]:
-    rows: list[tuple[int | None, str]] = [(i, _describe(a)) for i, a in enumerate(activities)]
-    if len(rows) > _MAX_ACTIVITIES:
-        omitted = len(rows) - _MAX_ACTIVITIES + 1
-        rows[_MAX_ACTIVITIES - 1 :] = [(None, f"and {omitted} more")]
-    return rows
 
 
 def _describe(activity: Activity) -> str:

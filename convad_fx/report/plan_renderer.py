@@ -12,16 +12,10 @@ from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 from convad_fx.report.graph_layout import BOX_HEIGHT, BOX_WIDTH, Point
 from convad_fx.report.plan_graph import FAMILIES, IMAGE, OUTPUT, Box
 from convad_fx.report.plan_page import (
-    HEADING_HEIGHT,
-    HEADING_SIZE,
-    LEGEND_HEIGHT,
-    LINE_HEIGHT,
-    LIST_WIDTH,
-    MARGIN,
+    INK,
+    RED,
     SMALL_SIZE,
-    SYMBOL_WIDTH,
     TEXT_SIZE,
-    TITLE_SIZE,
     PlanPage,
     number_ranges,
     plural,
@@ -32,15 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: Family -> fill colour: light enough for dark text, and different in lightness and hue.
-FILLS = dict(
-    zip(
-        FAMILIES,
-        ("#a9cdf2", "#ececec", "#f9c78b", "#d8c5ee", "#aee0ae", "#f6e58a"),
-        strict=True,
-    )
-)
-RED, INK, LINE, BORDER, LIGHT_BORDER = "#d3202c", "#1c1c1c", "#8a8a8a", "#6b6b6b", "#9a9a9a"
-
+_COLORS = ("#a9cdf2", "#ececec", "#f9c78b", "#d8c5ee", "#aee0ae", "#f6e58a")
+FILLS = dict(zip(FAMILIES, _COLORS, strict=True))
+_LINE, _BORDER, _LIGHT_BORDER = "#8a8a8a", "#6b6b6b", "#9a9a9a"
 _MAX_LETTERS = 26  # of a path in a box
 
 
@@ -64,22 +52,11 @@ class PlanRenderer:
         page = self.page
         self.axes.set(xlim=(0, page.width), ylim=(page.height, 0), aspect="equal")
         self.axes.set_axis_off()
-        self._text(MARGIN, MARGIN, page.report.model, TITLE_SIZE, weight="bold")
-        for i, text in enumerate(page.heading):
-            color = RED if i == 0 and not page.report.ok else INK
-            y = MARGIN + 0.03 + HEADING_HEIGHT * (i + 1)
-            self._text(MARGIN, y, text, HEADING_SIZE, color=color)
-        self._draw_graph()
-        for line, x, symbol, text in page.legend:
-            y = page.legend_top + LEGEND_HEIGHT * line
-            self._symbol(MARGIN + x, y, symbol)
-            self._text(MARGIN + x + SYMBOL_WIDTH, y, text)
-        self._draw_activities()
-        for i, text in enumerate(page.reasons):
-            self._text(MARGIN, page.reasons_top + LINE_HEIGHT * (i + 1), text, color=RED)
-
-    def _draw_graph(self) -> None:
-        page = self.page
+        for text in page.texts:
+            style = {"color": text.color, "weight": text.weight}
+            self._text(text.x, text.y, text.text, text.points, **style)
+        for x, y, symbol in page.symbols:
+            self._symbol(x, y, symbol)
         routes = {
             edge: [(x + page.left, y + page.top) for x, y in points]
             for edge, points in page.layout.routes.items()
@@ -95,39 +72,30 @@ class PlanRenderer:
                 from_left = _from_left(routes[edge])
                 self._gate(x - 0.055 * from_left, y - 0.055 * (not from_left))
 
-    def _draw_activities(self) -> None:
-        page = self.page
-        if page.activities:
-            self._text(MARGIN, page.activities_top, "Activities", weight="bold")
-        for i, (row, text) in enumerate(page.activities):
-            x = MARGIN + LIST_WIDTH * (i // page.per_column)
-            y = page.activities_top + LINE_HEIGHT * (1 + i % page.per_column)
-            if row is not None:
-                self._activity(x + 0.14, y, row)
-            self._text(x + SYMBOL_WIDTH, y, text)
-
     def _edge(self, points: list[Point], *, marked: bool) -> None:
-        color, width = (RED, 2.0) if marked else (LINE, 0.8)
+        color, width = (RED, 2.0) if marked else (_LINE, 0.8)
         self._line(points, color, width, zorder=2 if marked else 1)
         x, y = points[-1]
         length, half = 0.06, 0.03
         tip = [(x, y), (x - half, y - length), (x + half, y - length)]
         if _from_left(points):
             tip = [(x, y), (x - length, y - half), (x - length, y + half)]
-        self._patch(Polygon(tip, facecolor=color, edgecolor="none", zorder=3))
+        self._patch(Polygon(tip, fc=color, ec="none", zorder=3))
 
     def _box(self, x: float, y: float, box: Box) -> None:
         left, top = x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2
+        size = BOX_WIDTH, BOX_HEIGHT
         if box.path in (IMAGE, OUTPUT) and not box.operations:
-            self._frame(x, y, "white", INK, 1.2)
+            self._rounded((x, y), size, 0.04, fc="white", ec=INK, lw=1.2, zorder=4)
             self._text(x, y, box.path, TEXT_SIZE + 1, ha="center", weight="bold")
         else:
             family = next(iter(box.families), None)
             fill = "white" if box.is_block or family is None else FILLS[family]
             if box.findings and not box.is_block:
                 fill = "#f7c4c4"
-            edge, width = (RED, 1.8) if box.findings else (BORDER, 0.6)
-            self._frame(x, y, fill, edge, width, dashed=box.is_undecided)
+            edge, width = (RED, 1.8) if box.findings else (_BORDER, 0.6)
+            dashes = (0, (3, 2)) if box.is_undecided else "-"
+            self._rounded((x, y), size, 0.04, fc=fill, ec=edge, lw=width, ls=dashes, zorder=4)
             if box.is_block:
                 self._family_bar(left, top, box)
             up = 0.015 if box.is_block else 0.0
@@ -138,58 +106,49 @@ class PlanRenderer:
         if box.findings:
             self._finding_numbers(left, top, number_ranges(box.findings))
 
-    def _frame(
-        self, x: float, y: float, fill: str, edge: str, width: float, *, dashed: bool = False
-    ) -> None:
-        style = (0, (3, 2)) if dashed else "-"
-        self._rounded(
-            x, y, BOX_WIDTH, BOX_HEIGHT, 0.04, fill, edge, width, linestyle=style, zorder=4
-        )
-
     def _family_bar(self, left: float, top: float, box: Box) -> None:
         """A bar at the bottom of a block: the share of each family in its operations."""
         room, x = BOX_WIDTH - 0.08, left + 0.04
         for family, fill in (*FILLS.items(), ("finding", RED)):
             count = len(box.findings) if family == "finding" else box.families[family]
             width = room * count / box.operations
-            bar = Rectangle((x, top + BOX_HEIGHT - 0.05), width, 0.04, zorder=5)
-            bar.set(facecolor=fill, edgecolor="none")
-            self._patch(bar)
+            corner = x, top + BOX_HEIGHT - 0.05
+            self._patch(Rectangle(corner, width, 0.04, fc=fill, ec="none", zorder=5))
             x += width
 
     def _activity(self, x: float, y: float, row: int | None, *, bold: bool = False) -> None:
         """The number of an activity on its tint; "?" for an undecided one."""
         fill = "white" if row is None else _tint(row)
-        edge, width = (INK, 1.2) if bold else (LIGHT_BORDER, 0.4)
-        self._rounded(x, y, 0.22, 0.12, 0.05, fill, edge, width, zorder=6)
+        edge, width = (INK, 1.2) if bold else (_LIGHT_BORDER, 0.4)
+        self._rounded((x, y), (0.22, 0.12), 0.05, fc=fill, ec=edge, lw=width, zorder=6)
         text = "?" if row is None else str(row)
         self._text(x, y, text, SMALL_SIZE, ha="center", weight="bold" if bold else "normal")
 
     def _finding_numbers(self, x: float, y: float, text: str) -> None:
         width = max(0.17, text_width(text, SMALL_SIZE) + 0.1)
         x += 0.085 - width / 2  # grows to the left, away from the path
-        self._rounded(x, y, width, 0.15, 0.07, RED, "white", 0.6, zorder=7)
+        self._rounded((x, y), (width, 0.15), 0.07, fc=RED, ec="white", lw=0.6, zorder=7)
         self._text(x, y, text, SMALL_SIZE, ha="center", color="white", weight="bold")
 
     def _gate(self, x: float, y: float) -> None:
         r = 0.06
         corners = [(x - r, y), (x, y - r), (x + r, y), (x, y + r)]
-        width = 0.5 * self.scale
-        self._patch(Polygon(corners, facecolor=INK, edgecolor="white", linewidth=width, zorder=8))
+        self._patch(Polygon(corners, fc=INK, ec="white", lw=0.5 * self.scale, zorder=8))
 
-    def _symbol(self, x: float, y: float, name: str) -> None:
-        if name in FILLS:
-            swatch = Rectangle((x, y - 0.06), 0.26, 0.12, facecolor=FILLS[name], zorder=4)
-            swatch.set(edgecolor=BORDER, linewidth=0.6 * self.scale)
+    def _symbol(self, x: float, y: float, symbol: str | int) -> None:
+        if symbol in FILLS:
+            swatch = Rectangle((x, y - 0.06), 0.26, 0.12, fc=FILLS[str(symbol)], zorder=4)
+            swatch.set(ec=_BORDER, lw=0.6 * self.scale)
             self._patch(swatch)
-        elif name == "gate":
+        elif symbol == "gate":
             self._gate(x + 0.2, y)
-        elif name == "finding":
+        elif symbol == "finding":
             self._line([(x, y), (x + 0.27, y)], RED, 2.0)
-            self._patch(Circle((x + 0.14, y), 0.07, facecolor=RED, edgecolor="none", zorder=4))
+            self._patch(Circle((x + 0.14, y), 0.07, fc=RED, ec="none", zorder=4))
         else:
-            row = {"activity": 1, "new": 2, "undecided": None}[name]
-            self._activity(x + 0.14, y, row, bold=name == "new")
+            examples = {"activity": 1, "new": 2, "undecided": None}
+            row = symbol if isinstance(symbol, int) else examples[symbol]
+            self._activity(x + 0.14, y, row, bold=symbol == "new")
 
     # Nothing is clipped, since clip paths get random names in SVG files.
     def _line(self, points: list[Point], color: str, width: float, zorder: int = 1) -> None:
@@ -203,30 +162,11 @@ class PlanRenderer:
         )
 
     def _rounded(
-        self,
-        x: float,
-        y: float,
-        width: float,
-        height: float,
-        radius: float,
-        fill: str,
-        edge: str,
-        linewidth: float,
-        **style: Any,
+        self, centre: Point, size: Point, radius: float, *, lw: float, **style: Any
     ) -> None:
-        """A rounded rectangle around (x, y)."""
-        self._patch(
-            FancyBboxPatch(
-                (x - width / 2, y - height / 2),
-                width,
-                height,
-                boxstyle=f"round,pad=0,rounding_size={radius}",
-                facecolor=fill,
-                edgecolor=edge,
-                linewidth=linewidth * self.scale,
-                **style,
-            )
-        )
+        corner = centre[0] - size[0] / 2, centre[1] - size[1] / 2
+        shape = f"round,pad=0,rounding_size={radius}"
+        self._patch(FancyBboxPatch(corner, *size, boxstyle=shape, lw=lw * self.scale, **style))
 
     def _patch(self, patch: Any) -> None:
         patch.set_clip_on(False)

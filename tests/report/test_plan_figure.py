@@ -26,7 +26,8 @@ from convad_fx.errors import ConvadError, ModelError, PolicyError, Unavailable
 from convad_fx.report import draw_plan, save_plan
 from convad_fx.report.graph_layout import BOX_HEIGHT, BOX_WIDTH
 from convad_fx.report.plan_graph import IMAGE, OUTPUT, merge_blocks, paths_to_findings, plan_graph
-from convad_fx.report.plan_renderer import FILLS, RED
+from convad_fx.report.plan_page import RED
+from convad_fx.report.plan_renderer import FILLS
 
 SIGNATURES = {".svg": b"<?xml", ".png": b"\x89PNG", ".pdf": b"%PDF"}
 
