@@ -72,18 +72,18 @@ def sources(paths: Sequence[str | Path]) -> list[Source]:
     Raises:
         ImageError: two sources have the same name, or one does not exist.
     """
-    found: dict[str, Source] = {}
+    by_name: dict[str, Source] = {}
     for path in paths:
         source = Source.of(path)
         if not source.path.exists():
             raise ImageError(f"{path}: no such file or folder", hint="check the path")
-        if source.name in found:
+        if source.name in by_name:
             raise ImageError(
-                f"{found[source.name].path} and {path} are both called {source.name}",
+                f"{by_name[source.name].path} and {path} are both called {source.name}",
                 hint="rename one, or name the folder that holds both",
             )
-        found[source.name] = source
-    return list(found.values())
+        by_name[source.name] = source
+    return list(by_name.values())
 
 
 def stream(paths: Sequence[str | Path]) -> Iterator[Item]:

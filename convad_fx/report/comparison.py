@@ -28,15 +28,15 @@ class MaskerResult:
         rho: kind of background -> share of backgrounds on which the original model still gives the
             class when the explanation is planted there; see `convad_fx.metrics.robustness`.
         backgrounds: kind -> number of backgrounds.
-        shown: the network's input for the explanation's mask, (1, C, H, W), normalised; None if
-            the masker does not paint.
+        network_input: the painted image for the explanation's mask, (1, C, H, W), normalised;
+            None if the masker does not paint.
     """
 
     name: str
     explanation: Explanation
     rho: Mapping[str, float]
     backgrounds: Mapping[str, int]
-    shown: Tensor | None
+    network_input: Tensor | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
@@ -70,7 +70,7 @@ def compare(
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 2)).eval()
     >>> maskers = {paint: occlusion(model, paint) for paint in ("black", "white")}
     >>> black, white = compare(maskers, model, torch.rand(3, 8, 8), n=10)
-    >>> black.name, sorted(black.rho), black.shown.shape
+    >>> black.name, sorted(black.rho), black.network_input.shape
     ('black', ['colours'], torch.Size([1, 3, 8, 8]))
 
     Args:

@@ -15,6 +15,7 @@ from convad_fx.errors import PolicyError
 from convad_fx.metrics import Normalisation
 from convad_fx.report.comparison import MaskerResult
 from convad_fx.report.explanation_figure import (
+    Pixels,
     displayable,
     draw_kept,
     draw_map,
@@ -67,7 +68,7 @@ def draw_comparison(
     if not results:
         raise PolicyError("there is nothing to compare", hint="pass one result or more")
     first = results[0].explanation
-    shown = displayable(image, first.mask.shape)
+    pixels = displayable(image, first.mask.shape)
     height, width = first.mask.shape
     row_height = min(4.0, max(1.2, 2.1 * height / width))
     figure = Figure(figsize=(9.6, 0.5 + row_height * (len(results) + 1)))
@@ -76,13 +77,13 @@ def draw_comparison(
     grid = figure.subplots(len(results) + 1, 4, squeeze=False, width_ratios=(1.25, 1, 1, 1))
     for panel in grid.flat:
         panel.set_axis_off()
-    grid[0][0].imshow(shown)
+    grid[0][0].imshow(pixels)
     _draw_heading(grid[0][1], results[0], title)
     for axes, result in zip(grid[1:], results, strict=True):
         _draw_numbers(axes[0], result, "#c2185b" if result is results[0] else "black")
-        draw_map(axes[1], result.explanation, shown)
-        draw_kept(axes[2], result.explanation, shown)
-        axes[3].imshow(_network_input(result, shown, normalisation))
+        draw_map(axes[1], result.explanation, pixels)
+        draw_kept(axes[2], result.explanation, pixels)
+        axes[3].imshow(_network_input(result, pixels, normalisation))
     for panel, column in zip(grid[1], _COLUMNS, strict=True):
         panel.set_title(column, fontsize=9, color="0.35")
     return figure
@@ -155,13 +156,11 @@ def _draw_numbers(axes: Axes, result: MaskerResult, colour: str) -> None:
     axes.text(0, 0.0, text, fontsize=8.5, color="0.2")
 
 
-def _network_input(
-    result: MaskerResult, shown: NDArray[np.float64], normalisation: Normalisation
-) -> NDArray[np.float64]:
-    if result.shown is not None:
-        pixels = normalisation.undo(result.shown)[0].permute(1, 2, 0).numpy()
-        painted: NDArray[np.float64] = np.clip(pixels, 0, 1)
-        return np.broadcast_to(painted, shown.shape)
+def _network_input(result: MaskerResult, pixels: Pixels, normalisation: Normalisation) -> Pixels:
+    if result.network_input is not None:
+        values = normalisation.undo(result.network_input)[0].permute(1, 2, 0).numpy()
+        painted: Pixels = np.clip(values, 0, 1)
+        return np.broadcast_to(painted, pixels.shape)
     rows, columns = np.indices(result.explanation.mask.shape) // _SQUARE
     squares = np.where((rows + columns) % 2, 0.96, 0.84)[:, :, None]
-    return np.where(result.explanation.mask[:, :, None], shown, squares)
+    return np.where(result.explanation.mask[:, :, None], pixels, squares)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from convad_fx.explain import Contrast, Explanation
     from convad_fx.explain.evaluator import Mask
 
+Pixels = NDArray[np.float64]  # (H, W, 3) or (H, W), in [0, 1]
+
 _COLOUR_MAP = "inferno"  # perceptually uniform, and readable in grey
 _OUTLINE = "#ff2d7e"  # rare in photos, and visible on light and dark pixels
 _DIMMED = 0.25  # brightness of hidden pixels
@@ -53,7 +55,7 @@ def draw(
     Raises:
         ImageError: the image does not fit the explanation, or is not an image.
     """
-    shown = displayable(image, explanation.mask.shape)
+    pixels = displayable(image, explanation.mask.shape)
     if axes is None:
         height, width = explanation.mask.shape
         panels = 3 if explanation.contrast is None else 4
@@ -62,11 +64,11 @@ def draw(
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(1, panels))
     left, middle, right, *fourth = axes
-    _draw_image(left, explanation, shown)
-    _draw_map(middle, explanation, shown)
-    _draw_kept(right, explanation, shown)
+    _draw_image(left, explanation, pixels)
+    _draw_map(middle, explanation, pixels)
+    _draw_kept(right, explanation, pixels)
     if explanation.contrast is not None and fourth:
-        _draw_contrast(fourth[0], explanation.contrast, shown)
+        _draw_contrast(fourth[0], explanation.contrast, pixels)
     for panel in axes:
         panel.set_axis_off()
     root = left.get_figure(root=True)
@@ -106,17 +108,17 @@ def show_responsibility(
 
 
 def _in_panel(
-    draw_panel: Callable[[Axes, Explanation, NDArray[np.float64]], None],
+    draw_panel: Callable[[Axes, Explanation, Pixels], None],
     explanation: Explanation,
     image: NDArray[Any],
     ax: Axes | None,
 ) -> Axes:
-    shown = displayable(image, explanation.mask.shape)
+    pixels = displayable(image, explanation.mask.shape)
     if ax is None:
         figure = Figure(figsize=(3.6, 3.9), layout="constrained")
         FigureCanvasAgg(figure)
         ax = figure.subplots()
-    draw_panel(ax, explanation, shown)
+    draw_panel(ax, explanation, pixels)
     ax.set_axis_off()
     return ax
 
@@ -165,7 +167,7 @@ def write_png(figure: Figure, path: Path | str, **options: Any) -> None:
         figure.savefig(path, format="png", metadata={"Software": None}, **options)
 
 
-def displayable(image: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+def displayable(image: NDArray[Any], shape: tuple[int, ...]) -> Pixels:
     """Check that an image has this shape, and convert it to floats (H, W, 3) in [0, 1]."""
     image = np.asarray(image)
     hint = "pass the picture before normalisation: (H, W, 3), uint8, or float in [0, 1]"
@@ -203,33 +205,33 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _draw_image(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
-    axes.imshow(shown)
+def _draw_image(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
+    axes.imshow(pixels)
     _title(axes, explanation.title, f"confidence {explanation.confidence_whole:.3f}")
 
 
-def _draw_map(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
-    peak = draw_map(axes, explanation, shown)
+def _draw_map(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
+    peak = draw_map(axes, explanation, pixels)
     below = f"{explanation.evaluations:,} evaluations"
     _title(axes, "responsibility" if peak else "no responsibility found", below)
 
 
-def draw_map(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> float:
+def draw_map(axes: Axes, explanation: Explanation, pixels: Pixels) -> float:
     """Draw the responsibility over the grey picture, without a title; returns its maximum."""
     values = explanation.responsibility
-    axes.imshow(_grey(shown), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(_grey(pixels), cmap="gray", vmin=0, vmax=1)
     peak = float(values.max())
     axes.imshow(values, cmap=_COLOUR_MAP, vmin=0, vmax=peak or 1.0, alpha=0.75 if peak else 0.0)
     return peak
 
 
-def draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
+def draw_kept(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
     """Draw kept pixels in colour and outlined, the others grey and dark, without a title."""
-    _draw_set(axes, explanation.mask, shown, outlined=explanation.mask)
+    _draw_set(axes, explanation.mask, pixels, outlined=explanation.mask)
 
 
-def _draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
-    draw_kept(axes, explanation, shown)
+def _draw_kept(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
+    draw_kept(axes, explanation, pixels)
     verdict = "sufficient" if explanation.sufficient else "NOT sufficient"
     _title(
         axes,
@@ -239,9 +241,9 @@ def _draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64])
     )
 
 
-def _draw_contrast(axes: Axes, contrast: Contrast, shown: NDArray[np.float64]) -> None:
+def _draw_contrast(axes: Axes, contrast: Contrast, pixels: Pixels) -> None:
     """Draw the picture with the contrast hidden and outlined."""
-    _draw_set(axes, ~contrast.mask, shown, outlined=contrast.mask)
+    _draw_set(axes, ~contrast.mask, pixels, outlined=contrast.mask)
     if not contrast.changes:
         _title(axes, "nothing changes the class", "not even hiding everything")
         return
@@ -249,9 +251,9 @@ def _draw_contrast(axes: Axes, contrast: Contrast, shown: NDArray[np.float64]) -
     _title(axes, f"contrast: {contrast.title}", f"hidden: {contrast.size:.1%} of the pixels{also}")
 
 
-def _draw_set(axes: Axes, kept: Mask, shown: NDArray[np.float64], *, outlined: Mask) -> None:
-    hidden = np.repeat((_grey(shown) * _DIMMED)[:, :, None], 3, axis=2)
-    axes.imshow(np.where(kept[:, :, None], shown, hidden))
+def _draw_set(axes: Axes, kept: Mask, pixels: Pixels, *, outlined: Mask) -> None:
+    hidden = np.repeat((_grey(pixels) * _DIMMED)[:, :, None], 3, axis=2)
+    axes.imshow(np.where(kept[:, :, None], pixels, hidden))
     if outlined.any():
         # Padding by a pixel closes the outline where the set touches the border.
         rows, columns = (np.arange(-1, n + 1) for n in outlined.shape)
@@ -260,8 +262,8 @@ def _draw_set(axes: Axes, kept: Mask, shown: NDArray[np.float64], *, outlined: M
         axes.set(xlim=(-0.5, outlined.shape[1] - 0.5), ylim=(outlined.shape[0] - 0.5, -0.5))
 
 
-def _grey(shown: NDArray[np.float64]) -> NDArray[np.float64]:
-    luminance: NDArray[np.float64] = shown @ np.array([0.299, 0.587, 0.114])
+def _grey(pixels: Pixels) -> Pixels:
+    luminance: Pixels = pixels @ np.array([0.299, 0.587, 0.114])
     return luminance
 
 

@@ -36,6 +36,7 @@ from convad_fx.many import (  # noqa: E402
     rows,
     stream,
 )
+from convad_fx.many.run import Recorder  # noqa: E402
 
 QUICK = Search(partitions=1, min_box=300)
 OPTIONS = ("--model", "demo", "--partitions", "1", "--min-box", "300", "--device", "cpu")
@@ -308,6 +309,23 @@ def test_a_damaged_part_is_named(tmp_path):
     (tmp_path / "part-00000.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(ArtifactError, match=r"part-00000\.parquet is damaged"):
         Store(tmp_path, Provenance({}), resume=True)
+
+
+def test_a_recorder_counts_each_picture_once(tmp_path):
+    outcomes = []
+    with Store(tmp_path, Provenance({})) as store:
+        recorder = Recorder(store, time.perf_counter(), Shard(), outcomes.append)
+        for _ in range(2):  # a row may arrive twice
+            recorder.add(_row("a.png"), seconds_draw=0.5)
+        recorder.fail("b.png", "b.png is torn")
+        summary = recorder.finish()
+    assert (summary.explained, summary.rows, summary.failed) == (1, 1, {"b.png": "b.png is torn"})
+    assert (summary.seconds["draw"], summary.seconds["load"]) == (0.5, 0.0)
+    assert [(outcome.key, outcome.error) for outcome in outcomes] == [
+        ("a.png", ""),
+        ("b.png", "b.png is torn"),
+    ]
+    assert read(tmp_path)["key"].to_pylist() == ["a.png"]
 
 
 # --------------------------------------------------------------------------------- several of them

@@ -54,8 +54,8 @@ def test_it_is_what_explain_and_robustness_say(
 
 
 def test_what_was_shown_is_the_paint(rows: tuple[MaskerResult, ...]) -> None:
-    assert rows[0].shown is None
-    shown: Tensor | None = rows[1].shown
+    assert rows[0].network_input is None
+    shown: Tensor | None = rows[1].network_input
     assert shown is not None
     hidden = ~torch.from_numpy(rows[1].explanation.mask)
     pixels = SCALE.undo(shown)[0]
