@@ -32,8 +32,7 @@ from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable, 
 from convad_fx.explain import Explanation, Search, explain_disjoint, occlusion
 from convad_fx.explain.explainer import image_digest
 from convad_fx.explain.masker import Masker
-from convad_fx.many import Question, Recipe, Shard
-from convad_fx.many.question import rank_device
+from convad_fx.many import ClassifierSpec, ExplainOptions, Shard, rank_device
 from convad_fx.metrics import Normalisation
 from convad_fx.versions import versions
 
@@ -500,7 +499,7 @@ def explain(
     # processes on one machine each has a GPU of its own.
     here = "cpu" if ray is not None and not trusted else device
     chosen = rank_device(here, Shard.from_environment().local) if many else devices.choose(here)
-    recipe = Recipe(
+    spec = ClassifierSpec(
         model,
         weights,
         labels,
@@ -511,7 +510,7 @@ def explain(
         chosen,
         trusted,
     )
-    classifier = recipe.classifier()
+    classifier = spec.load()
     _tell_if_random(classifier)
     index = _class(target, classifier.labels)
     folder = _folder(out)
@@ -526,7 +525,7 @@ def explain(
                 "--progress does not go with folders and tar files: a line is printed per picture",
                 hint="leave it out",
             )
-        question = Question(
+        options = ExplainOptions(
             policy,
             search,
             index,
@@ -537,7 +536,7 @@ def explain(
             tuple(metric or ()),
             precision,
         )
-        run = cli_many.Run(recipe, classifier, question, pictures, folder, device, ray, workers)
+        run = cli_many.Run(spec, classifier, options, pictures, folder, device, ray, workers)
         cli_many.explain(run, resume=resume, overlays=overlays, as_json=as_json)
         return
     asker = _Asker(classifier, chosen, policy, search, batch_size or "auto", seed, precision)
@@ -683,7 +682,7 @@ def compare(
             failed.append((path, copy))
             continue
         read[number] = x
-    done: list[tuple[str, tuple[report.Compared, ...], Path]] = []
+    done: list[tuple[str, tuple[report.MaskerResult, ...], Path]] = []
     table = None if as_json else _Comparisons([str(path) for path in paths], list(maskers))
     stems = _stems(paths, folder)
     for number, x in read.items():
@@ -717,7 +716,7 @@ def compare(
     if whole:
         try:
             report.save_page(
-                [report.ComparedPicture(*one) for one in done],
+                [report.PictureComparison(*one) for one in done],
                 whole,
                 model=classifier.name,
                 failed=[str(why) for _, why in failed],
@@ -1076,7 +1075,7 @@ class _Comparisons:
         heads = ("kept", "confidence", "of", "masks", "on colours", "on pictures")
         self._print("image", "hidden pixels", *heads, "answer")
 
-    def add(self, source: str, compared: Sequence[report.Compared]) -> None:
+    def add(self, source: str, compared: Sequence[report.MaskerResult]) -> None:
         for row in compared:
             why = row.explanation
             self._print(

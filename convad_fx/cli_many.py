@@ -11,7 +11,15 @@ import typer
 from convad_fx import models
 from convad_fx.errors import PolicyError
 from convad_fx.integrations import ray as on_ray
-from convad_fx.many import Explainer, Outcome, Question, Recipe, Shard, Summary, explain_many
+from convad_fx.many import (
+    ClassifierSpec,
+    Explainer,
+    ExplainOptions,
+    Outcome,
+    Shard,
+    Summary,
+    explain_many,
+)
 from convad_fx.many.sources import is_tar
 
 FOUND, FAILED = 1, 2
@@ -21,9 +29,9 @@ FOUND, FAILED = 1, 2
 class Run:
     """What is asked of which pictures, where the rows go, and who makes them."""
 
-    recipe: Recipe
+    spec: ClassifierSpec
     classifier: models.Classifier
-    question: Question
+    options: ExplainOptions
     pictures: Sequence[Path]
     folder: Path
     device: str
@@ -41,14 +49,14 @@ def explain(run: Run, *, resume: bool, overlays: bool, as_json: bool) -> None:
     shard = Shard.from_environment()
     drawn = run.folder / "overlays" if overlays else None
 
-    def notify(outcome: Outcome) -> None:
+    def on_outcome(outcome: Outcome) -> None:
         if not as_json and outcome.row is not None:
             typer.echo(_line(outcome))
 
     if run.ray is not None:
         if shard.world > 1:
             raise PolicyError("torchrun and `--ray` both share the pictures", hint="use one")
-        explainer = Explainer(run.classifier, run.question, run.recipe.device, drawn)
+        explainer = Explainer(run.classifier, run.options, run.spec.device, drawn)
         found = on_ray.explain_many(
             explainer,
             run.pictures,
@@ -57,13 +65,13 @@ def explain(run: Run, *, resume: bool, overlays: bool, as_json: bool) -> None:
             resume=resume,
             device=run.device,
             workers=run.workers,
-            recipe=run.recipe,
-            notify=notify,
+            spec=run.spec,
+            on_outcome=on_outcome,
         )
     else:
-        explainer = Explainer(run.classifier, run.question, run.recipe.device, drawn)
+        explainer = Explainer(run.classifier, run.options, run.spec.device, drawn)
         found = explain_many(
-            explainer, run.pictures, run.folder, resume=resume, shard=shard, notify=notify
+            explainer, run.pictures, run.folder, resume=resume, shard=shard, on_outcome=on_outcome
         )
     _finish(found, run, as_json)
 

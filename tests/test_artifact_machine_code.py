@@ -74,7 +74,7 @@ def test_the_command_line_asks_for_trust(tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
     done = run("explain", picture, "--model", "demo", "--out", tmp_path / "out", "--trusted")
     assert done.exit_code == 2
-    assert "demo is no file; leave `--trusted` out" in done.stderr
+    assert "demo is not a file; leave `--trusted` out" in done.stderr
 
 
 def test_a_package_that_is_none_is_an_error(tmp_path: Path) -> None:

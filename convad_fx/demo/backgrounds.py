@@ -1,4 +1,4 @@
-"""What lies behind an object: a textured ground, and clutter that is none of the ten things.
+"""Backgrounds of scenes: a texture, and clutter that belongs to none of the ten classes.
 
 >>> import numpy as np
 >>> ground = background(np.random.default_rng(0), size=96)
@@ -15,11 +15,11 @@ from PIL import Image, ImageFilter
 
 from convad_fx.demo.canvas import Canvas, Colour, arc, hsv, ring, shaded, smooth
 
-_Field = NDArray[np.float32]
+_Field = NDArray[np.float32]  # (size, size), values about 0 to 1
 
 
 def background(rng: Generator, size: int) -> NDArray[np.float32]:
-    """A cluttered ground, (size, size, 3), values in [0, 255]."""
+    """A random texture with clutter, (size, size, 3), values in [0, 255]."""
     pattern = _PATTERNS[rng.integers(len(_PATTERNS))]
     hue = rng.uniform()
     dark = hsv(hue, rng.uniform(0.1, 0.6), rng.uniform(0.15, 0.55))
@@ -29,13 +29,13 @@ def background(rng: Generator, size: int) -> NDArray[np.float32]:
 
     clutter = Canvas(size, (size / 2, size / 2), size / 2)
     for _ in range(int(rng.integers(8, 17))):
-        _distract(clutter, rng)
+        _draw_distractor(clutter, rng)
     colour, coverage = clutter.pixels()
     opacity = rng.uniform(0.55, 1.0)
     ground = ground * (1 - opacity * coverage[..., None]) + opacity * colour
 
     picture = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8))
-    # As a lens would: what lies behind is a little out of focus.
+    # The background is slightly out of focus.
     blurred = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.1)))
     return np.asarray(blurred, dtype=np.float32)
 
@@ -46,7 +46,7 @@ def _between(dark: Colour, light: Colour, field: _Field) -> NDArray[np.float32]:
 
 
 def _noise(rng: Generator, size: int) -> _Field:
-    """Smooth noise over several octaves, stretched to [0, 1], (size, size)."""
+    """Smooth noise of five octaves, scaled to [0, 1], (size, size)."""
     total = np.zeros((size, size), np.float32)
     weight = 1.0
     for cells in (3, 6, 12, 24, 48):
@@ -57,7 +57,7 @@ def _noise(rng: Generator, size: int) -> _Field:
 
 
 def _ramp(rng: Generator, size: int) -> _Field:
-    """How far each pixel lies along a random direction, from about 0 to 1, (size, size)."""
+    """Linear in a random direction, from about 0 to 1, (size, size)."""
     angle = rng.uniform(0, math.tau)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
     return np.asarray(0.5 + 0.7 * (math.cos(angle) * x + math.sin(angle) * y), np.float32)
@@ -86,7 +86,7 @@ def _checks(rng: Generator, size: int) -> _Field:
 
 
 def _stones(rng: Generator, size: int) -> _Field:
-    """Cobbles: cells around random points, each of its own shade, with dark joints."""
+    """Cobbles: Voronoi cells of random points in random shades, with dark joints."""
     count = int(rng.integers(20, 60))
     points = rng.uniform(0, size, size=(count, 2)).astype(np.float32)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
@@ -98,18 +98,18 @@ def _stones(rng: Generator, size: int) -> _Field:
 
 
 def _ripples(rng: Generator, size: int) -> _Field:
-    """Rings around a point, bent by noise."""
+    """Rings around a random point, distorted by noise."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
-    far = np.hypot(x - rng.uniform(-0.2, 1.2), y - rng.uniform(-0.2, 1.2))
-    wave = np.sin(math.tau * rng.uniform(4, 10) * far + 4 * _noise(rng, size))
+    distance = np.hypot(x - rng.uniform(-0.2, 1.2), y - rng.uniform(-0.2, 1.2))
+    wave = np.sin(math.tau * rng.uniform(4, 10) * distance + 4 * _noise(rng, size))
     return np.asarray(0.5 + 0.5 * wave, np.float32)
 
 
 _PATTERNS = (_gradient, _clouds, _stripes, _checks, _stones, _ripples)
 
 
-def _distract(canvas: Canvas, rng: Generator) -> None:
-    """One shape without a name: a blob, ring, bar, triangle, cross, squiggle, crescent or dots."""
+def _draw_distractor(canvas: Canvas, rng: Generator) -> None:
+    """Draw a blob, ring, bar, triangle, cross, squiggle, crescent or dots."""
     fill = hsv(rng.uniform(), rng.uniform(0.2, 0.9), rng.uniform(0.3, 1.0))
     rim = shaded(fill, 0.45) if rng.uniform() < 0.4 else None
     middle = np.asarray(rng.uniform(-1, 1, size=2))

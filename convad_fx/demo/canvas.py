@@ -1,4 +1,4 @@
-"""A drawing surface with a frame of its own: shapes are given in the object's units.
+"""A drawing surface with its own coordinates: shapes are given in the object's units.
 
 >>> canvas = Canvas(size=8, centre=(4, 4), scale=4)
 >>> canvas.ellipse((0, 0), (1, 1), fill=(255, 0, 0))
@@ -18,22 +18,18 @@ from PIL import Image, ImageDraw
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
-# Shapes are drawn this many times larger and then averaged down: smooth edges, and the share of a
-# pixel that a shape covers as a number.
+# Shapes are drawn this many times larger and averaged down, for smooth edges and exact coverage.
 _SUPERSAMPLE = 4
 
 
 class Canvas:
-    """An empty picture to draw flat shapes on, later ones over earlier ones.
-
-    Shapes are given in the canvas's own units: x to the right, y down, the unit circle filling the
-    space that `scale` says.
+    """An empty picture for flat shapes; later shapes cover earlier ones.
 
     Args:
         size: height and width of the picture, in pixels.
-        centre: where the point (0, 0) lies, in pixels (x, y).
-        scale: how many pixels one unit is long.
-        turn: by how much the frame is rotated, clockwise, in radians.
+        centre: position of the canvas's point (0, 0), in pixels (x, y).
+        scale: pixels per unit of the canvas, whose x points right and y down.
+        turn: clockwise rotation of the canvas, in radians.
         mirrored: whether left and right are swapped before the rotation.
     """
 
@@ -58,18 +54,18 @@ class Canvas:
     def polygon(
         self, points: ArrayLike, fill: Colour, edge: Colour | None = None, width: float = 0.045
     ) -> None:
-        """A filled polygon, with a rim of colour `edge` and `width` units where one is given.
+        """Draw a filled polygon.
 
         Args:
             points: the corners, (n, 2).
             fill: the colour inside.
-            edge: the colour of the rim; `None` for no rim.
-            width: how wide the rim is, centred on the outline.
+            edge: the colour of the outline; None for no outline.
+            width: of the outline, in units of the canvas.
         """
         corners = self._place(points)
         self._draw.polygon(corners, fill=fill)
         if edge is not None:
-            # The first two corners once more, so that the last joint is rounded like the others.
+            # The first two corners again, so that the last joint is rounded like the others.
             self._stroke([*corners, *corners[:2]], edge, width)
 
     def ellipse(
@@ -80,11 +76,11 @@ class Canvas:
         edge: Colour | None = None,
         turn: float = 0.0,
     ) -> None:
-        """A filled ellipse; `turn` rotates it about its middle, clockwise, in radians."""
+        """Draw a filled ellipse, rotated clockwise about its middle by `turn` radians."""
         self.polygon(ring(middle, radii, turn), fill, edge)
 
     def line(self, points: ArrayLike, width: float, fill: Colour) -> None:
-        """A line through `points`, (n, 2), with rounded joints and ends."""
+        """Draw a line through `points`, (n, 2), with rounded joints and ends."""
         corners = self._place(points)
         self._stroke(corners, fill, width)
         radius = self._scale * width / 2
@@ -92,13 +88,12 @@ class Canvas:
             self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
 
     def pixels(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The drawing: colour (H, W, 3) in [0, 255], and how much of each pixel is covered (H, W).
+        """The drawing: colour (H, W, 3) in [0, 255], and coverage (H, W) in [0, 1].
 
-        The colour is already multiplied by the cover, so `background * (1 - cover) + colour` is the
-        drawing on a background.
+        The colour is premultiplied: `background * (1 - coverage) + colour` is the drawing on a
+        background.
         """
-        # Pixels nothing was drawn on are black in the layer, which is what makes the average of
-        # its colours the colour times the share.
+        # Empty pixels of the layer are black, so averages of colours are premultiplied.
         colour = self._layer.convert("RGB").reduce(_SUPERSAMPLE)
         coverage = self._layer.getchannel("A").reduce(_SUPERSAMPLE)
         return (
@@ -112,7 +107,7 @@ class Canvas:
 
     def _stroke(self, corners: Sequence[Point], fill: Colour, width: float) -> None:
         thickness = max(1, round(self._scale * width))
-        # Along a curve of many points the joints do not show, and they take most of the time.
+        # On curves of many points, joints are invisible but would take most of the time.
         joint = "curve" if len(corners) < 20 else None
         self._draw.line(corners, fill=fill, width=thickness, joint=joint)
 

@@ -1,4 +1,4 @@
-"""The demo's network: small, ordinary, and prepared for nothing; weights included.
+"""The demo's network: a small ordinary CNN that knows nothing of this package, and its weights.
 
 >>> model = load()
 >>> logits = model(preprocess(scenes.held_out(1)[0].image))
@@ -21,7 +21,7 @@ from convad_fx.demo import scenes
 from convad_fx.errors import ImageError
 
 SIZE = scenes.SIZE
-# Measured over the training pictures, to two digits.
+# of the training pictures, to two digits
 MEAN = (0.45, 0.45, 0.45)
 STD = (0.19, 0.19, 0.19)
 
@@ -29,7 +29,7 @@ WEIGHTS = "weights.safetensors"
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a strided 1x1 convolution where sizes change.
+    """Two 3x3 convolutions and a shortcut, with a 1x1 convolution if shapes differ.
 
     Shapes: (N, inputs, H, W) -> (N, outputs, H / stride, W / stride).
     """
@@ -56,7 +56,7 @@ class Residual(nn.Module):
 
 
 class DepthwiseSeparable(nn.Module):
-    """A 3x3 convolution per channel, then a 1x1 across channels (MobileNet's block).
+    """A depthwise 3x3 convolution, then a pointwise one (MobileNet's block).
 
     Shapes: (N, inputs, H, W) -> (N, outputs, H / stride, W / stride).
     """
@@ -75,7 +75,7 @@ class DepthwiseSeparable(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel scaled by what all positions together say about it. Shapes stay as they are."""
+    """Scale each channel by a factor computed from all channels' means. Shapes do not change."""
 
     def __init__(self, channels: int, squeezed: int):
         super().__init__()
@@ -91,7 +91,7 @@ class SqueezeExcite(nn.Module):
 
 
 class DemoNet(nn.Module):
-    """A classifier of 96-pixel pictures with a bit of everything: (N, 3, 96, 96) -> (N, classes).
+    """A classifier with common building blocks: (N, 3, 96, 96) -> (N, classes).
 
     >>> DemoNet()(torch.zeros(2, 3, 96, 96)).shape
     torch.Size([2, 10])
@@ -144,14 +144,14 @@ def load() -> DemoNet:
 
 
 def preprocess(image: NDArray[np.uint8] | Image.Image) -> torch.Tensor:
-    """What the network reads for a picture: (1, 3, 96, 96), float32, normalised.
+    """The network's input for a picture: (1, 3, 96, 96), float32, normalised.
 
     >>> preprocess(Image.new("RGB", (200, 150), "white")).shape
     torch.Size([1, 3, 96, 96])
 
     Args:
-        image: RGB, uint8 (H, W, 3), or a Pillow picture of any mode; other sizes than 96 x 96 are
-            resized, whatever that does to their proportions.
+        image: RGB, uint8 (H, W, 3), or a Pillow image of any mode; other sizes are resized to
+            96 x 96, without regard to their aspect ratio.
 
     Raises:
         ImageError: the array is not uint8 (H, W, 3).
@@ -170,7 +170,7 @@ def preprocess(image: NDArray[np.uint8] | Image.Image) -> torch.Tensor:
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """Pictures (N, 3, H, W) in 0 ... 255 as the network reads them: mean about 0, deviation 1."""
+    """Pictures (N, 3, H, W) in 0 ... 255, normalised to mean 0 and standard deviation 1."""
     mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
     return (images.float() / 255 - mean) / std

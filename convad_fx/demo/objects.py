@@ -1,8 +1,7 @@
-"""The ten things the demo's network knows, each a drawing that never comes out the same twice.
+"""The ten classes of the demo, drawn with random shapes and colours.
 
-A drawing fills the unit circle of its canvas, upright: x to the right, y down. What makes it that
-thing is its parts (wheels, sails, petals ...); colours are drawn at random, widely enough that no
-class could be told by its colour alone.
+A drawing fills the unit circle of its canvas, upright: x to the right, y down. Classes differ by
+their parts (wheels, sails, petals ...); colours vary too much to identify a class.
 """
 
 import math
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from convad_fx.demo.canvas import Canvas, Colour, arc, flipped, hsv, ring, shaded, smooth
+from convad_fx.demo.canvas import Canvas, Colour, Point, arc, flipped, hsv, ring, shaded, smooth
 
 _INK: Colour = (34, 28, 32)
 _WHITE: Colour = (246, 244, 236)
@@ -23,9 +22,9 @@ class Kind:
     """One class of objects.
 
     Args:
-        name: what a person calls it.
-        paint: draws one, with the random choices taken from the generator.
-        tilt: how far it may lean from upright, either way, in radians.
+        name: of the class, for people.
+        paint: draws an object with random choices from the generator.
+        tilt: maximum rotation from upright in either direction, in radians.
     """
 
     name: str
@@ -34,7 +33,7 @@ class Kind:
 
 
 def _vivid(rng: Generator) -> Colour:
-    """Any hue, strong enough to be seen on a busy background."""
+    """Any hue, saturated enough for a cluttered background."""
     return hsv(rng.uniform(), rng.uniform(0.55, 0.95), rng.uniform(0.7, 1.0))
 
 
@@ -48,6 +47,10 @@ def _wood(rng: Generator) -> Colour:
 
 def _leafy(rng: Generator) -> Colour:
     return hsv(rng.uniform(0.22, 0.42), rng.uniform(0.5, 0.9), rng.uniform(0.45, 0.8))
+
+
+def _rectangle(left: float, top: float, right: float, bottom: float) -> list[Point]:
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
 def _ladybird(canvas: Canvas, rng: Generator) -> None:
@@ -77,13 +80,8 @@ def _fish(canvas: Canvas, rng: Generator) -> None:
     height = rng.uniform(0.4, 0.52)
     tail = [(-0.5, 0), (-0.98, -0.48), (-0.84, 0), (-0.98, 0.48)]
     canvas.polygon(smooth(tail, 6), fin, rim)
-    canvas.polygon(
-        smooth(
-            [(-0.35, -0.7 * height), (-0.3, -height - 0.25), (0.3, -height - 0.12), (0.4, -0.2)]
-        ),
-        fin,
-        rim,
-    )
+    back = [(-0.35, -0.7 * height), (-0.3, -height - 0.25), (0.3, -height - 0.12), (0.4, -0.2)]
+    canvas.polygon(smooth(back), fin, rim)
     canvas.polygon(smooth([(-0.2, 0.2), (-0.32, height + 0.26), (0.12, 0.8 * height)]), fin, rim)
     outline = [
         (0.94, 0.04), (0.72, -0.6 * height), (0.25, -height), (-0.3, -0.68 * height),
@@ -117,37 +115,20 @@ def _house(canvas: Canvas, rng: Generator) -> None:
     half, eaves = rng.uniform(0.56, 0.66), rng.uniform(-0.2, -0.06)
     ridge = -0.92
     chimney = rng.uniform(0.25, 0.38)
-    canvas.polygon(
-        [(chimney, -0.2), (chimney, -0.88), (chimney + 0.2, -0.88), (chimney + 0.2, -0.2)],
-        shaded(roof, 0.7),
-        shaded(roof, 0.35),
-    )
-    canvas.polygon([(-half, eaves), (half, eaves), (half, 0.78), (-half, 0.78)], wall, rim)
+    stack = _rectangle(chimney, -0.88, chimney + 0.2, -0.2)
+    canvas.polygon(stack, shaded(roof, 0.7), shaded(roof, 0.35))
+    canvas.polygon(_rectangle(-half, eaves, half, 0.78), wall, rim)
     gable = [(-half - 0.18, eaves + 0.06), (0, ridge), (half + 0.18, eaves + 0.06)]
     canvas.polygon(gable, roof, shaded(roof, 0.35))
     canvas.ellipse((0, 0.6 * eaves - 0.2), (0.11, 0.11), glass, shaded(roof, 0.35))
     doorway = -0.24 if rng.uniform() < 0.5 else 0.0
-    canvas.polygon(
-        [
-            (doorway - 0.14, 0.78),
-            (doorway - 0.14, 0.26),
-            (doorway + 0.14, 0.26),
-            (doorway + 0.14, 0.78),
-        ],
-        door,
-        shaded(door, 0.45),
-    )
+    frame = _rectangle(doorway - 0.14, 0.26, doorway + 0.14, 0.78)
+    canvas.polygon(frame, door, shaded(door, 0.45))
     canvas.ellipse((doorway + 0.07, 0.54), (0.03, 0.03), _WHITE)
     for x in (0.3,) if doorway else (-0.37, 0.37):
         size = 0.17 if doorway else 0.12
         y = 0.28
-        pane = [
-            (x - size, y - 0.16),
-            (x + size, y - 0.16),
-            (x + size, y + 0.16),
-            (x - size, y + 0.16),
-        ]
-        canvas.polygon(pane, glass, rim)
+        canvas.polygon(_rectangle(x - size, y - 0.16, x + size, y + 0.16), glass, rim)
         canvas.line([(x, y - 0.16), (x, y + 0.16)], 0.04, rim)
         canvas.line([(x - size, y), (x + size, y)], 0.04, rim)
 
@@ -158,25 +139,21 @@ def _tree(canvas: Canvas, rng: Generator) -> None:
         leaf = _vivid(rng)
     rim = shaded(leaf, 0.42)
     if rng.uniform() < 0.5:
-        canvas.polygon(
-            [(-0.11, 0.5), (0.11, 0.5), (0.14, 0.98), (-0.14, 0.98)], bark, shaded(bark, 0.5)
-        )
+        trunk = [(-0.11, 0.5), (0.11, 0.5), (0.14, 0.98), (-0.14, 0.98)]
+        canvas.polygon(trunk, bark, shaded(bark, 0.5))
         for top, bottom, half in ((0.02, 0.68, 0.66), (-0.46, 0.22, 0.54), (-0.98, -0.24, 0.4)):
             skirt = [(0, top), (half, bottom), (half / 3, bottom - 0.06), (0, bottom)]
             skirt += [(-half / 3, bottom - 0.06), (-half, bottom)]
             canvas.polygon(skirt, leaf, rim)
         return
-    canvas.polygon(
-        [(-0.1, 0.0), (0.1, 0.0), (0.13, 0.8), (0.22, 0.97), (-0.22, 0.97), (-0.13, 0.8)],
-        bark,
-        shaded(bark, 0.5),
-    )
+    trunk = [(-0.1, 0.0), (0.1, 0.0), (0.13, 0.8), (0.22, 0.97), (-0.22, 0.97), (-0.13, 0.8)]
+    canvas.polygon(trunk, bark, shaded(bark, 0.5))
     for side in (-1, 1):
         canvas.line([(0, 0.5), (0.3 * side, 0.15)], 0.09, bark)
     clumps = [(-0.44, -0.02, 0.34), (0.44, -0.02, 0.34), (-0.36, -0.42, 0.36), (0.36, -0.42, 0.36)]
     clumps += [(0.0, -0.6, 0.38), (0.0, -0.12, 0.42)]
     puffs = [(x + rng.normal(0, 0.03), y + rng.normal(0, 0.03), r) for x, y, r in clumps]
-    # All rims first: what is left of them is the outline of the whole crown.
+    # All rims first: the visible parts form the outline of the crown.
     for x, y, r in puffs:
         canvas.ellipse((x, y), (r, r), rim)
     for x, y, r in puffs:
@@ -216,24 +193,12 @@ def _car(canvas: Canvas, rng: Generator) -> None:
     cabin = [(back, -0.05), (back + 0.2, roof), (front - 0.22, roof), (front + 0.12, -0.05)]
     canvas.polygon(cabin, paint, rim)
     post = (back + front) / 2 + 0.02
-    canvas.polygon(
-        [
-            (back + 0.12, -0.06),
-            (back + 0.25, roof + 0.09),
-            (post - 0.04, roof + 0.09),
-            (post - 0.04, -0.06),
-        ],
-        glass,
-    )
-    canvas.polygon(
-        [
-            (post + 0.04, -0.06),
-            (post + 0.04, roof + 0.09),
-            (front - 0.24, roof + 0.09),
-            (front, -0.06),
-        ],
-        glass,
-    )
+    for bottom, top, inner in (
+        (back + 0.12, back + 0.25, post - 0.04),
+        (front, front - 0.24, post + 0.04),
+    ):
+        pane = [(bottom, -0.06), (top, roof + 0.09), (inner, roof + 0.09), (inner, -0.06)]
+        canvas.polygon(pane, glass)
     shell = [(-0.94, 0.3), (-0.96, 0.0), (-0.88, -0.08), (front + 0.1, -0.08), (0.82, 0.02)]
     canvas.polygon([*shell, (0.95, 0.12), (0.95, 0.3)], paint, rim)
     canvas.line([(post, 0.0), (post, 0.24)], 0.035, rim)
@@ -254,7 +219,7 @@ def _umbrella(canvas: Canvas, rng: Generator) -> None:
     canvas.line([(0, -0.92), (0, 0.72)], 0.07, shaft)
     canvas.line(hook, 0.1, shaft)
     panels, rise = 6, rng.uniform(0.7, 0.8)
-    # The canopy is a half-dome seen from the side: its ribs meet at the top and bunch at the sides.
+    # The canopy is a half-dome seen from the side: its ribs meet at the top, dense at the sides.
     stops = 0.94 * np.cos(np.linspace(math.pi, 0, panels + 1))
     dome_top = np.array([0.0, -rise])
     hem = 0.02
@@ -280,15 +245,8 @@ def _mushroom(canvas: Canvas, rng: Generator) -> None:
         cap = _wood(rng)
     rim, top = shaded(cap, 0.4), rng.uniform(-0.9, -0.75)
     foot = rng.uniform(0.28, 0.38)
-    stalk = [
-        (-0.2, 0.0),
-        (0.2, 0.0),
-        (0.24, 0.5),
-        (foot, 0.82),
-        (0, 0.95),
-        (-foot, 0.82),
-        (-0.24, 0.5),
-    ]
+    stalk = [(-0.2, 0.0), (0.2, 0.0), (0.24, 0.5), (foot, 0.82)]
+    stalk += [(0, 0.95), (-foot, 0.82), (-0.24, 0.5)]
     canvas.polygon(smooth(stalk), stem, shaded(stem, 0.45))
     for x in (-0.08, 0.06):
         canvas.line([(x, 0.45), (x * 1.4, 0.72)], 0.03, shaded(stem, 0.75))
@@ -296,8 +254,8 @@ def _mushroom(canvas: Canvas, rng: Generator) -> None:
     for x in np.linspace(-0.66, 0.66, 7):
         canvas.line([(0.5 * x, 0.07), (x, 0.15)], 0.03, shaded(stem, 0.55))
     dome = arc((0, 0.06), (0.92, 0.06 - top), math.pi, math.tau, steps=40)
-    brim = arc((0, 0.06), (0.92, 0.1), 0, math.pi, steps=24)[::-1]
-    canvas.polygon([*dome, *brim[::-1]], cap, rim)
+    brim = arc((0, 0.06), (0.92, 0.1), 0, math.pi, steps=24)
+    canvas.polygon([*dome, *brim], cap, rim)
     dots = _pale(rng)
     for x, y, r in ((-0.5, -0.12, 0.13), (0.0, -0.3, 0.16), (0.5, -0.1, 0.13), (-0.28, -0.52, 0.11),
                     (0.3, -0.5, 0.11), (-0.2, 0.0, 0.08), (0.24, 0.02, 0.08)):  # fmt: skip
@@ -311,9 +269,8 @@ def _boat(canvas: Canvas, rng: Generator) -> None:
     rim = shaded(hull, 0.38)
     step = rng.uniform(-0.12, 0.05)
     canvas.line([(step, 0.5), (step, -0.94)], 0.07, mast)
-    canvas.polygon(
-        [(step, -0.92), (step - 0.3, -0.82), (step, -0.72)], _vivid(rng), _INK, width=0.03
-    )
+    flag = [(step, -0.92), (step - 0.3, -0.82), (step, -0.72)]
+    canvas.polygon(flag, _vivid(rng), _INK, width=0.03)
     main = arc((step + 0.06, 0.34), (0.74, 1.1), -0.5 * math.pi, 0, steps=16) * (0.97, 1.0)
     canvas.polygon([*main, (step + 0.06, 0.34)], first, shaded(first, 0.45))
     jib = [(step - 0.07, -0.6), (step - 0.07, 0.34), (-0.72, 0.34)]

@@ -1,4 +1,4 @@
-"""Labelled pictures, drawn by the numbers: one object on a cluttered ground, and where it is.
+"""Synthetic labelled pictures: one object on a cluttered background, and its mask.
 
 >>> scene = draw(CLASSES.index("fish"), seed=3)
 >>> scene.image.shape, scene.image.dtype, scene.mask.shape, CLASSES[scene.label]
@@ -17,19 +17,18 @@ from convad_fx.demo.objects import KINDS
 CLASSES: tuple[str, ...] = tuple(kind.name for kind in KINDS)
 SIZE = 96
 
-# Training draws with seeds below this number, `held_out` from it upwards: they cannot meet.
+# Training uses smaller seeds, `held_out` this one and larger ones.
 _HELD_OUT = 1 << 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A picture, and what is to be seen on it.
+    """A picture with its object's mask and class.
 
     Args:
         image: (96, 96, 3), uint8, RGB.
-        mask: (96, 96), bool; True wherever the object has a share in the pixel's colour, so outside
-            it there is background and nothing else.
-        label: which of `CLASSES` the object is.
+        mask: (96, 96), bool; True wherever the object contributes to the pixel's colour.
+        label: index of the object's class in `CLASSES`.
     """
 
     image: NDArray[np.uint8]
@@ -38,9 +37,9 @@ class Scene:
 
 
 def draw(label: int, seed: int) -> Scene:
-    """The picture number `seed` of class `label`; the same numbers draw the same picture.
+    """Draw a picture of class `label`; deterministic in `label` and `seed`.
 
-    The background and the place depend on the seed alone, so they say nothing about the class:
+    Background and position depend on the seed alone, so they do not reveal the class:
 
     >>> fish, car = draw(1, seed=7), draw(5, seed=7)
     >>> neither = ~(fish.mask | car.mask)
@@ -54,36 +53,37 @@ def draw(label: int, seed: int) -> Scene:
     if not 0 <= label < len(KINDS):
         raise IndexError(f"class {label} does not exist; there are {len(KINDS)}: {CLASSES}")
     kind = KINDS[label]
-    behind, before = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1, label])
+    scene_rng = np.random.default_rng([seed, 0])
+    object_rng = np.random.default_rng([seed, 1, label])
 
-    ground = background(behind, SIZE)
-    scale = behind.uniform(0.21, 0.4) * SIZE
-    # The corners of some drawings stick out of their unit circle; with this, none is cut off.
+    ground = background(scene_rng, SIZE)
+    scale = scene_rng.uniform(0.21, 0.4) * SIZE
+    # Corners of some drawings are outside the unit circle; with this margin none is cut off.
     margin = 1.15 * scale + 1
-    centre = behind.uniform(margin, SIZE - margin, size=2)
+    centre = scene_rng.uniform(margin, SIZE - margin, size=2)
     canvas = Canvas(
         SIZE,
         (float(centre[0]), float(centre[1])),
         scale,
-        turn=before.uniform(-kind.tilt, kind.tilt),
-        mirrored=bool(before.uniform() < 0.5),
+        turn=object_rng.uniform(-kind.tilt, kind.tilt),
+        mirrored=bool(object_rng.uniform() < 0.5),
     )
-    kind.paint(canvas, before)
+    kind.paint(canvas, object_rng)
     colour, coverage = canvas.pixels()
 
-    # Light from one side: flat colours would look cut out of paper.
+    # Light from one side
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
-    angle = before.uniform(0, 2 * np.pi)
+    angle = object_rng.uniform(0, 2 * np.pi)
     across = ((x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)) / scale
     light = 1 + 0.16 * np.clip(across, -1, 1)
 
     picture = ground * (1 - coverage[..., None]) + colour * light[..., None]
-    picture += behind.normal(0, behind.uniform(1, 4), size=picture.shape)
+    picture += scene_rng.normal(0, scene_rng.uniform(1, 4), size=picture.shape)
     return Scene(image=np.clip(picture, 0, 255).astype(np.uint8), mask=coverage > 0, label=label)
 
 
 def held_out(count: int) -> list[Scene]:
-    """`count` pictures that no training has seen, the classes in turn.
+    """`count` pictures that are not in any training set, with classes in turn.
 
     >>> [CLASSES[scene.label] for scene in held_out(3)]
     ['ladybird', 'fish', 'house']
@@ -92,20 +92,20 @@ def held_out(count: int) -> list[Scene]:
 
 
 def held_out_numbers(count: int) -> list[tuple[int, int]]:
-    """What `draw` takes for each picture of `held_out(count)`: pairs of label and seed."""
+    """Label and seed of each picture of `held_out(count)`."""
     return [(index % len(CLASSES), _HELD_OUT + index) for index in range(count)]
 
 
 def training_numbers(count: int, run: int = 0) -> list[tuple[int, int]]:
-    """What `draw` takes for `count` training pictures, others for each `run`: label and seed.
+    """Label and seed of `count` training pictures; every `run` has other pictures.
 
     >>> set(training_numbers(1000)) & set(held_out_numbers(1000))
     set()
 
     Raises:
-        ValueError: the seeds would reach those of the held-out pictures.
+        ValueError: the seeds would overlap those of the held-out pictures.
     """
     first = run * count
     if not 0 <= first <= _HELD_OUT - count:
-        raise ValueError(f"run {run} with {count} pictures leaves the seeds 0 ... {_HELD_OUT - 1}")
+        raise ValueError(f"run {run} with {count} pictures exceeds the seeds 0 ... {_HELD_OUT - 1}")
     return [(index % len(CLASSES), first + index) for index in range(count)]

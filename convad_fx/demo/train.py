@@ -1,7 +1,6 @@
-"""Draws pictures and trains the demo's network on them: `python -m convad_fx.demo.train`.
+"""Draw pictures and train the demo's network on them: `python -m convad_fx.demo.train`.
 
-Some minutes on two CPU cores. The same seed on the same machine, with the same version of torch,
-gives the same weights.
+Takes minutes on two CPU cores. The same seed, machine and version of torch give the same weights.
 """
 
 import multiprocessing
@@ -25,27 +24,27 @@ _OUT = Path(__file__).with_name(WEIGHTS)
 _WORKERS = 2
 _BATCH = 64
 _PEAK_RATE = 4e-3
-# A picture with less than this share of its object left is shown without anything erased: asking
-# for the name of what cannot be seen would only teach the network to guess.
+# A picture in which erasing would leave less than this share of the object stays whole, since
+# invisible objects would only teach the network to guess.
 _MIN_VISIBLE = 0.4
 
-# (N, 3, H, W) uint8, (N, 1, H, W) bool, (N,) int64
+# images (N, 3, H, W) uint8, masks (N, 1, H, W) bool, labels (N,) int64
 Pictures = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Where to write the weights.")] = _OUT,
-    epochs: Annotated[int, typer.Option(min=1, help="How often each picture is seen.")] = 14,
-    seed: Annotated[int, typer.Option(min=0, help="Of the pictures and of the training.")] = 0,
-    pictures: Annotated[int, typer.Option(min=1, help="How many to train on.")] = 10_000,
-    test: Annotated[int, typer.Option(min=1, help="How many to test on.")] = 2_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 14,
+    seed: Annotated[int, typer.Option(min=0, help="For the pictures and the training.")] = 0,
+    pictures: Annotated[int, typer.Option(min=1, help="Number of training pictures.")] = 10_000,
+    test: Annotated[int, typer.Option(min=1, help="Number of held-out pictures.")] = 2_000,
 ) -> None:
-    """Draw, train, test on pictures never seen, and write the weights."""
+    """Draw, train, test on held-out pictures, and write the weights."""
     start = time.perf_counter()
-    # One thread: rounding depends on how many there are, and steps this small gain little by two.
+    # One thread, since rounding depends on the number, and small steps gain little from a second.
     torch.set_num_threads(1)
-    seen = _draw(scenes.training_numbers(pictures, run=seed), "drawing")
-    model = train(seen, epochs=epochs, seed=seed)
+    training = _draw(scenes.training_numbers(pictures, run=seed), "drawing")
+    model = train(training, epochs=epochs, seed=seed)
     score = accuracy(model, _draw(scenes.held_out_numbers(test), "drawing held-out pictures"))
     metadata = {
         "accuracy": f"{score:.4f} on {test} held-out pictures",
@@ -60,12 +59,12 @@ def main(
     typer.echo(f"held-out accuracy {score:.2%} on {test} pictures; {minutes:.1f} min; wrote {out}")
 
 
-def train(seen: Pictures, epochs: int, seed: int) -> DemoNet:
-    """A network trained on `seen`, in evaluation mode."""
-    images, masks, labels = seen
+def train(pictures: Pictures, epochs: int, seed: int) -> DemoNet:
+    """A network trained on `pictures`, in evaluation mode."""
+    images, masks, labels = pictures
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
-    # Channels last: a third faster on the CPU.
+    # channels last is a third faster on the CPU
     model = DemoNet().to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK_RATE, weight_decay=0.02)
     steps = epochs * -(-len(labels) // _BATCH)
@@ -88,14 +87,14 @@ def train(seen: Pictures, epochs: int, seed: int) -> DemoNet:
 
 @torch.no_grad()
 def accuracy(model: DemoNet, pictures: Pictures) -> float:
-    """The share of pictures that the network names correctly."""
+    """The share of pictures that the network classifies correctly."""
     images, _, labels = pictures
     guesses = [model(normalise(batch)).argmax(dim=1) for batch in torch.split(images, _BATCH)]
     return float((torch.cat(guesses) == labels).float().mean())
 
 
 def augmented(images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Pictures moved, zoomed and mirrored, and some of them partly erased to zero, the mean.
+    """Move, zoom and mirror pictures, and erase parts of some of them to zero, the mean.
 
     >>> x, mask = torch.ones(8, 3, 96, 96), torch.ones(8, 1, 96, 96, dtype=torch.bool)
     >>> sorted(augmented(x, mask, torch.Generator().manual_seed(0)).unique().tolist())[0]
@@ -104,10 +103,10 @@ def augmented(images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator) -
     Args:
         images: normalised, (N, 3, 96, 96).
         masks: where the objects are, bool (N, 1, 96, 96).
-        rng: what the random choices are drawn from.
+        rng: source of the random choices.
     """
     count = len(images)
-    # From a crop of three quarters of the side to a picture with a border of zeros around it.
+    # 0.75 crops the picture, 1.2 adds a border of zeros.
     zoom = torch.empty(count).uniform_(0.75, 1.2, generator=rng)
     mirror = torch.randint(0, 2, (count,), generator=rng) * 2 - 1
     shift = torch.empty(count, 2).uniform_(-0.15, 0.15, generator=rng)
@@ -129,12 +128,12 @@ def augmented(images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator) -
 
 
 def _kept(count: int, rng: torch.Generator) -> torch.Tensor:
-    """What is left of each picture, (N, 1, 96, 96) bool: all, all but boxes, or boxes alone."""
+    """Random masks (N, 1, 96, 96), True = kept: everything, all but boxes, or boxes alone."""
     boxes = 3
     side = torch.empty(count, boxes, 2).uniform_(0.15, 0.5, generator=rng) * SIZE
     middle = torch.empty(count, boxes, 2).uniform_(0, SIZE, generator=rng)
     style = torch.randint(0, 3, (count, 1, 1), generator=rng)
-    # Boxes kept alone are larger, or hardly any of them would show enough of the object.
+    # Boxes that are kept alone are larger, so that they show enough of the object.
     side = torch.where(style == 2, 1.5 * side, side)
     cell = torch.arange(SIZE) + 0.5
     inside = (cell - middle[..., None]).abs() * 2 <= side[..., None]
@@ -143,12 +142,12 @@ def _kept(count: int, rng: torch.Generator) -> torch.Tensor:
     return kept[:, None]
 
 
-def _draw(numbers: Sequence[tuple[int, int]], what: str) -> Pictures:
-    """The pictures of `numbers` (label and seed), in their order, drawn by several processes."""
-    # Forking a process that torch has started threads in may hang; a fresh one cannot.
+def _draw(numbers: Sequence[tuple[int, int]], description: str) -> Pictures:
+    """Draw the pictures of `numbers` (label and seed) in several processes, in order."""
+    # Forking after torch has started threads may hang.
     with multiprocessing.get_context("spawn").Pool(_WORKERS) as pool:
         drawing = pool.imap(_scene, numbers, chunksize=50)
-        drawn = list(tqdm(drawing, total=len(numbers), desc=what, unit="picture"))
+        drawn = list(tqdm(drawing, total=len(numbers), desc=description, unit="picture"))
     images = torch.from_numpy(np.stack([scene.image for scene in drawn]))
     masks = torch.from_numpy(np.stack([scene.mask for scene in drawn]))
     labels = torch.tensor([scene.label for scene in drawn])

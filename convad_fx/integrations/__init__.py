@@ -1,1 +1,1 @@
-"""Bridges to other packages, each imported only when its module is."""
+"""Integrations with other packages; each module imports only its own package."""

@@ -1,4 +1,4 @@
-"""Captum's perturbation methods, switching off instead of painting; and our search, as Captum's.
+"""Captum's perturbation methods with switching off, and the responsibility search for Captum.
 
 >>> import torch, torchvision, convad_fx
 >>> from captum.attr import FeatureAblation
@@ -30,15 +30,15 @@ except ImportError as error:
 
 
 def all_kept(x: Tensor) -> Tensor:
-    """Captum's input: a mask (1, 1, *grid) of ones, as floats, for the image `x`."""
+    """The input for Captum's methods: a float mask (1, 1, *grid) of ones, for the image `x`."""
     return torch.ones(1, 1, *x.shape[2:], device=x.device)
 
 
 def switching_off(masker: Masker, x: Tensor) -> Callable[..., Tensor]:
     """A forward function of the mask, for any of Captum's perturbation methods.
 
-    Captum perturbs its input. Here that is the *mask*, 1 = kept, and its baseline 0, which is
-    Captum's default, means switched off. Scores are logits; wrap the function for others.
+    The input that Captum perturbs is the *mask*, 1 = kept; Captum's default baseline, 0, means
+    switched off. The function returns logits; wrap it for other scores.
 
     Args:
         masker: `(x, mask) -> logits`: a `MaskedModule`, or `occlusion(model)` to compare with.
@@ -48,8 +48,8 @@ def switching_off(masker: Masker, x: Tensor) -> Callable[..., Tensor]:
         ``forward(mask)``: float masks (N, 1, *grid) -> logits (N, classes).
 
     Raises:
-        ImageError: not one image.
-        MaskError: (when called) values between 0 and 1: nothing is hidden by a fraction.
+        ImageError: `x` is not one image.
+        MaskError: (when called) the mask has values other than 0 and 1.
     """
     if x.dim() < 3 or x.shape[0] != 1:
         raise ImageError(
@@ -62,8 +62,8 @@ def switching_off(masker: Masker, x: Tensor) -> Callable[..., Tensor]:
         if not bool((kept | (mask == 0)).all()):
             raise MaskError(
                 "the mask has values other than 0 and 1",
-                hint="use all_kept(x) as input and leave baselines out; methods that follow"
-                " gradients or blend (IntegratedGradients) cannot explain by switching off",
+                hint="use all_kept(x) as input and leave baselines out; methods that use gradients"
+                " or interpolate (IntegratedGradients) cannot explain by switching off",
             )
         with torch.no_grad():
             return masker(x, kept)
@@ -72,10 +72,10 @@ def switching_off(masker: Masker, x: Tensor) -> Callable[..., Tensor]:
 
 
 class Responsibility(Attribution):  # type: ignore[misc]
-    """The causal responsibility search (ReX), as a method of Captum.
+    """The causal responsibility search (ReX) as a Captum attribution method.
 
     >>> import torch
-    >>> def corner(x, mask):                                # sees the top left 8 x 8 pixels only
+    >>> def corner(x, mask):                           # depends only on the top left 8 x 8 pixels
     ...     seen = torch.where(mask, x, 0)[:, 0, :8, :8].mean((1, 2))
     ...     return torch.stack([0 * seen, 8 * seen - 4], 1)
     >>> attributions = Responsibility(corner).attribute(torch.ones(1, 1, 32, 32), target=1)
@@ -102,29 +102,29 @@ class Responsibility(Attribution):  # type: ignore[misc]
         precision: str | None = None,
         show_progress: bool = False,
     ) -> Tensor:
-        """How responsible each pixel is, for every image of a batch.
+        """The responsibility of each pixel, for every image of a batch.
 
         Args:
             inputs: images (N, C, *grid).
-            target: the class to explain, one for all images or one for each; by default the
-                network's answer. It must be that answer: see `convad_fx.explain`.
+            target: the class to explain, one for all images or one per image; by default the
+                network's answer. It must equal that answer: see `convad_fx.explain`.
             gamma, search, seed, precision: as in `convad_fx.explain`.
-            perturbations_per_eval: masks that go through the network at once.
-            show_progress: show a bar, on stderr.
+            perturbations_per_eval: batch size of masks.
+            show_progress: show a progress bar on stderr.
 
         Returns:
-            (N, 1, *grid), in [0, 1]; the same for all channels of a pixel.
+            (N, 1, *grid), in [0, 1].
 
         Raises:
             ImageError, ModelError, PolicyError: as `convad_fx.explain`.
         """
         targets = _targets(target, len(inputs))
         maps = []
-        for x, wanted in zip(inputs, targets, strict=True):
+        for x, label in zip(inputs, targets, strict=True):
             why = explain(
                 self.forward_func,
                 x[None],
-                wanted,
+                label,
                 gamma,
                 seed=seed,
                 search=search or Search(),
@@ -136,7 +136,7 @@ class Responsibility(Attribution):  # type: ignore[misc]
         return torch.stack(maps)[:, None].to(inputs.device)
 
     def has_convergence_delta(self) -> bool:
-        """There is none: responsibilities do not add up to the score."""
+        """False: responsibilities do not add up to the score."""
         return False
 
 
@@ -147,6 +147,6 @@ def _targets(target: Any, count: int) -> list[int | None]:
         return [target] * count
     if len(target) != count:
         raise ImageError(
-            f"{len(target)} targets for {count} images", hint="pass one for all, or one for each"
+            f"{len(target)} targets for {count} images", hint="pass one for all, or one per image"
         )
-    return [int(one) for one in target]
+    return [int(label) for label in target]

@@ -1,12 +1,12 @@
-"""Responsibility maps as other tools want them: pytorch-grad-cam, Quantus, torchmetrics.
+"""Responsibility maps in the conventions of pytorch-grad-cam, Quantus and torchmetrics.
 
-None of these packages is imported here; docs/other-tools.md shows each at work.
+None of these packages is imported here; docs/other-tools.md has an example of each.
 
 >>> import torch
->>> def corner(x, mask):                                # sees the top left 8 x 8 pixels only
+>>> def corner(x, mask):                           # depends only on the top left 8 x 8 pixels
 ...     seen = torch.where(mask, x, 0)[:, 0, :8, :8].mean((1, 2))
 ...     return torch.stack([0 * seen, 8 * seen - 4], 1)
->>> cam = Responsibility(corner)                        # where pytorch-grad-cam has GradCAM(...)
+>>> cam = Responsibility(corner)                        # in place of GradCAM(...)
 >>> maps = cam(torch.ones(2, 1, 32, 32))
 >>> maps.shape, maps.dtype, float(maps.max())
 ((2, 32, 32), dtype('float32'), 1.0)
@@ -15,7 +15,6 @@ None of these packages is imported here; docs/other-tools.md shows each at work.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -32,32 +31,33 @@ from convad_fx.module import MaskedModule
 Maps = NDArray[np.float32]
 
 
-def grayscale(found: Explanation | Sequence[Explanation]) -> Maps:
+def grayscale(explanations: Explanation | Sequence[Explanation]) -> Maps:
     """Responsibilities as pytorch-grad-cam's ``grayscale_cam``: (H, W) or (N, H, W), in [0, 1].
 
-    Each map is divided by its largest value; one that is zero everywhere stays so.
+    Each map is divided by its maximum, unless that is zero.
 
     Raises:
-        ImageError: several maps of different sizes.
+        ImageError: the maps have different sizes.
     """
-    if isinstance(found, Explanation):
-        peak = found.responsibility.max()
-        scaled: Maps = (found.responsibility / (peak or 1)).astype(np.float32)
+    if isinstance(explanations, Explanation):
+        responsibility = explanations.responsibility
+        scaled: Maps = (responsibility / (responsibility.max() or 1)).astype(np.float32)
         return scaled
-    maps = [grayscale(one) for one in found]
+    maps = [grayscale(explanation) for explanation in explanations]
     sizes = {one.shape for one in maps}
     if len(sizes) != 1:
         raise ImageError(
-            f"{len(maps)} maps of {len(sizes)} sizes are no array", hint="stack maps of one size"
+            f"{len(maps)} maps of {len(sizes)} sizes cannot be stacked",
+            hint="stack maps of one size",
         )
     return np.stack(maps)
 
 
 class Responsibility:
-    """The responsibility search where a CAM of pytorch-grad-cam is expected.
+    """The responsibility search with the interface of pytorch-grad-cam's CAMs.
 
-    `cam(input_tensor=x, targets=targets)` gives (N, H, W), float32, in [0, 1]; a ``with`` block is
-    allowed, and there is nothing to release.
+    `cam(input_tensor=x, targets=targets)` returns (N, H, W), float32, in [0, 1]. A ``with`` block
+    works, too, but there is nothing to release.
 
     Args:
         masker: `(x, mask) -> logits`: a `MaskedModule`, or `occlusion(model)`.
@@ -65,7 +65,7 @@ class Responsibility:
             `progress`.
 
     Attributes:
-        explanations: of the last call, one for each image: the sets beside the maps.
+        explanations: of the last call, one per image.
     """
 
     def __init__(self, masker: Masker, **options: Any) -> None:
@@ -76,9 +76,9 @@ class Responsibility:
         """Maps of a batch (N, C, H, W).
 
         Args:
-            input_tensor: images as the network reads them.
-            targets: for each image a class, or pytorch-grad-cam's `ClassifierOutputTarget`; by
-                default the network's answer. It must be that answer: see `convad_fx.explain`.
+            input_tensor: normalised images.
+            targets: per image a class, or pytorch-grad-cam's `ClassifierOutputTarget`; by default
+                the network's answer. It must equal that answer: see `convad_fx.explain`.
 
         Raises:
             ImageError, ModelError, PolicyError: as `convad_fx.explain`.
@@ -86,7 +86,7 @@ class Responsibility:
         classes = [None] * len(input_tensor) if targets is None else [_class(t) for t in targets]
         if len(classes) != len(input_tensor):
             raise ImageError(
-                f"{len(classes)} targets for {len(input_tensor)} images", hint="pass one for each"
+                f"{len(classes)} targets for {len(input_tensor)} images", hint="pass one per image"
             )
         self.explanations = tuple(
             explain(self.masker, x, target, **self.options)
@@ -97,13 +97,8 @@ class Responsibility:
     def __enter__(self) -> Responsibility:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def quantus_explain(
@@ -128,15 +123,15 @@ def quantus_explain(
     >>> quantus_explain(model, images, search=Search(partitions=1)).shape
     (1, 1, 64, 64)
 
-    The model that Quantus passes is the one that is explained, converted each time: some metrics
-    pass one with other weights. Other keyword arguments of Quantus's are ignored.
+    The model is converted on every call, since some metrics of Quantus change its weights. Other
+    keyword arguments of Quantus are ignored.
 
     Args:
         model: in eval mode; or a masked network.
-        inputs: images (N, C, H, W), as the network reads them.
-        targets: a class for each; they must be the network's answers.
+        inputs: normalised images (N, C, H, W).
+        targets: a class per image; they must equal the network's answers.
         policy: for the conversion.
-        device: where to compute; by default where the model is.
+        device: by default the model's.
         gamma, search, seed, batch_size, precision: as in `convad_fx.explain`.
 
     Raises:
@@ -146,17 +141,20 @@ def quantus_explain(
     like = next(model.parameters(), torch.zeros(()))
     x = torch.as_tensor(inputs).to(device=device or like.device, dtype=like.dtype)
     masked = model if isinstance(model, MaskedModule) else convert(model, x[:1], policy)
-    search = search or Search()
     cam = Responsibility(
-        masked, gamma=gamma, search=search, seed=seed, batch_size=batch_size, precision=precision
+        masked,
+        gamma=gamma,
+        search=search or Search(),
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
     )
-    classes = None if targets is None else [int(target) for target in targets]
-    maps: Maps = cam(x, classes)[:, None]
+    maps: Maps = cam(x, None if targets is None else list(targets))[:, None]
     return maps
 
 
 def _class(target: Any) -> int:
-    """A class, or what pytorch-grad-cam wraps around one."""
+    """A class, or the class of pytorch-grad-cam's `ClassifierOutputTarget`."""
     return int(getattr(target, "category", target))
 
 

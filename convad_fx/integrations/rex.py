@@ -1,32 +1,32 @@
-"""ReX (the package rex-xai) searches as always, but its mutants are switched off, not painted.
+"""Scripts for ReX (the package rex-xai) that switch hidden pixels off instead of painting them.
 
-ReX loads a script with `preprocess`, `prediction_function` and `model_shape`. `script` makes the
-three for any network that this package converts:
+ReX loads a script with `preprocess`, `prediction_function` and `model_shape`. `script` makes these
+three for any network that this package can convert:
 
     # my_script.py, for `ReX photo.jpg --script my_script.py`
     from convad_fx.integrations import rex
 
     preprocess, prediction_function, model_shape = rex.script("resnet50")
 
-A ready one is beside this module; ``python -m convad_fx.integrations.rex`` prints where:
+rex_script.py is a ready script; ``python -m convad_fx.integrations.rex`` prints its path:
 
     export CONVAD_FX_MODEL=resnet50
     ReX photo.jpg --script $(python -m convad_fx.integrations.rex) --config rex.toml
 
 On a machine without CUDA ReX needs ``gpu = false`` under ``[rex]`` in rex.toml.
 
-ReX hands over pictures in which hidden pixels are painted. The paint here is a value that no
-picture contains, so the mask is read off it exactly, whatever `mask_value` rex.toml asks for.
-Pixels that ReX paints by other means (its test of robustness puts an explanation on noise) are
-pixels. Its spotlights reckon with the paint as if it were responsibility: leave
-`spotlight_objective_function` at "none".
+ReX passes pictures in which hidden pixels are painted. The paint is a value that no picture
+contains, so the mask is recovered exactly, regardless of `mask_value` in rex.toml. Pixels that ReX
+fills by other means (its robustness test puts an explanation on noise) count as visible. ReX's
+spotlights treat the paint as responsibility: leave `spotlight_objective_function` at "none".
 
-Written for rex-xai 0.4.1, whose pages differ: `model_shape` is a list there, and `preprocess` is
-given path, shape and device.
+Written for rex-xai 0.4.1, where, unlike in its documentation, `model_shape` is a list, and
+`preprocess` receives path, shape and device.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,13 +40,13 @@ from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ImageError, ModelError, Unavailable
 from convad_fx.module import MaskedModule
 
-#: What hidden pixels are painted with: a whole number, exact in every floating-point dtype, and far
-#: outside of what normalised pixels can be.
+#: Paint of hidden pixels: exact in every floating-point dtype, and far outside the range of
+#: normalised pixels.
 PAINT = -1024.0
 
 
 class Script(NamedTuple):
-    """What ReX looks for in a script."""
+    """The names that ReX reads from a script."""
 
     preprocess: Callable[[str, Any, Any], Any]
     prediction_function: Callable[..., Any]
@@ -61,7 +61,7 @@ def script(
     policy: Policy | None = None,
     **options: Any,
 ) -> Script:
-    """The functions that ReX wants, for a network by name or a masked one.
+    """The functions that ReX requires, for a network by name or a masked network.
 
     >>> preprocess, prediction_function, model_shape = script("demo")
     >>> model_shape
@@ -72,132 +72,123 @@ def script(
     Args:
         model: a name as on the command line (`resnet50`, `timm:...`, `package.module:function`, a
             file), or a masked network.
-        preprocess: from a picture to the network's input; needed for a masked network.
-        size: height and width of that input; needed for a masked network.
-        policy: for a network by name; a file has its own.
+        preprocess: from a picture to the network's input; required for a masked network.
+        size: height and width of that input; required for a masked network.
+        policy: for a network by name; a file contains its own.
         options: for a network by name: `weights`, `size` ..., as `convad_fx.models.resolve` takes.
 
     Raises:
-        ModelError: a masked network without `preprocess` or `size`; a name that is none.
+        ModelError: a masked network without `preprocess` or `size`; an unknown name.
     """
     if isinstance(model, str):
         if size is not None:
             options["size"] = size[0]
-        find = models.opened if Path(model).is_file() else models.resolve
-        classifier = find(model, **options)
+        load = models.opened if Path(model).is_file() else models.resolve
+        classifier = load(model, **options)
         preprocess, size = preprocess or classifier.preprocess, classifier.size
         network = models.masked_network(classifier, torch.device("cpu"), policy)
     else:
         network = model
         if preprocess is None or size is None:
             raise ModelError(
-                "it is not known how pictures become input of this network",
+                "the preprocessing of a masked network is not known",
                 hint="pass preprocess=convad_fx.images.standard(...) and size=(height, width)",
             )
-    asked = _Asked(network, preprocess)
-    return Script(asked.preprocess, asked.predict, ["N", 3, *size])
+    predictor = _Predictor(network, preprocess)
+    return Script(predictor.preprocess, predictor.predict, ["N", 3, *size])
 
 
-class _Asked:
-    """One network, and the picture that ReX is at."""
+class _Predictor:
+    """A network, and the picture that ReX loaded last."""
 
     def __init__(self, network: MaskedModule, preprocess: images.Preprocess) -> None:
-        self.network, self.steps = network, preprocess
+        self.network, self._preprocess = network, preprocess
         self.image: Tensor | None = None
 
     def preprocess(self, path: str, shape: Any, device: Any) -> Any:
         """ReX's `Data` for the picture at `path`."""
-        x = images.to_input(images.open_image(path), self.steps)
+        x = images.to_input(images.open_image(path), self._preprocess)
         if tuple(x.shape[1:]) != tuple(shape[1:]):
             raise ImageError(
-                f"{path} becomes input of shape {tuple(x.shape)}, and the script says {shape}",
+                f"{path} is preprocessed to shape {tuple(x.shape)}, but the script has {shape}",
                 hint="pass the size that the preprocessing crops to",
             )
         if bool((x <= PAINT).any()):
             raise ImageError(
-                f"{path} has values of {PAINT} and less after preprocessing, which mean hidden",
-                hint="normalise pictures to a usual range",
+                f"{path} has preprocessed values of {PAINT} or less, which mark hidden pixels",
+                hint="normalise pictures to a smaller range",
             )
         self.network.to(device)
         self.image = x.to(device)
-        shown = Image.fromarray(images.displayable(x, self.steps))
+        shown = Image.fromarray(images.displayable(x, self._preprocess))
         return _data(shown, self.image, shape, device)
 
     def predict(self, mutants: Tensor, target: Any = None, raw: bool = False) -> Any:
         """ReX's predictions for painted mutants (N, 3, H, W); probabilities if `raw`."""
-        logits = self.ask(mutants)
+        logits = self.logits(mutants)
         if raw:
             return torch.softmax(logits, 1)
-        return _predictions()(logits, target=target)
+        predictions = _from_rex("responsibility.prediction", "from_pytorch_tensor")
+        return predictions(logits, target=target)
 
-    def ask(self, mutants: Tensor) -> Tensor:
-        """Logits (N, classes) of painted mutants, hidden pixels switched off."""
+    def logits(self, mutants: Tensor) -> Tensor:
+        """Logits (N, classes) of painted mutants, with painted pixels switched off."""
         hidden = (mutants == PAINT).all(1, keepdim=True)
-        x = torch.where(hidden, self._behind(mutants, hidden), mutants)
+        x = torch.where(hidden, self._hidden_values(mutants, hidden), mutants)
         with torch.inference_mode():
             logits: Tensor = self.network(x, ~hidden)
         return logits
 
-    def _behind(self, mutants: Tensor, hidden: Tensor) -> Tensor:
-        """What the hidden pixels are. Only networks that are given the raw image read them."""
-        nothing = torch.zeros((), dtype=mutants.dtype, device=mutants.device)
+    def _hidden_values(self, mutants: Tensor, hidden: Tensor) -> Tensor:
+        """Values of hidden pixels, which only networks with raw input read."""
         if self.network.policy.input != "raw" or not bool(hidden.any()):
-            return nothing
+            return torch.zeros((), dtype=mutants.dtype, device=mutants.device)
         if self.image is None or not bool((hidden | (mutants == self.image)).all()):
             raise ImageError(
-                "ReX has hidden pixels of another picture than the last one it loaded",
+                "ReX hides pixels of another picture than the last one it loaded",
                 hint='use a policy with input="gate", which does not read hidden pixels',
             )
         return self.image
 
 
 def _data(shown: Image.Image, x: Tensor, shape: Any, device: Any) -> Any:
-    """ReX's `Data`, with our paint as its only one."""
-    try:
-        from rex_xai.input.input_data import Data
-    except ImportError as error:
-        raise _not_installed() from error
+    """ReX's `Data` with `PAINT` as its mask value."""
+    data_class = _from_rex("input.input_data", "Data")
 
-    class Switched(Data):  # type: ignore[misc]
+    class SwitchedOff(data_class):  # type: ignore[misc, valid-type]
         @property
         def mask_value(self) -> float:
             return PAINT
 
         @mask_value.setter
         def mask_value(self, value: Any) -> None:
-            """ReX sets what rex.toml says; hidden pixels are hidden all the same."""
+            """Ignore the value of rex.toml."""
 
-        def set_mask_value(self, m: Any) -> None:  # noqa: ARG002
-            return None
+        def set_mask_value(self, m: Any) -> None:
+            """Ignore the value of rex.toml."""
 
-    data = Switched(shown, shape, device)
+    data = SwitchedOff(shown, shape, device)
     data.data, data.transposed = x, True
     return data
 
 
-def _predictions() -> Callable[..., Any]:
+def _from_rex(module: str, name: str) -> Any:
     try:
-        from rex_xai.responsibility.prediction import from_pytorch_tensor
+        return getattr(importlib.import_module(f"rex_xai.{module}"), name)
     except ImportError as error:
-        raise _not_installed() from error
-    made: Callable[..., Any] = from_pytorch_tensor
-    return made
-
-
-def _not_installed() -> Unavailable:
-    return Unavailable(
-        "rex-xai is not installed",
-        hint="it pins numpy 1.26, so give it an environment of its own: docs/rex.md",
-    )
+        raise Unavailable(
+            "rex-xai is not installed",
+            hint="it requires numpy 1.26, so install it in a separate environment: docs/rex.md",
+        ) from error
 
 
 def where() -> Path:
-    """The ready script."""
+    """The path of rex_script.py."""
     return Path(__file__).with_name("rex_script.py")
 
 
 if __name__ == "__main__":
-    print(where())  # noqa: T201  (what it is asked for)
+    print(where())  # noqa: T201
 
 
 __all__ = ["PAINT", "Script", "script", "where"]

@@ -1,6 +1,6 @@
-"""For ``ReX IMAGE --script``: copy it, or say what to load in the environment.
+"""A script for ``ReX IMAGE --script``, configured by environment variables.
 
-CONVAD_FX_MODEL: a name as for `convad-fx explain --model`; CONVAD_FX_WEIGHTS, likewise.
+CONVAD_FX_MODEL and CONVAD_FX_WEIGHTS: as `--model` and `--weights` of `convad-fx explain`.
 """
 
 import os

@@ -1,24 +1,25 @@
-"""Many pictures: folders and tar files in, one Parquet row per picture out, whatever happens.
+"""Explain many pictures: folders and tar files in, one Parquet row per picture out.
 
-Sources stream (`sources`), a question is asked of each picture (`question`), its row (`rows`) is
-kept at once where a kill cannot reach it (`store`), under the digest of all it depends on
-(`provenance`); `run` ties them together, in one process or several.
+`sources` streams the pictures, `explainer` makes the row (`rows`) of each with the `options` of the
+run, and `store` writes it to disk before the next picture begins, with a digest of everything it
+depends on (`provenance`). `run` combines them, in one process or in several.
 """
 
+from convad_fx.many.explainer import Explainer
+from convad_fx.many.options import ClassifierSpec, ExplainOptions, rank_device
 from convad_fx.many.provenance import Provenance
-from convad_fx.many.question import Explainer, Question, Recipe
 from convad_fx.many.rows import decode_rle, encode_rle, schema
 from convad_fx.many.run import Outcome, Shard, Summary, explain_many
 from convad_fx.many.sources import Item, Source, stream
 from convad_fx.many.store import Store, read
 
 __all__ = [
+    "ClassifierSpec",
+    "ExplainOptions",
     "Explainer",
     "Item",
     "Outcome",
     "Provenance",
-    "Question",
-    "Recipe",
     "Shard",
     "Source",
     "Store",
@@ -26,6 +27,7 @@ __all__ = [
     "decode_rle",
     "encode_rle",
     "explain_many",
+    "rank_device",
     "read",
     "schema",
     "stream",

@@ -1,4 +1,4 @@
-"""What a row depends on, besides its picture: the same digest, the same answers."""
+"""Everything besides the picture that a row depends on; equal digests mean comparable rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Everything that decides a run's answers, as JSON values.
+    """Everything that determines a run's rows besides the pictures, as JSON values.
 
     >>> one, other = Provenance({"seed": 0, "gamma": 0.9}), Provenance({"seed": 1, "gamma": 0.9})
     >>> one.digest == other.digest, one.differences(other.content)
@@ -25,17 +25,17 @@ class Provenance:
 
     @property
     def text(self) -> str:
-        """JSON with sorted keys: equal texts, equal runs."""
+        """JSON with sorted keys."""
         return json.dumps(self.content, sort_keys=True, ensure_ascii=False)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the text, shortened to 16 digits."""
+        """The first 16 hexadecimal digits of the text's SHA-256."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What `other` has otherwise, by field, for people."""
-        own = json.loads(self.text)  # as `other` is: lists, where Python has tuples
+        """Fields in which `other` differs, as text for an error message."""
+        own = json.loads(self.text)  # as in `other`, tuples become lists
         return [
             f"{name} {_short(other.get(name))} there, {_short(own.get(name))} here"
             for name in sorted(own.keys() | other.keys())
@@ -53,12 +53,12 @@ def weights_digest(model: nn.Module) -> str:
     >>> weights_digest(layer) == before
     False
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        plain = value.detach().cpu().contiguous()
-        found.update(f"{name} {plain.dtype} {tuple(plain.shape)} ".encode())
-        found.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _short(value: Any) -> str:

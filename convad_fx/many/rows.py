@@ -1,4 +1,4 @@
-"""One row per picture: its columns, and the mask as runs."""
+"""The table's columns, an explanation as a row, and masks as run lengths."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-#: Column, Arrow type, meaning; the documentation's table is made of it.
+#: Column, Arrow type, meaning; docs/many.md has the same table.
 COLUMNS = (
-    ("key", "string", "the picture's name: source, then the way inside it"),
-    ("sha256", "string", "of the picture's file"),
+    ("key", "string", "the picture's name: the source's name, then the path inside it"),
+    ("sha256", "string", "SHA-256 of the picture's file"),
     ("bytes", "int64", "size of that file"),
     ("target", "int32", "the class explained"),
     ("target_name", "string", "its name, null where classes have none"),
     ("confidence_whole", "double", "softmax of the target on the whole picture"),
-    ("confidence_kept", "double", "on the kept pixels, in the batch they were found in"),
-    ("confidence_recheck", "double", "on the kept pixels, asked again alone"),
-    ("sufficient", "bool", "whether that reached gamma times the whole"),
-    ("minimal", "bool", "whether no block of the search's `minimal` side can be spared"),
+    ("confidence_kept", "double", "softmax on the kept pixels, in the batch of the search"),
+    ("confidence_recheck", "double", "softmax on the kept pixels, evaluated again alone"),
+    ("sufficient", "bool", "whether confidence_recheck reaches gamma times confidence_whole"),
+    ("minimal", "bool", "whether no block of side `minimal` can be removed"),
     ("size", "double", "share of the pixels kept"),
-    ("pixels", "int64", "their number"),
-    ("evaluations", "int64", "masks the network was asked about"),
-    ("deviation", "double", "with --precision: of logits from float32's, where compared"),
-    ("metrics", "metrics", "by name, those asked for"),
+    ("pixels", "int64", "number of pixels kept"),
+    ("evaluations", "int64", "masks that the network evaluated"),
+    ("deviation", "double", "with --precision: difference of logits from float32"),
+    ("metrics", "metrics", "the metrics selected, by name"),
     ("mask", "rle", "kept pixels, COCO run lengths"),
-    ("contrast", "contrast", "what must be hidden for another class, where asked for"),
+    ("contrast", "contrast", "with --contrastive: what must be hidden for another class"),
     ("image_digest", "string", "SHA-256 of the network's input"),
-    ("seconds_load", "double", "reading, decoding, resizing"),
-    ("seconds_search", "double", "the explanation and its metrics"),
-    ("overlay", "string", "the picture drawn, relative to the folder, where asked for"),
+    ("seconds_load", "double", "seconds for reading, decoding, resizing"),
+    ("seconds_search", "double", "seconds for the explanation and its metrics"),
+    ("overlay", "string", "with --overlays: the drawing, relative to the folder"),
     ("device", "string", "cpu or cuda"),
     ("model", "string", "as named on the command line"),
     ("weights_digest", "string", "SHA-256 of parameters and buffers"),
-    ("policy", "string", "how pixels were switched off, JSON"),
-    ("seed", "int64", "of the search"),
-    ("versions", "string", "of convad_fx and torch, JSON"),
+    ("policy", "string", "the policy, JSON"),
+    ("seed", "int64", "the search's seed"),
+    ("versions", "string", "versions of convad_fx and torch, JSON"),
     ("run", "string", "digest of the provenance: one value per run"),
-    ("provenance", "string", "all the answer depends on but the picture, JSON"),
+    ("provenance", "string", "everything besides the picture that the row depends on, JSON"),
 )
 
 
@@ -66,7 +66,7 @@ def arrow() -> Any:
 
 
 def schema() -> pyarrow.Schema:
-    """The table's schema: one field per column.
+    """The table's Arrow schema: one field per column.
 
     >>> schema().field("mask").type.field("counts").type
     ListType(list<element: int32>)
@@ -75,12 +75,7 @@ def schema() -> pyarrow.Schema:
     rle = pa.struct(
         [("size", pa.list_(pa.int32())), ("counts", pa.list_(pa.field("element", pa.int32())))]
     )
-    kinds = {
-        "string": pa.string(),
-        "int32": pa.int32(),
-        "int64": pa.int64(),
-        "double": pa.float64(),
-        "bool": pa.bool_(),
+    nested = {
         "metrics": pa.map_(pa.string(), pa.float64()),
         "rle": rle,
         "contrast": pa.struct(
@@ -95,38 +90,34 @@ def schema() -> pyarrow.Schema:
             ]
         ),
     }
-    return pa.schema([(name, kinds[kind]) for name, kind, _ in COLUMNS])
+    return pa.schema(
+        [(name, nested.get(kind) or pa.type_for_alias(kind)) for name, kind, _ in COLUMNS]
+    )
 
 
 def row_of(
-    explanation: Explanation, metrics: Mapping[str, float], more: Mapping[str, Any]
+    explanation: Explanation, metrics: Mapping[str, float], other: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The row of an explanation, as JSON values; `more` are the columns it does not know."""
+    """The row of an explanation, as JSON values; `other` has the columns it does not determine."""
     plain = explanation.to_dict()
-    contrast = explanation.contrast
-    row = {
-        **{name: plain[name] for name, _, _ in COLUMNS if name in plain},
-        **more,
-        "metrics": dict(metrics),
-        "mask": encode_rle(explanation.mask),
-        "contrast": None
-        if contrast is None
-        else {**contrast.to_dict(), "mask": encode_rle(contrast.mask)},
-    }
-    if contrast is not None:
-        del row["contrast"]["size"], row["contrast"]["pixels"]
+    row = {**plain, **other, "metrics": dict(metrics), "mask": encode_rle(explanation.mask)}
+    row["contrast"] = None
+    if explanation.contrast is not None:
+        contrast = explanation.contrast.to_dict()
+        del contrast["size"], contrast["pixels"]
+        row["contrast"] = {**contrast, "mask": encode_rle(explanation.contrast.mask)}
     return {name: row[name] for name, _, _ in COLUMNS}
 
 
 def table(rows: list[dict[str, Any]]) -> pyarrow.Table:
-    """Rows as a table of the schema."""
+    """Rows as a table with the columns of `schema`."""
     pa = arrow()
-    ready = [{**row, "metrics": list(row["metrics"].items())} for row in rows]
-    return pa.Table.from_pylist(ready, schema=schema())
+    rows = [{**row, "metrics": list(row["metrics"].items())} for row in rows]
+    return pa.Table.from_pylist(rows, schema=schema())
 
 
 def encode_rle(mask: Mask) -> dict[str, list[int]]:
-    """COCO's uncompressed run lengths: column by column, hidden first; `size` is height, width.
+    """COCO's uncompressed run lengths: column by column, hidden first; `size` is (height, width).
 
     >>> import numpy as np
     >>> encode_rle(np.array([[True, False], [True, True]]))
@@ -142,7 +133,7 @@ def decode_rle(rle: Mapping[str, Any]) -> Mask:
     [[True, False], [True, True]]
 
     Raises:
-        DamagedExplanation: the runs do not fill the size.
+        DamagedExplanation: the run lengths do not add up to height times width.
     """
     height, width = rle["size"]
     return decode_mask(list(rle["counts"]), (width, height)).T

@@ -1,8 +1,9 @@
-"""A run over many pictures: in one process, or as one of several that share the work."""
+"""A run over many pictures, in one process or in several that share the work."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,23 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from convad_fx.errors import ImageError, PolicyError
-from convad_fx.many.question import Explainer
+from convad_fx.many.explainer import Explainer
 from convad_fx.many.sources import Item, stream
 from convad_fx.many.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Which of several processes this is.
+    """The share of the pictures that one of several processes explains.
 
     >>> halves = Shard(0, 2), Shard(1, 2)
     >>> [half.has("cat.jpg") for half in halves]
     [True, False]
 
     Args:
-        rank: from 0.
-        world: how many there are.
-        local: the rank among those of this machine, for choosing a GPU.
+        rank: number of this process, from 0.
+        world: number of processes.
+        local: rank among the processes of this machine, which selects the GPU.
     """
 
     rank: int = 0
@@ -36,38 +37,36 @@ class Shard:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Shard:
-        """As `torchrun` says in RANK, WORLD_SIZE and LOCAL_RANK; without them, the only one.
+        """Read RANK, WORLD_SIZE and LOCAL_RANK as `torchrun` sets them; by default rank 0 of 1.
 
         >>> Shard.from_environment({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
         Shard(rank=1, world=2, local=1)
 
         Raises:
-            PolicyError: they are no numbers, or do not fit together.
+            PolicyError: not integers, or RANK is not below WORLD_SIZE.
         """
-        text = [environment.get(name, default) for name, default in _VARIABLES]
+        defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        values = {name: environment.get(name, default) for name, default in defaults.items()}
         try:
-            rank, world, local = map(int, text)
+            rank, world, local = map(int, values.values())
         except ValueError:
             rank, world, local = -1, 0, 0
         if not 0 <= rank < world:
+            shown = ", ".join(f"{name}={value}" for name, value in values.items())
             raise PolicyError(
-                "RANK={}, WORLD_SIZE={}, LOCAL_RANK={} make no sense together".format(*text),
-                hint="start with torchrun, or unset them",
+                f"{shown} do not fit together", hint="start with torchrun, or unset them"
             )
         return cls(rank, world, local)
 
     def has(self, key: str) -> bool:
-        """Whether the picture `key` is this process's: by its name's hash, the same everywhere."""
-        number = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8]
-        return int.from_bytes(number, "big") % self.world == self.rank
-
-
-_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+        """Whether the picture `key` is in this shard, by the hash of its name."""
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big") % self.world == self.rank
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one picture: a row, or why there is none."""
+    """The result for one picture: a row, or the reason why there is none."""
 
     key: str
     row: Mapping[str, Any] | None
@@ -76,14 +75,14 @@ class Outcome:
 
 @dataclass(slots=True)
 class Summary:
-    """What became of all, as far as this process had to do with it.
+    """The result of a run, as far as this process took part in it.
 
     Args:
-        explained: rows made now.
-        skipped: pictures that had one already.
-        failed: why the others have none, by key.
-        rows: in the folder, in the end, as far as this process knows.
-        seconds: load, search, draw and write, and the whole.
+        explained: number of rows made in this run.
+        skipped: number of pictures that already had a row.
+        failed: key -> error message, of pictures without a row.
+        rows: number of rows in the folder at the end, as far as this process knows.
+        seconds: load, search, write, draw, and all for the whole run.
     """
 
     explained: int = 0
@@ -110,7 +109,7 @@ def explain_many(
     *,
     resume: bool = False,
     shard: Shard = Shard(),
-    notify: Callable[[Outcome], None] = lambda _: None,
+    on_outcome: Callable[[Outcome], None] = lambda _: None,
 ) -> Summary:
     """Make a row of every picture in `paths` that has none in `out` yet.
 
@@ -118,106 +117,127 @@ def explain_many(
     >>> from PIL import Image
     >>> from convad_fx.demo import scenes
     >>> from convad_fx.explain import Search
-    >>> from convad_fx.many import Question, Recipe
+    >>> from convad_fx.many import ClassifierSpec, ExplainOptions
     >>> photos = Path(tempfile.mkdtemp(), "photos")
     >>> photos.mkdir()
     >>> Image.fromarray(scenes.held_out(1)[0].image).save(photos / "1.png")
-    >>> explainer = Explainer(Recipe("demo").classifier(), Question(search=Search(partitions=1)))
+    >>> options = ExplainOptions(search=Search(partitions=1))
+    >>> explainer = Explainer(ClassifierSpec("demo").load(), options)
     >>> explain_many(explainer, [photos], photos.parent / "out").rows
     1
 
     Args:
-        explainer: what is asked, of which network.
+        explainer: the network, and how each picture is explained.
         paths: folders, tar files and pictures; see `sources`.
         out: the folder of rows; see `store`.
-        resume: go on with the rows that are there.
-        shard: which of the pictures are this process's.
-        notify: called with each picture's outcome, of those not skipped.
+        resume: continue with the rows that are in `out`.
+        shard: the share of the pictures that this process explains.
+        on_outcome: called after each picture that was explained or failed.
 
     Raises:
         ImageError: there are no pictures.
-        PolicyError: rows of another run, or rows without `resume`.
+        PolicyError: `out` has rows of another run, or any rows without `resume`.
         Unavailable: `out` cannot be written.
     """
-    began = time.perf_counter()
-    found = Summary()
-    times = dict.fromkeys(("load", "search", "write"), 0.0)
+    start = time.perf_counter()
     items = stream(paths)
-    first = next(items)  # no pictures: before anything is written
-    with Store(
+    first = next(items)  # raises before anything is written
+    store = Store(
         Path(out),
         explainer.provenance,
         resume=resume,
         rank=shard.rank,
         world=shard.world,
-        mine=shard.has,
-    ) as store:
-        for item in pending(_chained(first, items), store.done, found, shard, notify):
+        owns=shard.has,
+    )
+    with store:
+        recorder = Recorder(store, start, shard, on_outcome)
+        for item in recorder.pending(itertools.chain([first], items)):
             try:
                 row = explainer(item)
-            # A picture that cannot be read, or whose answer is not the target: the next may do.
+            # Unreadable, or not classified as `target`: the next picture may succeed.
             except (ImageError, PolicyError) as error:
-                _failed(found, item.key, failure(error, item), notify)
+                recorder.fail(item.key, failure(error, item))
                 continue
-            writing = time.perf_counter()
-            store.add(row)
-            times["write"] += time.perf_counter() - writing
-            times["load"] += row["seconds_load"]
-            times["search"] += row["seconds_search"]
-            found.explained += 1
-            notify(Outcome(item.key, row))
-        writing = time.perf_counter()
-        store.failures(found.failed)
-        found.rows = store.finish()
-        times["write"] += time.perf_counter() - writing
-    found.seconds = {**times, "draw": explainer.drawing, "all": time.perf_counter() - began}
-    return found
+            recorder.add(row, explainer.seconds_draw)
+        return recorder.finish()
 
 
-def pending(
-    items: Iterator[Item],
-    done: Mapping[str, str],
-    found: Summary,
-    shard: Shard,
-    notify: Callable[[Outcome], None],
-) -> Iterator[Item]:
-    """The items of this shard without a row; counts the others, and lists those that changed.
+class Recorder:
+    """Stores the rows of a run, with its counts, timings and callbacks.
 
-    Those with a row are read again: that is little beside explaining them.
+    Args:
+        store: where rows go.
+        start: `time.perf_counter()` at the start of the run.
+        shard: the pictures that this process explains.
+        on_outcome: called after each picture that was explained or failed.
     """
-    for item in items:
-        if not shard.has(item.key):
-            continue
-        shown = item.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        if shown != item.key:
-            _failed(found, shown, f"{shown} is no name in UTF-8, as tables want; rename it", notify)
-        elif item.key not in done:
-            yield item
-        elif _digest(item) not in (None, done[item.key]):
-            message = f"{item.where} is another picture than the one explained before"
-            _failed(found, item.key, f"{message}; rename it, or pass another `--out`", notify)
-        else:
-            found.skipped += 1
+
+    def __init__(
+        self, store: Store, start: float, shard: Shard, on_outcome: Callable[[Outcome], None]
+    ) -> None:
+        self._store, self._start, self._shard, self._on_outcome = store, start, shard, on_outcome
+        self._summary = Summary(
+            seconds=dict.fromkeys(("load", "search", "write", "draw", "all"), 0.0)
+        )
+
+    def pending(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The items of this shard without a row; the others are counted, changed files fail.
+
+        Files of pictures with a row are read again, which is fast compared to explaining them.
+        """
+        for item in items:
+            if not self._shard.has(item.key):
+                continue
+            shown = item.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            if shown != item.key:
+                self.fail(shown, f"{shown} is not UTF-8, as tables require; rename it")
+            elif item.key not in self._store.stored:
+                yield item
+            elif _digest(item) not in (None, self._store.stored[item.key]):
+                message = f"{item.where} has changed since it was explained"
+                self.fail(item.key, f"{message}; rename it, or pass another `--out`")
+            else:
+                self._summary.skipped += 1
+
+    def add(self, row: Mapping[str, Any], seconds_draw: float) -> None:
+        """Store a row; a second row of the same picture is dropped."""
+        if row["key"] in self._store.stored:
+            return
+        seconds = self._summary.seconds
+        start = time.perf_counter()
+        self._store.add(row)
+        seconds["write"] += time.perf_counter() - start
+        seconds["load"] += row["seconds_load"]
+        seconds["search"] += row["seconds_search"]
+        seconds["draw"] += seconds_draw
+        self._summary.explained += 1
+        self._on_outcome(Outcome(row["key"], row))
+
+    def fail(self, key: str, error: str) -> None:
+        """Record that a picture has no row, and why."""
+        self._summary.failed[key] = error
+        self._on_outcome(Outcome(key, None, error))
+
+    def finish(self) -> Summary:
+        """Write the list of failures and the final part."""
+        start = time.perf_counter()
+        self._store.write_failures(self._summary.failed)
+        self._summary.rows = self._store.finish()
+        end = time.perf_counter()
+        self._summary.seconds["write"] += end - start
+        self._summary.seconds["all"] = end - self._start
+        return self._summary
 
 
 def _digest(item: Item) -> str | None:
-    """None where it can no longer be read; its row stands."""
+    """SHA-256 of the picture's file; None if it is no longer readable, which keeps its row."""
     try:
         return hashlib.sha256(item.read()).hexdigest()
     except ImageError:
         return None
 
 
-def _failed(found: Summary, key: str, why: str, notify: Callable[[Outcome], None]) -> None:
-    found.failed[key] = why
-    notify(Outcome(key, None, why))
-
-
 def failure(error: Exception, item: Item) -> str:
-    """Why a picture has no row; always with its name."""
+    """The error message of a picture; always contains its name."""
     return str(error) if item.where in str(error) else f"{item.where}: {error}"
-
-
-def _chained(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
-    yield first
-    yield from rest

@@ -1,9 +1,10 @@
-"""Where pictures come from: folders, tar files (WebDataset), single files; one after the other."""
+"""Stream pictures from folders, tar files (WebDataset) and single files."""
 
 from __future__ import annotations
 
 import functools
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,13 +19,13 @@ _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture, not yet read.
+    """One picture that has not been read yet.
 
     Args:
-        key: its name, the same on every machine: the source's own name, then the way to the picture
-            inside it, with slashes.
-        where: the file it is in, for people.
-        read: gives the file's bytes. Of a tar file only until the next item is asked for.
+        key: its name, the same on every machine: the source's name, then the path inside the
+            source, with slashes.
+        where: the path of its file, for messages.
+        read: returns the file's bytes. In a tar file, valid only until the next item is requested.
     """
 
     key: str
@@ -34,7 +35,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A folder, a tar file or a picture, and the name its keys begin with.
+    """A folder, a tar file or a picture, and the prefix of its keys.
 
     >>> Source.of("photos/day-1.tar").name
     'day-1.tar'
@@ -45,11 +46,11 @@ class Source:
 
     @classmethod
     def of(cls, path: str | Path) -> Source:
-        """`path` under its own name; "." under that of the working folder."""
+        """A source named like the last part of `path`; "." is named like the working folder."""
         return cls(Path(path), Path(path).name or Path(path).resolve().name)
 
     def files(self) -> Iterator[Source]:
-        """The pictures and tar files in a folder and its folders, by name; a file: itself."""
+        """The pictures and tar files below a folder, sorted by name; of a file: itself."""
         if not self.path.is_dir():
             yield self
             return
@@ -58,35 +59,35 @@ class Source:
                 yield Source(path, f"{self.name}/{path.relative_to(self.path).as_posix()}")
 
     def items(self) -> Iterator[Item]:
-        """The pictures in a file: itself, or those in the tar."""
+        """The pictures in a tar file; of another file: itself."""
         if is_tar(self.path):
             yield from _members(self)
         else:
-            yield Item(self.name, str(self.path), lambda: _bytes(self.path))
+            yield Item(self.name, str(self.path), lambda: _read_file(self.path))
 
 
 def sources(paths: Sequence[str | Path]) -> list[Source]:
-    """Each path as a source; their names must differ, or keys would meet.
+    """Each path as a source; their names must differ, so that keys are unique.
 
     Raises:
-        ImageError: two have the same name, or one is missing.
+        ImageError: two sources have the same name, or one does not exist.
     """
-    found: dict[str, Source] = {}
+    by_name: dict[str, Source] = {}
     for path in paths:
         source = Source.of(path)
         if not source.path.exists():
             raise ImageError(f"{path}: no such file or folder", hint="check the path")
-        if source.name in found:
+        if source.name in by_name:
             raise ImageError(
-                f"{found[source.name].path} and {path} are both called {source.name}",
+                f"{by_name[source.name].path} and {path} are both called {source.name}",
                 hint="rename one, or name the folder that holds both",
             )
-        found[source.name] = source
-    return list(found.values())
+        by_name[source.name] = source
+    return list(by_name.values())
 
 
 def stream(paths: Sequence[str | Path]) -> Iterator[Item]:
-    """The pictures of all sources, in an order that depends on names alone.
+    """The pictures of all sources, in an order that depends on their names alone.
 
     >>> import pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp(), "photos")
@@ -95,11 +96,10 @@ def stream(paths: Sequence[str | Path]) -> Iterator[Item]:
     >>> [item.key for item in stream([folder])]
     ['photos/a.png']
 
-    Nothing is held but the current picture, so sources may be of any size. Files that are no
-    pictures by their ending are passed over.
+    Only the current picture is in memory. Files without the suffix of an image format are skipped.
 
     Raises:
-        ImageError: a path is missing, two have the same name, or there is no picture in any.
+        ImageError: a path does not exist, two have the same name, or there are no pictures.
     """
     empty = True
     for source in sources(paths):
@@ -113,7 +113,7 @@ def stream(paths: Sequence[str | Path]) -> Iterator[Item]:
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file is a tar by its ending.
+    """Whether a file has the suffix of a tar file.
 
     >>> is_tar(Path("shard-000.tar")), is_tar(Path("cat.jpg"))
     (True, False)
@@ -122,7 +122,7 @@ def is_tar(path: Path) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether Pillow reads files of this ending.
+    """Whether Pillow reads files with this suffix.
 
     >>> is_picture("a/cat.JPG"), is_picture("cat.cls")
     (True, False)
@@ -131,40 +131,38 @@ def is_picture(name: str) -> bool:
 
 
 def _members(source: Source) -> Iterator[Item]:
-    """The pictures in a tar, front to back; where it is damaged, one item that cannot be read."""
-    seen: dict[str, int] = {}
+    """The pictures in a tar file in order; a damaged file ends with an item that fails to read."""
+    seen: Counter[str] = Counter()
     try:
         with tarfile.open(source.path, "r|*") as tar:
             for member in tar:
                 if not (member.isfile() and is_picture(member.name)):
                     continue
                 key = f"{source.name}/{member.name.removeprefix('./')}"
-                seen[key] = seen.get(key, 0) + 1
-                if seen[key] > 1:  # a tar may hold a name twice: both are pictures
+                seen[key] += 1
+                if seen[key] > 1:  # a tar file may contain a name twice: both are pictures
                     key += f"#{seen[key]}"
-
                 where = f"{source.path}: {member.name}"
-                read = functools.partial(_member, tar, member, where)
-                yield Item(key, where, read)
+                yield Item(key, where, functools.partial(_read_member, tar, member, where))
     except (tarfile.TarError, OSError, EOFError) as error:
-        message = f"{source.path} is damaged or cut short, or no tar file ({error})"
+        message = f"{source.path} is damaged, truncated or not a tar file ({error})"
 
         def fail() -> NoReturn:
-            raise ImageError(message, hint="what came before it was read; fetch it again")
+            raise ImageError(message, hint="the pictures before it were read; download it again")
 
         yield Item(f"{source.name}/", str(source.path), fail)
 
 
-def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
     try:
         file = tar.extractfile(member)
-        assert file is not None, "only plain files are asked for"
+        assert file is not None, "only plain files are read"
         return file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ImageError(f"{where} is cut short ({error})", hint="fetch it again") from error
+        raise ImageError(f"{where} is truncated ({error})", hint="download it again") from error
 
 
-def _bytes(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

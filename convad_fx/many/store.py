@@ -1,14 +1,14 @@
-"""Rows on disk, where a kill at any moment neither loses nor doubles one.
+"""Rows on disk, such that a kill at any moment neither loses nor duplicates a row.
 
-A folder holds, for each process (*rank*) that ever wrote to it,
+For each process (*rank*) that wrote to it, a folder holds
 
-* `rank-00000.jsonl`, the journal: each row is appended and flushed to the disk as it is made. A
-  line that a kill cut short is dropped when the folder is opened again;
-* `part-00000.0007.parquet`, what became of a journal that grew long;
+* `rank-00000.jsonl`, the journal: each row is appended and flushed to disk as it is made. An
+  incomplete last line is dropped when the folder is opened again;
+* `part-00000.0007.parquet`, a journal that reached its maximum length;
 * `part-00000.parquet`, all rows of the rank, written at the end.
 
-Parquet files are written under another name and renamed, and what they are made of is deleted
-after that. A kill in between leaves rows in two files; whoever opens the folder sees each once.
+Parquet files are written under a temporary name and renamed, and their sources are deleted after
+that. A kill in between leaves the same rows in two files; every reader drops the duplicates.
 """
 
 from __future__ import annotations
@@ -30,33 +30,35 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_JOURNAL = re.compile(r"rank-(\d{5})\.jsonl")
-_PART = re.compile(r"part-(\d{5})(?:\.(\d{4,}))?\.parquet")
+_FILE = re.compile(r"rank-\d{5}\.jsonl|part-\d{5}(\.\d{4,})?\.parquet")
 
-#: Rows of a journal before they become a part.
-LONG = 1000
+#: Rows of a journal before it becomes a part.
+ROWS_PER_PART = 1000
 
 
 class Store:
-    """The rows that one process writes to a folder, and the pictures that need no more asking.
+    """The rows that one process writes to a folder, and the pictures that already have a row.
 
     >>> import tempfile
     >>> with Store(Path(tempfile.mkdtemp()), Provenance({"seed": 0})) as store:
-    ...     store.done
+    ...     store.stored
     {}
 
     Args:
-        folder: made if need be.
+        folder: created if it does not exist.
         run: what the rows depend on; rows of another run are refused.
-        resume: go on where an earlier run stopped; without it, rows in the folder are an error.
+        resume: continue an earlier run; without it, existing rows are an error.
         rank: the number of this process, from 0.
-        world: how many processes there are.
-        mine: which keys this process writes: the others may be on the disk already, though
-            `resume` is False, because another process of the same run was faster.
-        long: rows of a journal before they become a part.
+        world: the number of processes.
+        owns: whether this process writes the row of a key: other rows may exist although `resume`
+            is False, because another process of the same run was faster.
+        rows_per_part: rows of a journal before it becomes a part.
+
+    Attributes:
+        stored: key -> SHA-256 of the picture's file, of all pictures that have a row.
 
     Raises:
-        PolicyError: there are rows already, and `resume` is False; or they are of another run.
+        PolicyError: the folder has rows and `resume` is False, or rows of another run.
         Unavailable: the folder cannot be written, another process writes the same rank, or pyarrow
             is not installed.
         ArtifactError: a part is damaged.
@@ -70,164 +72,160 @@ class Store:
         resume: bool = False,
         rank: int = 0,
         world: int = 1,
-        mine: Callable[[str], bool] = lambda _: True,
-        long: int = LONG,
+        owns: Callable[[str], bool] = lambda _: True,
+        rows_per_part: int = ROWS_PER_PART,
     ) -> None:
-        arrow()  # before the work, not after it
-        self.folder, self.run, self.rank, self.world, self.long = folder, run, rank, world, long
-        self._locks = contextlib.ExitStack()
-        with _writing(folder):
+        arrow()  # raises now rather than after the first row
+        self.folder, self.run, self.rank, self.world = folder, run, rank, world
+        self._rows_per_part = rows_per_part
+        self._journal_rows = 0
+        self._path = folder / f"rank-{rank:05d}.jsonl"
+        self._resources = contextlib.ExitStack()
+        with _write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock()
-            #: Bytes of each picture's file, by key, of pictures that have a row.
-            self.done = self._known(resume, mine)
+            self.stored = self._read_stored(resume, owns)
             self._recover()
-            with _writing(folder):
-                self._journal: IO[bytes] = self._locks.enter_context(self._path.open("ab"))
+            self._open_journal()
         except BaseException:
-            self._locks.close()
+            self._resources.close()
             raise
-        self._length = 0
-
-    @property
-    def _path(self) -> Path:
-        return self.folder / f"rank-{self.rank:05d}.jsonl"
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _writing(self.folder):  # what is left of a journal goes to the disk, if there is room
-            self._locks.close()
+        with _write_errors(self.folder):  # closing flushes the journal, for which disk may run out
+            self._resources.close()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Keep a row for good: on return it is on the disk.
-
-        A row of a picture that has one already is dropped: whoever delivers twice does no harm.
-        """
-        self.append(json.dumps(row, ensure_ascii=True))
-
-    def append(self, line: str) -> None:
-        """`add`, of a row as JSON text."""
-        row = json.loads(line)
-        if row["key"] in self.done:
+        """Write a row to disk before returning; a second row of the same picture is dropped."""
+        if row["key"] in self.stored:
             return
-        with _writing(self.folder):
-            self._journal.write(line.encode("ascii") + b"\n")
+        with _write_errors(self.folder):
+            self._journal.write(json.dumps(row, ensure_ascii=True).encode("ascii") + b"\n")
             self._journal.flush()
             os.fsync(self._journal.fileno())
-        self.done[row["key"]] = row["sha256"]
-        self._length += 1
-        if self._length >= self.long:
-            self._cut()
+        self.stored[row["key"]] = row["sha256"]
+        self._journal_rows += 1
+        if self._journal_rows >= self._rows_per_part:
+            self._rotate_journal()
 
     def finish(self) -> int:
-        """Make one part of all rows of this rank; returns how many rows the whole folder holds."""
-        own = [path for path in _files(self.folder) if _rank(path) % self.world == self.rank]
+        """Merge all files of this rank into one part; returns the number of rows in the folder."""
+        own = self._own_files()
         final = self.folder / f"part-{self.rank:05d}.parquet"
         if own == [final, self._path] and not self._path.stat().st_size:
             self._journal.close()
             self._path.unlink()
         else:
             self._merge(own, final)
-        return len(self.done)
+        return len(self.stored)
 
-    def failures(self, failed: Mapping[str, str]) -> Path | None:
-        """List the pictures without a row, and why, in `not-explained-00000.json`."""
+    def write_failures(self, failed: Mapping[str, str]) -> Path | None:
+        """Write key -> error message to `not-explained-00000.json`; no failures, no file."""
         path = self.folder / f"not-explained-{self.rank:05d}.json"
-        with _writing(self.folder):
-            # those of ranks whose pictures are this one's now
+        with _write_errors(self.folder):
+            # including files of ranks that existed only in a run with more processes
             for old in self.folder.glob("not-explained-*.json"):
                 number = old.stem.rpartition("-")[2]
                 if number.isdigit() and int(number) % self.world == self.rank:
                     old.unlink(missing_ok=True)
             if not failed:
                 return None
-            aside = path.with_name(f".{path.name}.tmp")
-            aside.write_text(json.dumps(dict(failed), indent=1) + "\n", encoding="utf-8")
-            aside.replace(path)
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text(json.dumps(dict(failed), indent=1) + "\n", encoding="utf-8")
+            temporary.replace(path)
         return path
 
-    def _cut(self) -> None:
-        """The journal becomes the next part."""
-        matches = (_PART.fullmatch(path.name) for path in _files(self.folder))
-        taken = [int(m[2]) for m in matches if m and m[2] and int(m[1]) == self.rank]
-        number = max(taken, default=0) + 1
-        self._merge([self._path], self.folder / f"part-{self.rank:05d}.{number:04d}.parquet")
-        with _writing(self.folder):
-            self._journal = self._locks.enter_context(self._path.open("ab"))
-        self._length = 0
+    def _own_files(self) -> list[Path]:
+        """Files of this rank, and of ranks that existed only in a run with more processes."""
+        return [path for path in _files(self.folder) if _rank(path) % self.world == self.rank]
 
-    def _merge(self, files: list[Path], into: Path) -> None:
-        """The rows of `files`, each once, as the Parquet file `into`; then `files` are deleted."""
+    def _open_journal(self) -> None:
+        with _write_errors(self.folder):
+            self._journal: IO[bytes] = self._resources.enter_context(self._path.open("ab"))
+        self._journal_rows = 0
+
+    def _rotate_journal(self) -> None:
+        """The journal becomes the next numbered part, and a new one begins."""
+        parts = self.folder.glob(f"part-{self.rank:05d}.*.parquet")
+        number = 1 + max((int(path.name.split(".")[1]) for path in parts), default=0)
+        self._merge([self._path], self.folder / f"part-{self.rank:05d}.{number:04d}.parquet")
+        self._open_journal()
+
+    def _merge(self, files: list[Path], target: Path) -> None:
+        """Write the distinct rows of `files` to the Parquet file `target`, then delete `files`."""
         pa = arrow()
-        aside = into.with_name(f".{into.name}.tmp")
-        with _writing(self.folder):
+        temporary = target.with_name(f".{target.name}.tmp")
+        with _write_errors(self.folder):
             self._journal.close()
             seen: set[str] = set()
-            with pa.parquet.ParquetWriter(aside, schema(), compression="zstd") as writer:
-                for batch in _tables(files):
-                    fresh = _unseen(batch, seen)
+            with pa.parquet.ParquetWriter(temporary, schema(), compression="zstd") as writer:
+                for batch in _read_files(files):
+                    fresh = _drop_seen(batch, seen)
                     if fresh.num_rows:
                         writer.write_table(fresh)
-            with aside.open("rb+") as file:
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            aside.replace(into)
+            temporary.replace(target)
             for path in files:
-                if path != into:
+                if path != target:
                     path.unlink(missing_ok=True)
 
-    def _known(self, resume: bool, mine: Callable[[str], bool]) -> dict[str, str]:
-        """What the folder holds, of all ranks; other processes may be merging meanwhile."""
+    def _read_stored(self, resume: bool, owns: Callable[[str], bool]) -> dict[str, str]:
+        """Key -> digest of the rows of all ranks; checks that they are rows of this run."""
 
-        def folded() -> tuple[dict[str, str], dict[str, str]]:
-            known: dict[str, str] = {}
+        def scan() -> tuple[dict[str, str], dict[str, str]]:
+            stored: dict[str, str] = {}
             runs: dict[str, str] = {}
-            for key, digest, run, text in _identities(self.folder):
-                known[key] = digest
-                runs.setdefault(run, text)
-            return known, runs
+            columns = ["key", "sha256", "run", "provenance"]
+            for batch in _read_files(_files(self.folder), columns):
+                values = (batch[name].to_pylist() for name in columns)
+                for key, digest, run, provenance in zip(*values, strict=True):
+                    stored[key] = digest
+                    runs.setdefault(run, provenance)
+            return stored, runs
 
-        known, runs = _settled(folded)
-        if not resume and any(map(mine, known)):
+        stored, runs = _retry_while_merging(scan)
+        if not resume and any(map(owns, stored)):
             raise PolicyError(
-                f"{self.folder} holds {len(known)} rows already",
-                hint="pass `--resume` to go on with them, or another `--out`",
+                f"{self.folder} holds {len(stored)} rows already",
+                hint="pass `--resume` to continue with them, or another `--out`",
             )
-        for run, text in runs.items():
+        for run, provenance in runs.items():
             if run != self.run.digest:
-                differ = self.run.differences(json.loads(text))
+                differences = "; ".join(self.run.differences(json.loads(provenance)))
                 raise PolicyError(
-                    f"{self.folder} holds rows of another run: {'; '.join(differ)}",
+                    f"{self.folder} holds rows of another run: {differences}",
                     hint="pass another `--out`, or the options and versions of that run",
                 )
-        return known
+        return stored
 
     def _recover(self) -> None:
-        """Cut off what a kill left of a line, and delete what it left of a file."""
-        with _writing(self.folder):
+        """Delete temporary files and the incomplete last line that a kill may have left."""
+        with _write_errors(self.folder):
             for path in self.folder.glob(".part-*.tmp"):
-                if int(path.name[6:11]) % self.world == self.rank:
+                if _rank(path.with_name(path.name[1:])) % self.world == self.rank:
                     path.unlink(missing_ok=True)
-            for path in _files(self.folder):
-                if _JOURNAL.fullmatch(path.name) and _rank(path) % self.world == self.rank:
+            for path in self._own_files():
+                if path.suffix == ".jsonl":
                     content = path.read_bytes()
-                    whole = content.rfind(b"\n") + 1
-                    if whole < len(content):
-                        os.truncate(path, whole)
+                    complete = content.rfind(b"\n") + 1
+                    if complete < len(content):
+                        os.truncate(path, complete)
 
     def _lock(self) -> None:
-        """Nobody else may write as this rank, nor as one whose files this rank takes over."""
+        """Lock this rank, and the ranks of all other files that this process takes over."""
         try:
             import fcntl
-        except ImportError:  # Windows: two runs into one folder are the user's to avoid
+        except ImportError:  # Windows: concurrent runs in one folder are not detected
             return
-        ranks = {_rank(path) for path in _files(self.folder)} | {self.rank}
-        for rank in sorted(r for r in ranks if r % self.world == self.rank):
-            with _writing(self.folder):
+        for rank in sorted({self.rank, *map(_rank, self._own_files())}):
+            with _write_errors(self.folder):
                 path = self.folder / f".rank-{rank:05d}.lock"
-                file = self._locks.enter_context(path.open("ab"))
+                file = self._resources.enter_context(path.open("ab"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -238,7 +236,7 @@ class Store:
 
 
 def read(folder: Path | str) -> pyarrow.Table:
-    """All rows in a folder, of all ranks, each once, by key: of a run that was killed, too.
+    """All distinct rows in a folder, of all ranks, sorted by key; also of an unfinished run.
 
     >>> import tempfile
     >>> read(tempfile.mkdtemp()).num_rows
@@ -250,43 +248,43 @@ def read(folder: Path | str) -> pyarrow.Table:
     """
     pa = arrow()
 
-    def tables() -> list[pyarrow.Table]:
+    def scan() -> list[pyarrow.Table]:
         seen: set[str] = set()
-        return [_unseen(batch, seen) for batch in _tables(_files(Path(folder)))]
+        return [_drop_seen(batch, seen) for batch in _read_files(_files(Path(folder)))]
 
-    found = _settled(tables)
-    return pa.concat_tables([schema().empty_table(), *found]).sort_by("key")
+    batches = _retry_while_merging(scan)
+    return pa.concat_tables([schema().empty_table(), *batches]).sort_by("key")
 
 
 def _files(folder: Path) -> list[Path]:
     """Parts and journals, by name."""
-    names = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [p for p in names if _PART.fullmatch(p.name) or _JOURNAL.fullmatch(p.name)]
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if _FILE.fullmatch(path.name)]
 
 
 def _rank(path: Path) -> int:
-    match = _PART.fullmatch(path.name) or _JOURNAL.fullmatch(path.name)
-    assert match is not None, "only such files are listed"
-    return int(match[1])
+    """The rank in the name of a part or journal: five digits after "part-" or "rank-"."""
+    return int(path.name[5:10])
 
 
-def _settled(reading: Callable[[], _T]) -> _T:
-    """Read again where a file went away meanwhile: its rows are in another, put there before."""
+def _retry_while_merging(scan: Callable[[], _T]) -> _T:
+    """Repeat a scan if a file was deleted meanwhile: another process has merged its rows."""
     while True:
         with contextlib.suppress(FileNotFoundError):
-            return reading()
+            return scan()
 
 
-def _tables(files: list[Path], columns: list[str] | None = None) -> Iterator[pyarrow.Table]:
-    """The rows of files, in bounded pieces."""
+def _read_files(files: list[Path], columns: list[str] | None = None) -> Iterator[pyarrow.Table]:
+    """The rows of parts and journals, in tables of bounded size."""
     pa = arrow()
     for path in files:
-        if _JOURNAL.fullmatch(path.name):
-            yield from _journalled(path, columns)
+        if path.suffix == ".jsonl":
+            rows = table(_read_journal(path))
+            yield rows.select(columns) if columns else rows
             continue
         try:
             with pa.parquet.ParquetFile(path) as part:
-                for batch in part.iter_batches(LONG, columns=columns):
+                for batch in part.iter_batches(ROWS_PER_PART, columns=columns):
                     yield pa.Table.from_batches([batch])
         except FileNotFoundError:
             raise
@@ -297,43 +295,26 @@ def _tables(files: list[Path], columns: list[str] | None = None) -> Iterator[pya
             ) from error
 
 
-def _journalled(path: Path, columns: list[str] | None) -> Iterator[pyarrow.Table]:
-    rows: list[dict[str, Any]] = []
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:  # cut short by a kill: as if it had not been written
-                continue
-            rows.append(row)
-            if len(rows) == LONG:
-                yield _selected(rows, columns)
-                rows = []
-    if rows:
-        yield _selected(rows, columns)
+def _read_journal(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):  # an incomplete line does not count as a row
+            rows.append(json.loads(line))
+    return rows
 
 
-def _selected(rows: list[dict[str, Any]], columns: list[str] | None) -> pyarrow.Table:
-    made = table(rows)
-    return made if columns is None else made.select(columns)
-
-
-def _identities(folder: Path) -> Iterator[tuple[str, str, str, str]]:
-    names = ["key", "sha256", "run", "provenance"]
-    for piece in _tables(_files(folder), names):
-        yield from zip(*(piece[name].to_pylist() for name in names), strict=True)
-
-
-def _unseen(piece: pyarrow.Table, seen: set[str]) -> pyarrow.Table:
+def _drop_seen(batch: pyarrow.Table, seen: set[str]) -> pyarrow.Table:
+    """The rows whose key is not in `seen`; adds their keys to it."""
     fresh = []
-    for key in piece["key"].to_pylist():
+    for key in batch["key"].to_pylist():
         fresh.append(key not in seen)
         seen.add(key)
-    return piece if all(fresh) else piece.filter(fresh)
+    return batch if all(fresh) else batch.filter(fresh)
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _write_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError into `Unavailable`."""
     try:
         yield
     except ConvadError:

@@ -1,13 +1,14 @@
-"""What was found, made visible: explanations as overlays and side by side, plans as pictures."""
+"""Figures and pages: explanations, comparisons of maskers, and plans."""
 
-from convad_fx.report.compare import Compared, compare, draw_comparison, save_comparison
-from convad_fx.report.overlay import draw, save, show_kept, show_responsibility
-from convad_fx.report.page import ComparedPicture, means, save_page
-from convad_fx.report.plan_picture import draw_plan, save_plan, writable_picture
+from convad_fx.report.comparison import MaskerResult, compare
+from convad_fx.report.comparison_figure import draw_comparison, save_comparison
+from convad_fx.report.comparison_page import PictureComparison, means, save_page
+from convad_fx.report.explanation_figure import draw, save, show_kept, show_responsibility
+from convad_fx.report.plan_figure import draw_plan, save_plan, writable_picture
 
 __all__ = [
-    "Compared",
-    "ComparedPicture",
+    "MaskerResult",
+    "PictureComparison",
     "compare",
     "draw",
     "draw_comparison",

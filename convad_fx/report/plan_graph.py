@@ -19,28 +19,28 @@ from convad_fx.compiler.capture.trace import Trace
 IMAGE, OUTPUT = "image", "output"
 FAMILIES = ("window", "pointwise", "join", "layout", "reduction", "statistic")
 
-#: Up to this many operations are drawn one by one.
-MOST_OPERATIONS = 120
-#: Larger networks: module paths cut as short as still makes this many blocks ...
-FEWEST_BLOCKS = 15
-#: ... unless it makes more than this.
-MOST_BLOCKS = 150
+#: Networks with more operations are drawn in blocks.
+MAX_OPERATIONS = 120
+#: A block is a prefix of module paths: the shortest that gives at least this many blocks ...
+MIN_BLOCKS = 15
+#: ... but not more than this.
+MAX_BLOCKS = 150
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box of the picture: an operation, or a block of them.
+    """An operation, or a block of operations.
 
     Attributes:
-        path: where it stands in the model.
-        kind: what it does, in a few words; "" for a block.
-        families: family -> how many of its operations; an operation without a rule has none.
-        activity: row of its result in the plan; None: left open by a finding.
-        changes: how many of its operations have another activity than what they read.
-        is_new: its result has another activity than what it reads.
-        gated: how many of its operations read gated input.
-        findings: their numbers in the report, from 1.
-        operations: how many it stands for.
+        path: dotted path in the model.
+        kind: kind of the operation; "" for a block.
+        families: family -> number of operations; an operation without a rule has no family.
+        activity: row of the result's activity in the plan; None after a finding.
+        changes: number of operations whose activity differs from their inputs'.
+        is_new: whether the result's activity differs from the inputs'.
+        gated: number of operations with gated input.
+        findings: numbers of its findings in the report, from 1.
+        operations: number of operations.
     """
 
     path: str
@@ -55,12 +55,17 @@ class Box:
 
     @property
     def is_block(self) -> bool:
-        """It stands for several operations."""
+        """Whether the box has more than one operation."""
         return self.operations > 1
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether a finding before it leaves its activity undecided."""
+        return self.activity is None and not self.findings
 
 
 def plan_graph(traced: Trace, plan: Plan) -> nx.DiGraph:
-    """Which operation reads which, from ``"image"`` to ``"output"``.
+    """The data flow between operations, from ``"image"`` to ``"output"``.
 
     >>> import torch
     >>> from convad_fx.compiler.policy import Policy
@@ -72,7 +77,7 @@ def plan_graph(traced: Trace, plan: Plan) -> nx.DiGraph:
     >>> [(box.path, box.gated, box.activity) for _, box in graph.nodes(data="box")]
     [('image', 0, 0), ('0', 1, 1), ('1', 0, 1), ('output', 1, 1)]
 
-    Nodes carry a `Box` as ``box``; edges say ``gated``: inactive cells read as zero on this way.
+    Nodes have a `Box` as attribute ``box``; edges have ``gated``: inactive cells are read as zero.
     """
     numbers = {name: i for i, (name, _) in enumerate(_with_findings(plan), 1)}
     graph = nx.DiGraph()
@@ -91,20 +96,20 @@ def plan_graph(traced: Trace, plan: Plan) -> nx.DiGraph:
             graph.add_node(OUTPUT, box=box)
             graph.add_edges_from((name, OUTPUT, {"gated": name in gated}) for name in sources)
         elif node.name in plan.nodes:
-            decided = plan.nodes[node.name]
+            node_plan = plan.nodes[node.name]
             # An operation may be called "image" or "output", too.
             names[node] = name = f"op:{node.name}"
             before = {graph.nodes[source]["box"].activity for source in sources}
-            box = _box(decided, before, numbers.get(node.name), _module_name(node, traced))
+            box = _box(node_plan, before, numbers.get(node.name), _module_name(node, traced))
             graph.add_node(name, box=box)
-            gated = {names[n] for n in node.all_input_nodes if n.name in dict(decided.reads)}
+            gated = {names[n] for n in node.all_input_nodes if n.name in dict(node_plan.reads)}
             graph.add_edges_from((source, name, {"gated": source in gated}) for source in sources)
-    _add_lost(graph, plan, numbers)
+    _add_unread(graph, plan, numbers)
     return graph
 
 
 def uncaptured_graph(report: Report) -> nx.DiGraph:
-    """What there is to show of a model that no front end could capture: where that failed."""
+    """The findings of a model that no front end could capture."""
     graph = nx.DiGraph()
     graph.add_node(IMAGE, box=Box("image", activity=0, operations=0))
     for number, finding in enumerate(report.findings, 1):
@@ -113,31 +118,32 @@ def uncaptured_graph(report: Report) -> nx.DiGraph:
     return graph
 
 
-def by_blocks(graph: nx.DiGraph, most: int = MOST_OPERATIONS) -> nx.DiGraph:
-    """The graph itself, or one of blocks where it has more than ``most`` operations.
+def merge_blocks(graph: nx.DiGraph) -> nx.DiGraph:
+    """The graph itself, or a graph of blocks if it has more than `MAX_OPERATIONS` operations.
 
-    A block is a run of operations, in the order in which they are called, whose paths begin alike:
-    ``layer3.4``. Runs of an order that follows the edges cannot form a cycle, even where a module
-    is called twice.
+    A block is a run of consecutive operations whose paths have a common prefix: ``layer3.4``.
+    Consecutive runs form no cycle, even if a module is called twice.
     """
-    if sum(box.operations for _, box in graph.nodes(data="box")) <= most:
+    if sum(box.operations for _, box in graph.nodes(data="box")) <= MAX_OPERATIONS:
         return graph
     deepest = max(box.path.count(".") + 1 for _, box in graph.nodes(data="box"))
     choices = [_runs(graph, depth) for depth in range(1, deepest + 1)]
-    readable = [runs for runs in choices if len(runs) <= MOST_BLOCKS] or choices[:1]
-    enough = (runs for runs in readable if len(runs) >= FEWEST_BLOCKS)
-    return _merged(graph, next(enough, readable[-1]))
+    readable = [runs for runs in choices if len(runs) <= MAX_BLOCKS] or choices[:1]
+    detailed = (runs for runs in readable if len(runs) >= MIN_BLOCKS)
+    return _merged(graph, next(detailed, readable[-1]))
 
 
-def ways_to_findings(graph: nx.DiGraph) -> set[tuple[Any, Any]]:
-    """Edges of a shortest way from the image to each finding."""
-    ways = nx.single_source_shortest_path(graph, IMAGE)
-    found = [node for node, box in graph.nodes(data="box") if box.findings and node in ways]
-    return {edge for node in found for edge in itertools.pairwise(ways[node])}
+def paths_to_findings(graph: nx.DiGraph) -> set[tuple[Any, Any]]:
+    """Edges of a shortest path from the image to each finding."""
+    paths = nx.single_source_shortest_path(graph, IMAGE)
+    ends = [node for node, box in graph.nodes(data="box") if box.findings and node in paths]
+    return {edge for node in ends for edge in itertools.pairwise(paths[node])}
 
 
 def _with_findings(plan: Plan) -> list[tuple[str, NodePlan]]:
-    return [(name, decided) for name, decided in plan.nodes.items() if decided.finding is not None]
+    return [
+        (name, node_plan) for name, node_plan in plan.nodes.items() if node_plan.finding is not None
+    ]
 
 
 def _module_name(node: torch.fx.Node, traced: Trace) -> str:
@@ -146,25 +152,25 @@ def _module_name(node: torch.fx.Node, traced: Trace) -> str:
     return type(traced.module.get_submodule(str(node.target))).__name__
 
 
-def _box(decided: NodePlan, before: set[int | None], number: int | None, module: str = "") -> Box:
-    result = decided.result
+def _box(node_plan: NodePlan, before: set[int | None], number: int | None, module: str = "") -> Box:
+    result = node_plan.result
     row = result.row if isinstance(result, Tracked) else result[0].row if result else None
-    family = None if decided.finding else family_of(decided.step)
+    family = None if node_plan.finding else family_of(node_plan.step)
     is_new = row is not None and row not in before
     return Box(
-        decided.path,
-        _kind(decided, module),
+        node_plan.path,
+        _kind(node_plan, module),
         Counter([family] if family else []),
         row,
         int(is_new),
         is_new,
-        int(bool(decided.reads)),
+        int(bool(node_plan.reads)),
         (number,) if number else (),
     )
 
 
 def family_of(step: steps.Step | None) -> str | None:
-    """One of `FAMILIES`; None for a step that was refused.
+    """One of `FAMILIES`; None for a refused step.
 
     >>> family_of(steps.SameCell())
     'pointwise'
@@ -182,23 +188,23 @@ def family_of(step: steps.Step | None) -> str | None:
             return "reduction"
         case steps.Statistic():
             return "statistic"
-        case _:  # None: one tensor is picked from a tuple
+        case _:  # None: an element of a tuple
             return "layout"
 
 
-def _kind(decided: NodePlan, module: str) -> str:
-    if decided.kind == "elementwise":  # which one is in the path, but for modules
+def _kind(node_plan: NodePlan, module: str) -> str:
+    if node_plan.kind == "elementwise":  # the path names the function, but not the module's type
         return module or "elementwise"
-    kind = decided.kind.removesuffix("_module").replace("_", " ")
-    if not isinstance(decided.step, steps.Window):
+    kind = node_plan.kind.removesuffix("_module").replace("_", " ")
+    if not isinstance(node_plan.step, steps.Window):
         return kind
-    return f"{kind} {window_in_words(decided.step.kernel, decided.step.stride)}"
+    return f"{kind} {describe_window(node_plan.step.kernel, node_plan.step.stride)}"
 
 
-def window_in_words(kernel: Sequence[int], stride: Sequence[int]) -> str:
-    """Kernel, and stride where there is one.
+def describe_window(kernel: Sequence[int], stride: Sequence[int]) -> str:
+    """Kernel size, and the stride if it is not 1.
 
-    >>> window_in_words((3, 3), (2, 2)), window_in_words((1, 7), (1, 1))
+    >>> describe_window((3, 3), (2, 2)), describe_window((1, 7), (1, 1))
     ('3x3 /2', '1x7')
     """
     words = ["x".join(map(str, kernel))]
@@ -207,44 +213,41 @@ def window_in_words(kernel: Sequence[int], stride: Sequence[int]) -> str:
     return " ".join(words)
 
 
-def _add_lost(graph: nx.DiGraph, plan: Plan, numbers: dict[str, int]) -> None:
-    """Findings at operations that nothing reads, which are no longer in the captured graph."""
-    for name, decided in _with_findings(plan):
+def _add_unread(graph: nx.DiGraph, plan: Plan, numbers: dict[str, int]) -> None:
+    """Add findings at operations without readers, which are not in the captured graph."""
+    for name, node_plan in _with_findings(plan):
         if f"op:{name}" not in graph:
-            graph.add_node(f"op:{name}", box=_box(decided, set(), numbers[name]))
+            graph.add_node(f"op:{name}", box=_box(node_plan, set(), numbers[name]))
             graph.add_edge(IMAGE, f"op:{name}", gated=False)
 
 
 def _runs(graph: nx.DiGraph, depth: int) -> list[tuple[str, list[Any]]]:
-    def block(node: Any) -> tuple[bool, str]:
+    """Consecutive nodes whose paths agree in the first `depth` parts, with a name for each run."""
+
+    def prefix(node: Any) -> tuple[bool, str]:
         path = graph.nodes[node]["box"].path
         return node in (IMAGE, OUTPUT), ".".join(path.split(".")[:depth])
 
     calls: Counter[str] = Counter()
     runs = []
-    for (_, path), run in itertools.groupby(graph, key=block):
+    for (_, path), run in itertools.groupby(graph, key=prefix):
         calls[path] += 1
-        again = f" ({calls[path]})" if calls[path] > 1 else ""
-        runs.append((path + again, list(run)))
+        runs.append((f"{path} ({calls[path]})" if calls[path] > 1 else path, list(run)))
     return runs
 
 
 def _merged(graph: nx.DiGraph, runs: list[tuple[str, list[Any]]]) -> nx.DiGraph:
     blocks = nx.DiGraph()
-    home = {node: run[0] for _, run in runs for node in run}
+    block_of = {node: run[0] for _, run in runs for node in run}
     for path, run in runs:
         boxes = [graph.nodes[node]["box"] for node in run]
-        if len(run) == 1:
-            blocks.add_node(run[0], box=boxes[0])
-            continue
-        read = {source for node in run for source in graph.predecessors(node)} - set(run)
-        before = {graph.nodes[source]["box"].activity for source in read}
+        inputs = {source for node in run for source in graph.predecessors(node)} - set(run)
+        before = {graph.nodes[source]["box"].activity for source in inputs}
         activity = boxes[-1].activity
-        families: Counter[str] = sum((box.families for box in boxes), Counter())
-        box = Box(
+        block = Box(
             path,
             "",
-            families,
+            sum((box.families for box in boxes), Counter()),
             activity,
             sum(box.changes for box in boxes),
             activity is not None and activity not in before,
@@ -252,10 +255,10 @@ def _merged(graph: nx.DiGraph, runs: list[tuple[str, list[Any]]]) -> nx.DiGraph:
             tuple(number for box in boxes for number in box.findings),
             sum(box.operations for box in boxes),
         )
-        blocks.add_node(run[0], box=box)
+        blocks.add_node(run[0], box=block if len(run) > 1 else boxes[0])
     for source, target, gated in graph.edges(data="gated"):
-        a, b = home[source], home[target]
-        if a != b:
-            known = blocks.get_edge_data(a, b, {"gated": False})
-            blocks.add_edge(a, b, gated=gated or known["gated"])
+        edge = block_of[source], block_of[target]
+        if edge[0] != edge[1]:
+            gated = gated or blocks.get_edge_data(*edge, {}).get("gated", False)
+            blocks.add_edge(*edge, gated=gated)
     return blocks

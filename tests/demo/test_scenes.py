@@ -77,7 +77,7 @@ def test_held_out_pictures_are_of_every_class_and_none_that_training_draws():
 
 
 def test_training_cannot_reach_the_held_out_seeds():
-    with pytest.raises(ValueError, match="leaves the seeds"):
+    with pytest.raises(ValueError, match="exceeds the seeds"):
         training_numbers(10_000, run=10**9)
 
 

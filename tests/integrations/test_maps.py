@@ -58,7 +58,7 @@ def test_targets() -> None:
     plain = cam(x, [1, 1])
     # pytorch-grad-cam's ClassifierOutputTarget keeps the class so
     np.testing.assert_array_equal(cam(x, [SimpleNamespace(category=1)] * 2), plain)
-    with pytest.raises(ImageError, match="1 targets for 2 images; pass one for each"):
+    with pytest.raises(ImageError, match="1 targets for 2 images; pass one per image"):
         cam(x, [1])
     with pytest.raises(PolicyError, match="does not answer class 0"):
         cam(x, [0, 0])

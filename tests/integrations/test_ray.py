@@ -19,7 +19,8 @@ from convad_fx.demo import scenes
 from convad_fx.errors import PolicyError, Unavailable
 from convad_fx.explain import Search
 from convad_fx.integrations import ray as on_ray
-from convad_fx.many import Explainer, Question, Recipe, explain_many, read
+from convad_fx.integrations import ray_connection
+from convad_fx.many import ClassifierSpec, Explainer, ExplainOptions, explain_many, read
 
 QUICK = Search(partitions=1, min_box=300)
 NOT_COMPARED = ["seconds_load", "seconds_search", "overlay"]
@@ -39,7 +40,7 @@ def installed():
 
 @pytest.fixture(scope="module")
 def explainer():
-    return Explainer(Recipe("demo").classifier(), Question(search=QUICK))
+    return Explainer(ClassifierSpec("demo").load(), ExplainOptions(search=QUICK))
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +106,10 @@ class TestOnRay:
         killed, reported = [], []
         folders = set(Path("/tmp").glob("cfx-*"))
         drawing = Explainer(
-            explainer.classifier, explainer.question, overlays=tmp_path / "ray" / "overlays"
+            explainer.classifier, explainer.options, overlays=tmp_path / "ray" / "overlays"
         )
 
-        def notify(outcome):
+        def on_outcome(outcome):
             reported.append(outcome.key)
             if len(reported) == 3:
                 assert any(tmp_path.glob("ray/rank-*.jsonl"))  # rows are kept as they come
@@ -118,7 +119,7 @@ class TestOnRay:
                 killed.append(workers[0])
 
         found = on_ray.explain_many(
-            drawing, [photos], tmp_path / "ray", device="cpu", workers=2, notify=notify
+            drawing, [photos], tmp_path / "ray", device="cpu", workers=2, on_outcome=on_outcome
         )
         assert killed
         assert (found.explained, found.rows, list(found.failed)) == (
@@ -159,24 +160,21 @@ class TestOnRay:
                 on_ray.explain_many(explainer, early, tmp_path / "o", device="cuda")
 
             # a picture that has killed its workers before is not tried for ever
-            job = on_ray._Job(
-                *on_ray._packed(explainer, None), explainer.question, "demo", scenes.CLASSES,
-                explainer.provenance.digest, None,
-            )  # fmt: skip
-            deaths = ray.remote(on_ray._Deaths).options(num_cpus=0).remote()
-            worker = on_ray._Worker((ray.put(job),), deaths, "cpu")
+            job = on_ray._job(explainer, None)
+            starts = ray.remote(on_ray._StartCounter).options(num_cpus=0).remote()
+            worker = on_ray._Worker((ray.put(job),), starts, "cpu")
             asked = {"path": str(early[0]), "name": "00.png", "key": "00.png"}
-            told = [worker(asked)["error"] for _ in range(on_ray.DEATHS + 1)]
-            assert told[:-1] == [""] * on_ray.DEATHS
-            assert told[-1].endswith("00.png: 3 workers died over it; they may need more memory")
+            told = [worker(asked)["error"] for _ in range(on_ray.MAX_DEATHS + 1)]
+            assert told[:-1] == [""] * on_ray.MAX_DEATHS
+            assert told[-1].endswith("00.png: 3 workers died on it; they may need more memory")
             elsewhere = worker({**asked, "key": "other.png"})
-            assert "holds no other.png on the worker's machine" in elsewhere["error"]
+            assert "does not contain other.png on the worker's machine" in elsewhere["error"]
 
             # one with other versions says so, and that ends the run
-            worker = on_ray._Worker((ray.put(replace(job, digest="other")),), deaths, "cpu")
+            worker = on_ray._Worker((ray.put(replace(job, digest="other")),), starts, "cpu")
             told = [worker(asked)]
             monkeypatch.setattr(on_ray, "_answers", lambda *_: iter(told))
-            with pytest.raises(PolicyError, match="would give other answers than asked for"):
+            with pytest.raises(PolicyError, match="would make other rows"):
                 on_ray.explain_many(explainer, early, tmp_path / "o", device="cpu")
             assert ray.is_initialized()  # what was not started here is not ended here
         finally:
@@ -186,11 +184,11 @@ class TestOnRay:
         self, tmp_path, photos, explainer, monkeypatch
     ):
         installed()
-        monkeypatch.setattr(on_ray, "WAIT", 5.0)
+        monkeypatch.setattr(ray_connection, "CONNECT_TIMEOUT", 5.0)
         for address, why in {
             "127.0.0.1:1": "at 127.0.0.1:1 within 5 seconds; start one with `ray start --head`",
             "nonsense": "at nonsense .Invalid address format: nonsense.; start one",
-            "ray://127.0.0.1:10001": "for Ray's client, which has no Ray Data",
+            "ray://127.0.0.1:10001": "addresses Ray's client, which does not support Ray Data",
         }.items():
             with pytest.raises(Unavailable, match=why):
                 on_ray.explain_many(explainer, [photos], tmp_path / "o", address=address)
@@ -223,11 +221,7 @@ def test_a_network_goes_to_workers_whole(explainer, tmp_path):
     import convad_fx
     from convad_fx import images
 
-    content, recipe = on_ray._packed(explainer, None)
-    job = on_ray._Job(
-        content, recipe, explainer.question, "demo", explainer.classifier.labels,
-        explainer.provenance.digest, None,
-    )  # fmt: skip
+    job = on_ray._job(explainer, None)
     there = job.explainer("cpu")
     assert there.provenance == explainer.provenance
     assert there.classifier.name == "demo"
@@ -235,11 +229,11 @@ def test_a_network_goes_to_workers_whole(explainer, tmp_path):
     file = tmp_path / "net.cfx"
     record = images.recorded(explainer.classifier.preprocess)
     convad_fx.save(explainer.masked, file, preprocessing=record)
-    recipe = Recipe(str(file), size=80)
-    other = Explainer(recipe.classifier(), explainer.question)
-    content, packed = on_ray._packed(other, recipe)
-    assert content == file.read_bytes()
-    there = replace(job, file=content, recipe=packed, labels=()).explainer("cpu")
+    spec = ClassifierSpec(str(file), size=80)
+    other = Explainer(spec.load(), explainer.options)
+    job = on_ray._job(other, spec)
+    assert job.file == file.read_bytes()
+    there = job.explainer("cpu")
     assert there.provenance == other.provenance
     assert there.provenance != explainer.provenance
 

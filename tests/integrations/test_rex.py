@@ -43,8 +43,10 @@ def _network(policy: convad_fx.Policy) -> convad_fx.MaskedModule:
     return convad_fx.convert(model.eval(), torch.zeros(1, 3, 8, 8), policy)
 
 
-def _asked(masked: convad_fx.MaskedModule, steps: images.Preprocess | None = None) -> rex._Asked:
-    return rex._Asked(masked, steps or images.standard(8, 8))
+def _predictor(
+    masked: convad_fx.MaskedModule, steps: images.Preprocess | None = None
+) -> rex._Predictor:
+    return rex._Predictor(masked, steps or images.standard(8, 8))
 
 
 def _picture(folder: Path) -> Path:
@@ -60,17 +62,17 @@ def test_masks_are_read_off_mutants_exactly(network: convad_fx.MaskedModule, sha
     x = torch.randn(5, 3, 8, 8, generator=generator)
     mask = torch.rand(5, 1, 8, 8, generator=generator) < share
     mutants = torch.where(mask, x, rex.PAINT)  # as ReX paints
-    assert torch.equal(_asked(network).ask(mutants), network(x, mask))
+    assert torch.equal(_predictor(network).logits(mutants), network(x, mask))
 
 
 def test_a_pixel_is_hidden_only_if_every_channel_is(network: convad_fx.MaskedModule) -> None:
     x = torch.randn(1, 3, 8, 8)
     x[:, 0, 0, 0] = rex.PAINT  # no picture has it, but one channel would not hide a pixel
-    assert torch.equal(_asked(network).ask(x), network(x))
+    assert torch.equal(_predictor(network).logits(x), network(x))
 
 
 def test_probabilities_and_batches(network: convad_fx.MaskedModule) -> None:
-    rows = _asked(network).predict(torch.zeros(3, 3, 8, 8), raw=True)
+    rows = _predictor(network).predict(torch.zeros(3, 3, 8, 8), raw=True)
     assert rows.shape == (3, 4)
     torch.testing.assert_close(rows.sum(1), torch.ones(3))
 
@@ -79,14 +81,14 @@ def test_raw_input_sees_the_pixels_behind_the_paint() -> None:
     masked = _network(convad_fx.Policy.paper())
     x = torch.randn(1, 3, 8, 8)
     mask = torch.rand(4, 1, 8, 8) < 0.5
-    asked = _asked(masked)
+    predictor = _predictor(masked)
     mutants = torch.where(mask, x, rex.PAINT)
     with pytest.raises(ImageError, match='policy with input="gate"'):
-        asked.ask(mutants)
-    asked.image = x
-    assert torch.equal(asked.ask(mutants), masked(x.expand(4, -1, -1, -1), mask))
+        predictor.logits(mutants)
+    predictor.image = x
+    assert torch.equal(predictor.logits(mutants), masked(x.expand(4, -1, -1, -1), mask))
     with pytest.raises(ImageError, match="another picture"):
-        asked.ask(torch.where(mask, x + 1, rex.PAINT))
+        predictor.logits(torch.where(mask, x + 1, rex.PAINT))
 
 
 def test_by_name() -> None:
@@ -120,17 +122,17 @@ def test_a_masked_network_needs_to_be_told_the_rest(network: convad_fx.MaskedMod
 
 def test_pictures_that_do_not_fit(network: convad_fx.MaskedModule, tmp_path: Path) -> None:
     path = str(_picture(tmp_path))
-    with pytest.raises(ImageError, match="the script says"):
-        _asked(network).preprocess(path, ["N", 3, 9, 9], "cpu")
+    with pytest.raises(ImageError, match="but the script has"):
+        _predictor(network).preprocess(path, ["N", 3, 9, 9], "cpu")
     dark = images.standard(8, 8, mean=(5, 5, 5), std=(1e-3, 1e-3, 1e-3))
-    with pytest.raises(ImageError, match="mean hidden"):
-        _asked(network, dark).preprocess(path, ["N", 3, 8, 8], "cpu")
+    with pytest.raises(ImageError, match="mark hidden pixels"):
+        _predictor(network, dark).preprocess(path, ["N", 3, 8, 8], "cpu")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("rex_xai") is not None, reason="rex-xai is here")
 def test_without_rex(network: convad_fx.MaskedModule, tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="rex-xai is not installed"):
-        _asked(network).preprocess(str(_picture(tmp_path)), ["N", 3, 8, 8], "cpu")
+        _predictor(network).preprocess(str(_picture(tmp_path)), ["N", 3, 8, 8], "cpu")
 
 
 def test_the_ready_script_is_where_it_is_said_to_be() -> None:

@@ -24,10 +24,10 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from convad_fx.explain import Explanation, Search, explain  # noqa: E402
 from convad_fx.many import (  # noqa: E402
+    ClassifierSpec,
     Explainer,
+    ExplainOptions,
     Provenance,
-    Question,
-    Recipe,
     Shard,
     Store,
     decode_rle,
@@ -36,6 +36,7 @@ from convad_fx.many import (  # noqa: E402
     rows,
     stream,
 )
+from convad_fx.many.run import Recorder  # noqa: E402
 
 QUICK = Search(partitions=1, min_box=300)
 OPTIONS = ("--model", "demo", "--partitions", "1", "--min-box", "300", "--device", "cpu")
@@ -81,7 +82,7 @@ KEYS = [
 
 @pytest.fixture(scope="module")
 def explainer():
-    return Explainer(Recipe("demo").classifier(), Question(search=QUICK))
+    return Explainer(ClassifierSpec("demo").load(), ExplainOptions(search=QUICK))
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_a_run_killed_again_and_again_ends_with_the_rows_of_one_that_was_not(
 
 def _write(folder, count):
     """Rows in a hurry, into parts of three: most of the time goes into merging."""
-    with Store(folder, Provenance({}), resume=True, long=3) as store:
+    with Store(folder, Provenance({}), resume=True, rows_per_part=3) as store:
         for number in range(count):
             store.add(_row(f"{number:04d}"))
         store.finish()
@@ -249,7 +250,7 @@ def test_a_picture_that_changed_is_told_not_mixed_in(tmp_path, explainer):
     for other in (png(1), before[:-1] + b"?"):  # of another size, of the same
         photo.write_bytes(other)
         found = explain_many(explainer, [photo], tmp_path / "o", resume=True)
-        assert "another picture than the one explained before" in found.failed["photo.png"]
+        assert "has changed since it was explained" in found.failed["photo.png"]
         assert (found.rows, found.skipped) == (1, 0)
     photo.write_bytes(before)
     photo.chmod(0)  # what cannot be read any more keeps its row (root reads it all the same)
@@ -278,9 +279,9 @@ try:
     with Store(folder, Provenance({})) as store:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
         for number in range(1000):
-            store.append('{"key": "%d", "sha256": "%s"}' % (number, "0" * 64))
+            store.add({"key": str(number), "sha256": "0" * 64})
 except Unavailable as error:
-    print(len(store.done), error)
+    print(len(store.stored), error)
 """
 
 
@@ -298,9 +299,9 @@ def test_a_full_disk_is_one_line_and_costs_the_row_at_hand(tmp_path):
 
 def test_what_other_ranks_could_not_explain_is_forgotten_with_them(tmp_path):
     with Store(tmp_path, Provenance({}), rank=1, world=2) as store:
-        assert store.failures({"b.png": "torn"}) == tmp_path / "not-explained-00001.json"
+        assert store.write_failures({"b.png": "torn"}) == tmp_path / "not-explained-00001.json"
     with Store(tmp_path, Provenance({}), resume=True) as store:
-        assert store.failures({}) is None
+        assert store.write_failures({}) is None
     assert not list(tmp_path.glob("not-explained-*"))
 
 
@@ -308,6 +309,23 @@ def test_a_damaged_part_is_named(tmp_path):
     (tmp_path / "part-00000.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(ArtifactError, match=r"part-00000\.parquet is damaged"):
         Store(tmp_path, Provenance({}), resume=True)
+
+
+def test_a_recorder_counts_each_picture_once(tmp_path):
+    outcomes = []
+    with Store(tmp_path, Provenance({})) as store:
+        recorder = Recorder(store, time.perf_counter(), Shard(), outcomes.append)
+        for _ in range(2):  # a row may arrive twice
+            recorder.add(_row("a.png"), seconds_draw=0.5)
+        recorder.fail("b.png", "b.png is torn")
+        summary = recorder.finish()
+    assert (summary.explained, summary.rows, summary.failed) == (1, 1, {"b.png": "b.png is torn"})
+    assert (summary.seconds["draw"], summary.seconds["load"]) == (0.5, 0.0)
+    assert [(outcome.key, outcome.error) for outcome in outcomes] == [
+        ("a.png", ""),
+        ("b.png", "b.png is torn"),
+    ]
+    assert read(tmp_path)["key"].to_pylist() == ["a.png"]
 
 
 # --------------------------------------------------------------------------------- several of them
@@ -340,7 +358,7 @@ def test_under_torchrun(tmp_path, photos, whole):
 
 def test_ranks_that_make_no_sense_are_refused():
     for bad in ({"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "x"}):
-        with pytest.raises(PolicyError, match="make no sense together; start with torchrun"):
+        with pytest.raises(PolicyError, match="do not fit together; start with torchrun"):
             Shard.from_environment(bad)
 
 
@@ -389,7 +407,7 @@ def test_a_name_that_is_no_utf_8_is_listed(tmp_path):
     assert result.exit_code == 1
     (listed,) = json.loads(result.stdout)["failed"]
     assert listed["image"] == "odd.tar/\\xff.png"
-    assert "is no name in UTF-8, as tables want; rename it" in listed["error"]
+    assert "is not UTF-8, as tables require; rename it" in listed["error"]
     assert read(tmp_path / "o")["key"].to_pylist() == ["odd.tar/a.png"]
 
 
@@ -418,7 +436,7 @@ def test_a_name_twice_in_a_tar_is_two_pictures(tmp_path):
         (("photos", "--labels", "photos/short.txt"), "names 2 classes, and demo answers"),
         (("photos", "--out", "photos/1.png"), "cannot write to"),
         (("photos", "--workers", "2"), "--workers are Ray's; pass `--ray local` as well"),
-        (("photos", "--ray", "auto", "--device", "cuda:1"), "on Ray, cuda:1 is no choice"),
+        (("photos", "--ray", "auto", "--device", "cuda:1"), "on Ray, cuda:1 cannot be chosen"),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_two(tmp_path, monkeypatch, arguments, message):

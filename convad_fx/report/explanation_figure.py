@@ -1,9 +1,9 @@
-"""One picture that shows an explanation: image, responsibility of its pixels, what suffices."""
+"""An explanation as a figure: the image, the responsibility map, and the sufficient pixels."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from convad_fx.explain import Contrast, Explanation
     from convad_fx.explain.evaluator import Mask
 
-COLOURS = "inferno"
-"""The responsibility's colour map: even to the eye, and readable in grey."""
+Pixels = NDArray[np.float64]  # (H, W, 3) or (H, W), in [0, 1]
 
-_OUTLINE = "#ff2d7e"  # seldom in photos, and seen on light and dark alike
-_DIMMED = 0.25
+_COLOUR_MAP = "inferno"  # perceptually uniform, and readable in grey
+_OUTLINE = "#ff2d7e"  # rare in photos, and visible on light and dark pixels
+_DIMMED = 0.25  # brightness of hidden pixels
 
 
 def draw(
     explanation: Explanation, image: NDArray[Any], axes: Sequence[Axes] | None = None
 ) -> Figure:
-    """Image, responsibility map and explanation, side by side; and the contrast, if there is one.
+    """Image, responsibility map and explanation side by side, and the contrast if there is one.
 
     >>> import torch
     >>> from convad_fx.explain import explain, occlusion
@@ -40,36 +40,35 @@ def draw(
     >>> len(figure.axes)
     3
 
-    Kept pixels stand in colour and outlined, the others are grey and dark.
+    Kept pixels are in colour and outlined, the others are grey and dark.
 
     Args:
-        explanation: what to show.
-        image: what a person sees, before normalisation: (H, W, 3) or (H, W), uint8 in 0..255 or
-            floating point in [0, 1].
-        axes: matplotlib axes to draw into, for a figure of one's own: three, or four if the
-            explanation has a contrast; None makes a figure.
+        explanation: what to draw.
+        image: before normalisation: (H, W, 3) or (H, W), uint8 in 0..255 or floating point in
+            [0, 1].
+        axes: matplotlib axes to draw into: three, or four if the explanation has a contrast; None
+            makes a figure.
 
     Returns:
         The figure; no display is needed, and matplotlib's global state is not touched.
 
     Raises:
-        ImageError: the image does not fit the explanation, or is not one.
+        ImageError: the image does not fit the explanation, or is not an image.
     """
-    shown = displayable(image, explanation.mask.shape)
+    pixels = displayable(image, explanation.mask.shape)
     if axes is None:
         height, width = explanation.mask.shape
-        # Three panels of 3 inches; the height follows the image's, within reason.
         panels = 3 if explanation.contrast is None else 4
         figure = Figure(figsize=(3.2 * panels, 0.62 + min(6.0, max(1.5, 3.0 * height / width))))
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(1, panels))
     left, middle, right, *fourth = axes
-    _draw_image(left, explanation, shown)
-    _draw_map(middle, explanation, shown)
-    _draw_kept(right, explanation, shown)
+    _draw_image(left, explanation, pixels)
+    _draw_map(middle, explanation, pixels)
+    _draw_kept(right, explanation, pixels)
     if explanation.contrast is not None and fourth:
-        _draw_contrast(fourth[0], explanation.contrast, shown)
+        _draw_contrast(fourth[0], explanation.contrast, pixels)
     for panel in axes:
         panel.set_axis_off()
     root = left.get_figure(root=True)
@@ -78,7 +77,7 @@ def draw(
 
 
 def show_kept(explanation: Explanation, image: NDArray[Any], ax: Axes | None = None) -> Axes:
-    """The kept pixels in colour and outlined, in one panel of one's own figure.
+    """Draw the kept pixels in colour and outlined, into one panel.
 
     >>> import torch
     >>> from convad_fx.explain import explain, occlusion
@@ -96,30 +95,32 @@ def show_kept(explanation: Explanation, image: NDArray[Any], ax: Axes | None = N
         The axes.
 
     Raises:
-        ImageError: the image does not fit the explanation, or is not one.
+        ImageError: the image does not fit the explanation, or is not an image.
     """
-    shown = displayable(image, explanation.mask.shape)
-    ax = _panel() if ax is None else ax
-    _draw_kept(ax, explanation, shown)
-    ax.set_axis_off()
-    return ax
+    return _in_panel(_draw_kept, explanation, image, ax)
 
 
 def show_responsibility(
     explanation: Explanation, image: NDArray[Any], ax: Axes | None = None
 ) -> Axes:
-    """The responsibility over the picture in grey, in one panel; otherwise as `show_kept`."""
-    shown = displayable(image, explanation.mask.shape)
-    ax = _panel() if ax is None else ax
-    _draw_map(ax, explanation, shown)
+    """Draw the responsibility over the grey picture; arguments as for `show_kept`."""
+    return _in_panel(_draw_map, explanation, image, ax)
+
+
+def _in_panel(
+    draw_panel: Callable[[Axes, Explanation, Pixels], None],
+    explanation: Explanation,
+    image: NDArray[Any],
+    ax: Axes | None,
+) -> Axes:
+    pixels = displayable(image, explanation.mask.shape)
+    if ax is None:
+        figure = Figure(figsize=(3.6, 3.9), layout="constrained")
+        FigureCanvasAgg(figure)
+        ax = figure.subplots()
+    draw_panel(ax, explanation, pixels)
     ax.set_axis_off()
     return ax
-
-
-def _panel() -> Axes:
-    figure = Figure(figsize=(3.6, 3.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure.subplots()
 
 
 def save(
@@ -127,14 +128,13 @@ def save(
 ) -> tuple[Path, Path]:
     """Write `directory/stem.json` and `directory/stem.png`; returns both paths.
 
-    The JSON is the whole explanation (`Explanation.from_json` reads it), the PNG is what `draw`
-    draws. The directory is made if it does not exist; files of these names are replaced.
+    The JSON is the explanation (`Explanation.from_json` reads it), the PNG the figure of `draw`.
+    Existing files are replaced.
 
     Args:
-        explanation: what to save.
-        image: as in `draw`.
-        directory: where to.
-        stem: the files' name, without folder and ending.
+        explanation, image: as in `draw`.
+        directory: created if it does not exist.
+        stem: the files' name, without folder and suffix.
 
     Raises:
         ImageError: the image does not fit the explanation, or the stem is not a plain name.
@@ -142,32 +142,39 @@ def save(
     """
     if not stem or stem in (".", "..") or set(stem) & set("/\\\0"):
         raise ImageError(
-            f"{stem!r} cannot name a file", hint="pass a name without folder and ending, as stem"
+            f"{stem!r} cannot name a file", hint="pass a name without folder and suffix, as stem"
         )
     figure = draw(explanation, image)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    # Not with_suffix: a stem may have dots of its own.
+    # not with_suffix: a stem may contain dots
     text, picture = folder / f"{stem}.json", folder / f"{stem}.png"
     text.write_text(explanation.to_json() + "\n", encoding="utf-8")
-    with warnings.catch_warnings():
-        # A class name in a script that the font lacks shows boxes; that is no reason to fail.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        # Without the version, the same explanation gives the same file.
-        figure.savefig(
-            picture, dpi=150, bbox_inches="tight", pad_inches=0.1, metadata={"Software": None}
-        )
+    write_png(figure, picture, dpi=150, bbox_inches="tight", pad_inches=0.1)
     return text, picture
 
 
-def displayable(image: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """A picture of this shape as floats (H, W, 3) in [0, 1]; refuses what is none."""
+def write_png(figure: Figure, path: Path | str, **options: Any) -> None:
+    """Write a figure to a PNG file without matplotlib's version; equal figures give equal files.
+
+    Args:
+        figure, path: what to write, and where.
+        options: of `Figure.savefig`.
+    """
+    with warnings.catch_warnings():
+        # Glyphs of class names that the font does not have are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(path, format="png", metadata={"Software": None}, **options)
+
+
+def displayable(image: NDArray[Any], shape: tuple[int, ...]) -> Pixels:
+    """Check that an image has this shape, and convert it to floats (H, W, 3) in [0, 1]."""
     image = np.asarray(image)
     hint = "pass the picture before normalisation: (H, W, 3), uint8, or float in [0, 1]"
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ImageError(f"an array of shape {image.shape} is no picture", hint=hint)
+        raise ImageError(f"an array of shape {image.shape} is not a picture", hint=hint)
     if image.shape[:2] != shape:
         raise ImageError(
             f"a picture of {image.shape[0]}x{image.shape[1]} pixels does not fit an explanation of "
@@ -178,8 +185,8 @@ def displayable(image: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float
         image = image / 255.0
     elif not np.issubdtype(image.dtype, np.floating):
         raise ImageError(f"a picture of dtype {image.dtype} has no known range", hint=hint)
-    # The margin is for rounding in a normalisation undone.
-    if not (image.min() >= -1e-3 and image.max() <= 1 + 1e-3):  # NaN fails, too
+    # The margin allows for rounding when a normalisation is undone. NaN fails, too.
+    if not (image.min() >= -1e-3 and image.max() <= 1 + 1e-3):
         raise ImageError(
             f"the picture's values lie in [{image.min():.3g}, {image.max():.3g}], not in [0, 1]",
             hint=hint,
@@ -188,10 +195,9 @@ def displayable(image: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float
 
 
 def printable(text: str) -> str:
-    r"""The text as a font can be asked for it: a byte that is no text is written as its number.
+    r"""The text with lone surrogates escaped, which fonts cannot draw.
 
-    A file name need not be text in any encoding, and Python holds such bytes as lone surrogates
-    (PEP 383), which no font library takes.
+    Python represents bytes of a file name that are not valid text as lone surrogates (PEP 383).
 
     >>> print(printable("caf\udce9.png"), printable("café.png"))
     caf\udce9.png café.png
@@ -199,37 +205,33 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _draw_image(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
-    axes.imshow(shown)
-    _title(
-        axes,
-        explanation.title,
-        f"confidence {explanation.confidence_whole:.3f}",
-    )
+def _draw_image(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
+    axes.imshow(pixels)
+    _title(axes, explanation.title, f"confidence {explanation.confidence_whole:.3f}")
 
 
-def _draw_map(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
-    peak = draw_map(axes, explanation, shown)
+def _draw_map(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
+    peak = draw_map(axes, explanation, pixels)
     below = f"{explanation.evaluations:,} evaluations"
     _title(axes, "responsibility" if peak else "no responsibility found", below)
 
 
-def draw_map(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> float:
-    """The responsibility over the picture in grey, without a title; returns its peak."""
+def draw_map(axes: Axes, explanation: Explanation, pixels: Pixels) -> float:
+    """Draw the responsibility over the grey picture, without a title; returns its maximum."""
     values = explanation.responsibility
-    axes.imshow(_grey(shown), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(_grey(pixels), cmap="gray", vmin=0, vmax=1)
     peak = float(values.max())
-    axes.imshow(values, cmap=COLOURS, vmin=0, vmax=peak or 1.0, alpha=0.75 if peak else 0.0)
+    axes.imshow(values, cmap=_COLOUR_MAP, vmin=0, vmax=peak or 1.0, alpha=0.75 if peak else 0.0)
     return peak
 
 
-def draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
-    """Kept pixels in colour and outlined, the others grey and dark, without a title."""
-    _draw_set(axes, explanation.mask, shown, outlined=explanation.mask)
+def draw_kept(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
+    """Draw kept pixels in colour and outlined, the others grey and dark, without a title."""
+    _draw_set(axes, explanation.mask, pixels, outlined=explanation.mask)
 
 
-def _draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64]) -> None:
-    draw_kept(axes, explanation, shown)
+def _draw_kept(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
+    draw_kept(axes, explanation, pixels)
     verdict = "sufficient" if explanation.sufficient else "NOT sufficient"
     _title(
         axes,
@@ -239,36 +241,36 @@ def _draw_kept(axes: Axes, explanation: Explanation, shown: NDArray[np.float64])
     )
 
 
-def _draw_contrast(axes: Axes, contrast: Contrast, shown: NDArray[np.float64]) -> None:
-    """What is left when the contrast is hidden; the hidden part is outlined."""
-    _draw_set(axes, ~contrast.mask, shown, outlined=contrast.mask)
+def _draw_contrast(axes: Axes, contrast: Contrast, pixels: Pixels) -> None:
+    """Draw the picture with the contrast hidden and outlined."""
+    _draw_set(axes, ~contrast.mask, pixels, outlined=contrast.mask)
     if not contrast.changes:
         _title(axes, "nothing changes the class", "not even hiding everything")
         return
-    too = ", which suffice, too" if contrast.suffices else ""
-    _title(axes, f"else: {contrast.title}", f"without {contrast.size:.1%} of the pixels{too}")
+    also = ", also sufficient" if contrast.suffices else ""
+    _title(axes, f"contrast: {contrast.title}", f"hidden: {contrast.size:.1%} of the pixels{also}")
 
 
-def _draw_set(axes: Axes, kept: Mask, shown: NDArray[np.float64], *, outlined: Mask) -> None:
-    hidden = np.repeat((_grey(shown) * _DIMMED)[:, :, None], 3, axis=2)
-    axes.imshow(np.where(kept[:, :, None], shown, hidden))
+def _draw_set(axes: Axes, kept: Mask, pixels: Pixels, *, outlined: Mask) -> None:
+    hidden = np.repeat((_grey(pixels) * _DIMMED)[:, :, None], 3, axis=2)
+    axes.imshow(np.where(kept[:, :, None], pixels, hidden))
     if outlined.any():
-        # A margin of pixels outside closes the outline where the set touches the border.
+        # Padding by a pixel closes the outline where the set touches the border.
         rows, columns = (np.arange(-1, n + 1) for n in outlined.shape)
         outline = np.pad(outlined, 1).astype(float)
         axes.contour(columns, rows, outline, levels=[0.5], colors=_OUTLINE, linewidths=1.2)
         axes.set(xlim=(-0.5, outlined.shape[1] - 0.5), ylim=(outlined.shape[0] - 0.5, -0.5))
 
 
-def _grey(shown: NDArray[np.float64]) -> NDArray[np.float64]:
-    luminance: NDArray[np.float64] = shown @ np.array([0.299, 0.587, 0.114])
+def _grey(pixels: Pixels) -> Pixels:
+    luminance: Pixels = pixels @ np.array([0.299, 0.587, 0.114])
     return luminance
 
 
 def _title(axes: Axes, above: str, below: str) -> None:
-    # A dollar sign in a class name is a dollar sign, not mathematics.
+    # parse_math=False: a dollar sign in a class name does not begin a formula.
     axes.set_title(
-        f"{_short(printable(above))}\n", fontsize=11, fontweight="bold", parse_math=False
+        f"{_shorten(printable(above))}\n", fontsize=11, fontweight="bold", parse_math=False
     )
     axes.annotate(
         printable(below),
@@ -284,5 +286,5 @@ def _title(axes: Axes, above: str, below: str) -> None:
     )
 
 
-def _short(name: str, most: int = 34) -> str:
-    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+def _shorten(name: str, letters: int = 34) -> str:
+    return name if len(name) <= letters else name[: letters - 1].rstrip() + "…"

@@ -24,9 +24,10 @@ from convad_fx.compiler.capture.trace import Trace, trace
 from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ConvadError, ModelError, PolicyError, Unavailable
 from convad_fx.report import draw_plan, save_plan
-from convad_fx.report.layered import BOX_HEIGHT, BOX_WIDTH
-from convad_fx.report.plan_graph import IMAGE, OUTPUT, by_blocks, plan_graph, ways_to_findings
-from convad_fx.report.plan_picture import FILLS, RED
+from convad_fx.report.graph_layout import BOX_HEIGHT, BOX_WIDTH
+from convad_fx.report.plan_graph import IMAGE, OUTPUT, merge_blocks, paths_to_findings, plan_graph
+from convad_fx.report.plan_page import RED
+from convad_fx.report.plan_renderer import FILLS
 
 SIGNATURES = {".svg": b"<?xml", ".png": b"\x89PNG", ".pdf": b"%PDF"}
 
@@ -114,7 +115,7 @@ def test_findings_are_numbered_as_in_the_report_and_have_a_way_from_the_image() 
     found = {n: box for n, box in graph.nodes(data="box") if box.findings}
     assert [(b.path, b.findings) for b in found.values()] == [("roll", (1,)), ("sort", (2,))]
     assert [finding.path for finding in what.findings] == ["roll", "sort"]
-    ways = nx.DiGraph(list(ways_to_findings(graph)))
+    ways = nx.DiGraph(list(paths_to_findings(graph)))
     assert all(nx.has_path(ways, IMAGE, node) for node in found)
     # relu -> add is shorter than relu -> body -> add.
     paths = {graph.nodes[node]["box"].path for node in ways}
@@ -124,7 +125,7 @@ def test_findings_are_numbered_as_in_the_report_and_have_a_way_from_the_image() 
 # ----------------------------------------------------------------------------------------- blocks
 def test_small_networks_are_not_merged(resnet: nn.Module) -> None:
     graph = plan_graph(*decided(resnet))
-    assert by_blocks(graph) is graph
+    assert merge_blocks(graph) is graph
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_small_networks_are_not_merged(resnet: nn.Module) -> None:
 )
 def test_large_networks_come_in_blocks(name: str, block: str, operations: int) -> None:
     traced, what = decided(torchvision.models.get_model(name))
-    graph = by_blocks(plan_graph(traced, what))
+    graph = merge_blocks(plan_graph(traced, what))
     boxes = {box.path: box for _, box in graph.nodes(data="box")}
     assert nx.is_directed_acyclic_graph(graph)
     assert boxes[block].operations == operations
@@ -146,7 +147,7 @@ def test_large_networks_come_in_blocks(name: str, block: str, operations: int) -
 
 
 def test_blocks_have_no_cycle_where_a_module_is_called_twice() -> None:
-    graph = by_blocks(plan_graph(*decided(Twice(), 16)))
+    graph = merge_blocks(plan_graph(*decided(Twice(), 16)))
     assert nx.is_directed_acyclic_graph(graph)
     paths = [box.path for _, box in graph.nodes(data="box")]
     assert paths == ["image", "block", "between", "block (2)", "mean", "output"]
@@ -154,11 +155,11 @@ def test_blocks_have_no_cycle_where_a_module_is_called_twice() -> None:
 
 def test_blocks_keep_their_findings() -> None:
     traced, what = decided(torchvision.models.vit_b_16(), 224)
-    graph = by_blocks(plan_graph(traced, what))
+    graph = merge_blocks(plan_graph(traced, what))
     boxes = {box.path: box for _, box in graph.nodes(data="box")}
     assert boxes["encoder.layers.encoder_layer_3"].findings == (4,)
     assert boxes["encoder.ln"].activity is None
-    assert len(ways_to_findings(graph)) >= 12
+    assert len(paths_to_findings(graph)) >= 12
 
 
 # ---------------------------------------------------------------------------------------- picture

@@ -8,7 +8,7 @@ import random
 import networkx as nx
 import pytest
 
-from convad_fx.report.layered import BOX_HEIGHT, BOX_WIDTH, ROW, arrange
+from convad_fx.report.graph_layout import BOX_HEIGHT, BOX_WIDTH, ROW_HEIGHT, arrange
 
 
 def chain(n: int) -> nx.DiGraph:
@@ -91,7 +91,7 @@ def test_edges_point_down_within_a_column_and_columns_go_right() -> None:
         (xa, ya), (xb, yb) = layout.centres[a], layout.centres[b]
         assert yb > ya or xb > xa
     assert 0.7 < layout.width / layout.height < 2.5
-    rows = {round(y / ROW, 3) for _, y in layout.centres.values()}
+    rows = {round(y / ROW_HEIGHT, 3) for _, y in layout.centres.values()}
     assert len(rows) < len(graph) / 2, "it is wrapped"
 
 

@@ -20,7 +20,7 @@ from convad_fx import cli
 from convad_fx.demo import scenes
 from convad_fx.errors import PolicyError
 from convad_fx.explain import Search, occlusion
-from convad_fx.report import ComparedPicture, compare, means, save_comparison, save_page
+from convad_fx.report import PictureComparison, compare, means, save_comparison, save_page
 
 SCRIPT = "<script>alert(1)</script>"
 VOID = {"meta", "img"}
@@ -166,10 +166,10 @@ def test_means_of_confidence_are_those_of_the_pictures(two: tuple[dict, Page]) -
 def test_the_page_says_what_was_measured_and_how(two: tuple[dict, Page]) -> None:
     answer, page = two
     said = " ".join(page.said.split())
-    assert "On 2 pictures, each way" in said
+    assert "On 2 pictures. For each way" in said
     assert "gamma = 0.8 of the confidence" in said
     assert "seed 5 for all" in said
-    assert "backgrounds, 3 solid colours and 1 other picture, on which the plain network" in said
+    assert "backgrounds, 3 solid colours and 1 other picture, on which the original network" in said
     assert answer["compared"][0]["maskers"][0]["backgrounds"] == {"colours": 3, "images": 1}
     assert "Not compared, and not counted above:" in said
     (failed,) = answer["failed"]
@@ -188,7 +188,7 @@ def test_one_picture_has_no_intervals_and_no_other_pictures(tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> ComparedPicture:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> PictureComparison:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     pixels = np.random.default_rng(0).random((16, 16, 3))
@@ -199,10 +199,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> ComparedPicture:
         maskers, model, image, search=Search(partitions=1, max_splits=2), n=2, labels=labels
     )
     path = tmp_path_factory.mktemp("drawn") / "1.png"
-    return ComparedPicture("1", compared, save_comparison(compared, pixels, path))
+    return PictureComparison("1", compared, save_comparison(compared, pixels, path))
 
 
-def test_names_and_labels_are_text_and_never_markup(tmp_path: Path, drawn: ComparedPicture) -> None:
+def test_names_and_labels_are_text_and_never_markup(
+    tmp_path: Path, drawn: PictureComparison
+) -> None:
     name = f'"{SCRIPT}\udcff.png'  # the last is how Python holds a byte that is no UTF-8
     picture = dataclasses.replace(drawn, name=name)
     path = save_page([picture], tmp_path / "p.html", model=SCRIPT, failed=[f"{SCRIPT}: torn"])
@@ -219,7 +221,7 @@ def test_names_and_labels_are_text_and_never_markup(tmp_path: Path, drawn: Compa
 
 
 def test_the_page_loads_nothing_and_is_the_same_again(
-    tmp_path: Path, drawn: ComparedPicture
+    tmp_path: Path, drawn: PictureComparison
 ) -> None:
     first, second = (save_page([drawn, drawn], tmp_path / f"{n}.html") for n in "ab")
     assert first.read_bytes() == second.read_bytes()
@@ -229,14 +231,14 @@ def test_the_page_loads_nothing_and_is_the_same_again(
     assert len(page.images) == 2
 
 
-def test_what_cannot_be_one_page(tmp_path: Path, drawn: ComparedPicture) -> None:
+def test_what_cannot_be_one_page(tmp_path: Path, drawn: PictureComparison) -> None:
     path = tmp_path / "p.html"
     with pytest.raises(PolicyError, match="nothing to compare"):
         save_page([], path)
-    turned = dataclasses.replace(drawn, compared=drawn.compared[::-1])
-    with pytest.raises(PolicyError, match=r"compared in different ways.*same maskers"):
+    turned = dataclasses.replace(drawn, results=drawn.results[::-1])
+    with pytest.raises(PolicyError, match=r"compared with different settings.*same maskers"):
         save_page([drawn, turned], path)
     assert means([]) == []
-    gone = dataclasses.replace(drawn, drawn=tmp_path / "gone.png")
+    gone = dataclasses.replace(drawn, drawing=tmp_path / "gone.png")
     with pytest.raises(FileNotFoundError):
         save_page([gone], path)

@@ -14,7 +14,7 @@ import convad_fx
 from convad_fx.errors import PolicyError
 from convad_fx.explain import Search, explain, occlusion
 from convad_fx.metrics import Normalisation, robustness
-from convad_fx.report import Compared, compare, draw_comparison, save_comparison
+from convad_fx.report import MaskerResult, compare, draw_comparison, save_comparison
 
 SCALE = Normalisation((0.5,), (0.25,))
 PIXELS = np.random.default_rng(0).random((24, 24, 3))
@@ -30,7 +30,7 @@ def model() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def rows(model: nn.Module) -> tuple[Compared, ...]:
+def rows(model: nn.Module) -> tuple[MaskerResult, ...]:
     maskers = {
         "switched off": convad_fx.convert(model, IMAGE),
         "white": occlusion(model, "white", mean=0.5, std=0.25),
@@ -42,7 +42,7 @@ def rows(model: nn.Module) -> tuple[Compared, ...]:
 
 
 def test_it_is_what_explain_and_robustness_say(
-    model: nn.Module, rows: tuple[Compared, ...]
+    model: nn.Module, rows: tuple[MaskerResult, ...]
 ) -> None:
     assert [row.name for row in rows] == ["switched off", "white"]
     masker = occlusion(model, "white", mean=0.5, std=0.25)
@@ -53,9 +53,9 @@ def test_it_is_what_explain_and_robustness_say(
     assert set(rows[1].rho) == {"colours", "images"}
 
 
-def test_what_was_shown_is_the_paint(rows: tuple[Compared, ...]) -> None:
-    assert rows[0].shown is None
-    shown: Tensor | None = rows[1].shown
+def test_what_was_shown_is_the_paint(rows: tuple[MaskerResult, ...]) -> None:
+    assert rows[0].network_input is None
+    shown: Tensor | None = rows[1].network_input
     assert shown is not None
     hidden = ~torch.from_numpy(rows[1].explanation.mask)
     pixels = SCALE.undo(shown)[0]
@@ -63,7 +63,7 @@ def test_what_was_shown_is_the_paint(rows: tuple[Compared, ...]) -> None:
 
 
 def test_the_page_has_a_row_for_each_and_is_the_same_again(
-    tmp_path: Path, rows: tuple[Compared, ...]
+    tmp_path: Path, rows: tuple[MaskerResult, ...]
 ) -> None:
     figure = draw_comparison(rows, PIXELS, SCALE, "a $picture$.png")
     assert len(figure.axes) == 4 * 3
@@ -84,7 +84,7 @@ def test_nothing_to_compare(model: nn.Module) -> None:
 
 
 def test_a_name_that_is_no_text_is_written_by_its_bytes(
-    tmp_path: Path, rows: tuple[Compared, ...]
+    tmp_path: Path, rows: tuple[MaskerResult, ...]
 ) -> None:
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")  # as Python lists such a file
     figure = draw_comparison(rows, PIXELS, SCALE, name)
