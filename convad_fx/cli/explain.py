@@ -1,0 +1,198 @@
+"""`convad-fx explain`: of image files here, of folders and tar files in `convad_fx.cli.folder`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convad_fx import device as devices
+from convad_fx import images, models
+from convad_fx.cli import options as opts
+from convad_fx.cli.folder import FolderOptions, FolderRun, explain_folders, is_collection
+from convad_fx.cli.images import class_index
+from convad_fx.cli.output import Failures, file_stems, make_folder, print_json, show_progress
+from convad_fx.cli.picture import PictureExplainer, Result
+from convad_fx.cli.tables import ExplanationTable
+from convad_fx.compiler.policy import Policy
+from convad_fx.engine.engine import check_precision
+from convad_fx.errors import ImageError, PolicyError
+from convad_fx.explain import Search
+from convad_fx.many import Question, Recipe, Shard
+from convad_fx.many.question import rank_device
+
+EXAMPLES = """Examples:
+
+\b
+  convad-fx explain cat.jpg --model resnet50 --out why
+  convad-fx explain *.jpg --model timm:convnext_atto --out why --json > why.json
+  convad-fx explain cat.jpg --model resnet18 --weights mine.pt --labels mine.txt --out why
+  convad-fx explain cat.jpg --model mine:build --size 96 --mean 0.5 --std 0.5 --out why
+  convad-fx explain cat.jpg --model resnet50 --target "tabby" --gamma 0.8 --out why
+  convad-fx explain cat.jpg --model resnet50 --disjoint 3 --contrastive --out why
+  convad-fx explain cat.jpg --model resnet50 --budget 1000 --minimal 16 --out why
+  convad-fx explain photos shard-000.tar --model resnet50 --out rows --resume
+  convad-fx explain photos --model resnet50 --out rows --resume --ray auto
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionOptions:
+    """What is to be explained of each image."""
+
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="Number or name.  [default: the network's answer]"),
+    ] = None
+    gamma: opts.Gamma = 0.9
+    seed: opts.Seed = 0
+    disjoint: Annotated[
+        int, typer.Option(min=1, help="Find up to this many explanations that share no pixel.")
+    ] = 1
+    contrastive: Annotated[
+        bool,
+        typer.Option(
+            "--contrastive", help="Find, too, what must be hidden for the class to change."
+        ),
+    ] = False
+    batch_size: opts.BatchSize = None
+    precision: opts.Precision = None
+
+    def arguments(self, target: int | None, search: Search) -> dict[str, Any]:
+        """The options as `explain_disjoint` takes them."""
+        return {
+            "count": self.disjoint,
+            "target": target,
+            "gamma": self.gamma,
+            "seed": self.seed,
+            "search": search,
+            "contrastive": self.contrastive,
+            "batch_size": self.batch_size or "auto",
+            "precision": self.precision,
+        }
+
+    def question(
+        self,
+        policy: Policy | None,
+        search: Search,
+        target: int | None,
+        metrics: Sequence[str],
+    ) -> Question:
+        """The options as `explain_many` takes them."""
+        return Question(
+            policy,
+            search,
+            target,
+            self.gamma,
+            self.seed,
+            self.contrastive,
+            self.batch_size or "auto",
+            tuple(metrics),
+            self.precision,
+        )
+
+
+def command(
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Image files; or folders and tar files of them."),
+    ],
+    model: Annotated[str, typer.Option(metavar="MODEL", help=opts.MODEL_HELP + opts.FILE_HELP)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where PNG and JSON files go.")],
+    *,
+    source: opts.ModelOptions,
+    labels: opts.Labels = None,
+    trusted: opts.Trusted = False,
+    question: QuestionOptions,
+    policy: opts.PolicyOptions,
+    search: opts.SearchOptions,
+    many: FolderOptions,
+    device: opts.Device = "auto",
+    as_json: opts.Json = False,
+    progress: opts.Progress = None,
+) -> None:
+    """Find a small part of each IMAGE that suffices for the network's answer.
+
+    Writes a PNG (image, responsibility, explanation) and a JSON file per explanation to DIR; of
+    several of one image, the second is called NAME-reason-2. Images that cannot be read are listed
+    at the end, and the exit code is then 1.
+
+    Of folders and tar files (WebDataset), DIR gets Parquet instead: one row per image, written as
+    it is made, so that --resume continues after a kill. Under torchrun processes share the images,
+    on Ray (--ray) machines do.
+    """
+    chosen_policy = policy.policy()
+    check_precision(question.precision)
+    chosen_search = search.search()
+    many.check()
+    as_rows = many.requested or any(map(is_collection, pictures))
+    # On Ray the workers explain; here only machine code needs the device it was made for. Of
+    # several processes on one machine each has a GPU of its own.
+    here = "cpu" if many.ray is not None and not trusted else device
+    chosen = rank_device(here, Shard.from_environment().local) if as_rows else devices.choose(here)
+    mean, std = opts.parse_channels("--mean", source.mean), opts.parse_channels("--std", source.std)
+    recipe = Recipe(
+        model, source.weights, labels, source.size, source.resize, mean, std, chosen, trusted
+    )
+    classifier = recipe.classifier()
+    opts.warn_if_random(classifier)
+    target = class_index(question.target, classifier.labels)
+    folder = make_folder(out)
+    if as_rows:
+        _refuse_for_rows(question.disjoint, progress)
+        asked = question.question(chosen_policy, chosen_search, target, many.metric or ())
+        run = FolderRun(recipe, classifier, asked, pictures, folder, device, many)
+        explain_folders(run, as_json=as_json)
+        return
+    masked = models.masked_network(classifier, chosen, chosen_policy)
+    arguments = question.arguments(target, chosen_search)
+    arguments["progress"] = show_progress(progress)
+    explainer = PictureExplainer(classifier, masked, chosen, folder, arguments)
+    _explain_pictures(explainer, pictures, question.disjoint, as_json)
+
+
+def _refuse_for_rows(disjoint: int, progress: bool | None) -> None:
+    if disjoint > 1:
+        raise PolicyError(
+            "--disjoint does not go with folders and tar files: one row per picture",
+            hint="name the pictures themselves",
+        )
+    if progress:
+        raise PolicyError(
+            "--progress does not go with folders and tar files: a line is printed per picture",
+            hint="leave it out",
+        )
+
+
+def _explain_pictures(
+    explainer: PictureExplainer, pictures: Sequence[Path], disjoint: int, as_json: bool
+) -> None:
+    table = None if as_json else ExplanationTable([str(path) for path in pictures])
+    done: list[Result] = []
+    failures = Failures()
+    stems = file_stems(pictures, explainer.folder, disjoint)
+    for path, stem in zip(pictures, stems, strict=True):
+        try:
+            results = explainer.explain(images.open_image(path), str(path), stem)
+        # An unreadable image, or one whose answer is not the target: the next may be all right.
+        except (ImageError, PolicyError) as error:
+            failures.add(path, error)
+            continue
+        done += results
+        if table:
+            for result in results:
+                table.add(result)
+    if as_json:
+        print_json(
+            {
+                "model": explainer.classifier.name,
+                "weights": explainer.classifier.weights,
+                "device": str(explainer.device),
+                "explained": [result.to_dict() for result in done],
+                "failed": failures.to_list(),
+            }
+        )
+    elif done:
+        typer.echo(f"Pictures and JSON are in {explainer.folder}.")
+    failures.exit("explained", done)
