@@ -16,9 +16,7 @@ from typing import Any
 import torch
 import torch.fx
 import torch.nn.functional as F
-import torchvision.ops
 from torch import nn
-from torchvision.models import swin_transformer
 
 from convad_fx.compiler.capture.trace import facts, function_name
 
@@ -151,7 +149,8 @@ class Spelling:
         functions: names in torch.nn.functional, torch and aten, wherever they exist.
         methods, attributes: of tensors.
         others: functions from elsewhere.
-        foreign: qualified names of module classes in other packages, which need not be installed.
+        foreign, foreign_functions: qualified names of module classes and of functions in other
+            packages, which need not be installed and are not imported.
     """
 
     kind: str
@@ -161,6 +160,7 @@ class Spelling:
     methods: str = ""
     others: tuple[Any, ...] = ()
     foreign: str = ""
+    foreign_functions: str = ""
     attributes: str = ""
 
     def all_modules(self) -> list[type[nn.Module]]:
@@ -312,7 +312,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         "stochastic_depth",
         "input p mode training=True",
-        others=(torchvision.ops.stochastic_depth,),
+        foreign_functions="torchvision.ops.stochastic_depth.stochastic_depth",
     ),
     Spelling(
         "constant_like",
@@ -499,7 +499,7 @@ SPELLINGS: tuple[Spelling, ...] = (
         "input *more",
         "MultiheadAttention",
         "scaled_dot_product_attention multi_head_attention_forward",
-        others=(swin_transformer.shifted_window_attention,),
+        foreign_functions="torchvision.models.swin_transformer.shifted_window_attention",
     ),
     Spelling(
         "data_dependent",
@@ -515,7 +515,8 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         "deform_conv",
         "input *more",
-        others=(torchvision.ops.deform_conv2d, torch.ops.torchvision.deform_conv2d.default),
+        foreign_functions="torchvision.ops.deform_conv.deform_conv2d"
+        " torch._ops.torchvision.deform_conv2d.default",
     ),
     Spelling("roll", "input shifts dims=None", "", "roll", "roll"),
     Spelling(
@@ -553,7 +554,7 @@ def _build_tables(rows: tuple[Spelling, ...]) -> _Tables:
     tables = _Tables({}, {}, {}, {}, {})
     for row in rows:
         _enter(tables.modules, row.all_modules(), row)
-        _enter(tables.foreign, row.foreign.split(), row)
+        _enter(tables.foreign, f"{row.foreign} {row.foreign_functions}".split(), row)
         _enter(tables.functions, row.all_functions(), row)
         _enter(tables.methods, row.methods.split(), row)
         _enter(tables.attributes, row.attributes.split(), row)
@@ -577,6 +578,11 @@ def _spelling_of_module(module: nn.Module) -> Spelling | None:
         if base in _TABLES.modules:
             return _TABLES.modules[base]
     return None
+
+
+def _spelling_of_function(function: Any) -> Spelling | None:
+    qualified = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}"
+    return _TABLES.functions.get(function) or _TABLES.foreign.get(qualified)
 
 
 #: What may be asked of a tensor without reading its values.
@@ -658,7 +664,7 @@ def view(node: torch.fx.Node, root: nn.Module, masked: Callable[[torch.fx.Node],
         row = _TABLES.methods.get(str(node.target))
         spelling = f".{node.target}()"
     else:
-        row = _TABLES.functions.get(node.target)
+        row = _spelling_of_function(node.target)
         spelling = function_name(node.target)
     if row is None:
         return done("unknown", spelling, {"inputs": (*node.args, *node.kwargs.values())})

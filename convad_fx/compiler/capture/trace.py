@@ -11,6 +11,7 @@ import inspect
 import io
 import logging
 import operator
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,6 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx._symbolic_trace import _assert_is_none
 from torch.fx.node import map_aggregate
@@ -382,14 +382,17 @@ def _has(module: nn.Module, target: str) -> bool:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network itself, out of torch.compile's and DataParallel's modules around it."""
-    while isinstance(model, _WRAPPERS):
-        inner = model._orig_mod if isinstance(model, OptimizedModule) else model.module
+    # torch._dynamo is slow to import; who compiled the model has imported it.
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
+    compiled: tuple[type[nn.Module], ...] = (dynamo.OptimizedModule,) if dynamo else ()
+    while isinstance(model, compiled + _PARALLEL):
+        inner = model._orig_mod if isinstance(model, compiled) else model.module
         assert isinstance(inner, nn.Module)
         model = inner
     return model
 
 
-_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def _require_eval(model: object) -> None:
