@@ -90,7 +90,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a process builds the classifier: the arguments of `models.resolve` or `models.opened`.
+    """How a process builds the classifier: arguments of `models.resolve`, `models.open_artifact`.
 
     >>> Recipe("demo").classifier().size
     (96, 96)
@@ -110,12 +110,12 @@ class Recipe:
         """The classifier.
 
         Raises:
-            ConvadError: as `models.resolve` and `models.opened`.
+            ConvadError: as `models.resolve` and `models.open_artifact`.
             PolicyError: trust in what is no file.
         """
         find = models.resolve
         if Path(self.model).is_file():
-            find = functools.partial(models.opened, device=self.device, trusted=self.trusted)
+            find = functools.partial(models.open_artifact, device=self.device, trusted=self.trusted)
         elif self.trusted:
             raise PolicyError(f"{self.model} is no file", hint="leave `--trusted` out")
         return find(
