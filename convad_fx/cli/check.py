@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from convad_fx import models, report
 from convad_fx.cli import options as opts
@@ -28,9 +29,7 @@ def command(
     size: opts.Size = None,
     draw: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Draw the plan to a file: .svg, .png or .pdf, by the ending."
-        ),
+        Option(metavar="FILE", help="Draw the plan to a file: .svg, .png or .pdf, by the ending."),
     ] = None,
     as_json: opts.Json = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from typer import Option
 
 from convad_fx import device as devices
 from convad_fx import images, models, report
@@ -44,20 +45,20 @@ SWITCHED_OFF = "switched off"
 def command(
     pictures: opts.ImagePaths,
     model: opts.ModelName,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pages go.")],
+    out: Annotated[Path, Option(metavar="DIR", help="Where the pages go.")],
     *,
     source: opts.ModelOptions,
     labels: opts.Labels = None,
     paint: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="NAME",
             help="zero, mean, black, white, grey, image-mean, blur, noise or inpaint; may be given "
             "several times.  [default: grey black white blur inpaint]",
         ),
     ] = None,
     backgrounds: Annotated[
-        int, typer.Option(min=1, help="Backgrounds of each kind that explanations are planted on.")
+        int, Option(min=1, help="Backgrounds of each kind that explanations are planted on.")
     ] = 50,
     gamma: opts.Gamma = 0.9,
     seed: opts.Seed = 0,

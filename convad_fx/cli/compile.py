@@ -4,6 +4,7 @@ from typing import Annotated
 
 import torch
 import typer
+from typer import Option
 
 from convad_fx import artifact, images
 from convad_fx import device as devices
@@ -30,14 +31,14 @@ def command(
     labels: opts.Labels = None,
     compiled: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--compiled",
             help="Add machine code for this computer (AOTInductor): takes a minute or two. Such a "
             "file is loaded with `--trusted` only.",
         ),
     ] = False,
     device: Annotated[
-        str, typer.Option(help="What the machine code is for: auto, cpu, cuda ...")
+        str, Option(help="What the machine code is for: auto, cpu, cuda ...")
     ] = "auto",
     as_json: opts.Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import typer
 from PIL import Image
+from typer import Option
 
 from convad_fx import device as devices
 from convad_fx import images, models
@@ -26,7 +27,7 @@ EXAMPLES = """Examples:
 
 
 def command(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where PNG and JSON files go.")] = Path(
+    out: Annotated[Path, Option(metavar="DIR", help="Where PNG and JSON files go.")] = Path(
         "convad_fx_demo"
     ),
     seed: opts.Seed = 0,

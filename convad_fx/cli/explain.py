@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from convad_fx import device as devices
 from convad_fx import images, models
@@ -15,7 +16,6 @@ from convad_fx.cli.images import class_index
 from convad_fx.cli.output import Failures, file_stems, make_folder, print_json, show_progress
 from convad_fx.cli.picture import PictureExplainer, Result
 from convad_fx.cli.tables import ExplanationTable
-from convad_fx.compiler.policy import Policy
 from convad_fx.engine.engine import check_precision
 from convad_fx.errors import ImageError, PolicyError
 from convad_fx.explain import Search
@@ -43,26 +43,23 @@ class QuestionOptions:
 
     target: Annotated[
         str | None,
-        typer.Option(metavar="CLASS", help="Number or name.  [default: the network's answer]"),
+        Option(metavar="CLASS", help="Number or name.  [default: the network's answer]"),
     ] = None
     gamma: opts.Gamma = 0.9
     seed: opts.Seed = 0
     disjoint: Annotated[
-        int, typer.Option(min=1, help="Find up to this many explanations that share no pixel.")
+        int, Option(min=1, help="Find up to this many explanations that share no pixel.")
     ] = 1
     contrastive: Annotated[
         bool,
-        typer.Option(
-            "--contrastive", help="Find, too, what must be hidden for the class to change."
-        ),
+        Option("--contrastive", help="Find, too, what must be hidden for the class to change."),
     ] = False
     batch_size: opts.BatchSize = None
     precision: opts.Precision = None
 
     def arguments(self, target: int | None, search: Search) -> dict[str, Any]:
-        """The options as `explain_disjoint` takes them."""
+        """The arguments that `explain_disjoint` and `Question` have in common."""
         return {
-            "count": self.disjoint,
             "target": target,
             "gamma": self.gamma,
             "seed": self.seed,
@@ -72,34 +69,14 @@ class QuestionOptions:
             "precision": self.precision,
         }
 
-    def question(
-        self,
-        policy: Policy | None,
-        search: Search,
-        target: int | None,
-        metrics: Sequence[str],
-    ) -> Question:
-        """The options as `explain_many` takes them."""
-        return Question(
-            policy,
-            search,
-            target,
-            self.gamma,
-            self.seed,
-            self.contrastive,
-            self.batch_size or "auto",
-            tuple(metrics),
-            self.precision,
-        )
-
 
 def command(
     pictures: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...", help="Image files; or folders and tar files of them."),
+        Argument(metavar="IMAGE...", help="Image files; or folders and tar files of them."),
     ],
-    model: Annotated[str, typer.Option(metavar="MODEL", help=opts.MODEL_HELP + opts.FILE_HELP)],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where PNG and JSON files go.")],
+    model: Annotated[str, Option(metavar="MODEL", help=opts.MODEL_HELP + opts.FILE_HELP)],
+    out: Annotated[Path, Option(metavar="DIR", help="Where PNG and JSON files go.")],
     *,
     source: opts.ModelOptions,
     labels: opts.Labels = None,
@@ -131,23 +108,20 @@ def command(
     # several processes on one machine each has a GPU of its own.
     here = "cpu" if many.ray is not None and not trusted else device
     chosen = rank_device(here, Shard.from_environment().local) if as_rows else devices.choose(here)
-    mean, std = opts.parse_channels("--mean", source.mean), opts.parse_channels("--std", source.std)
-    recipe = Recipe(
-        model, source.weights, labels, source.size, source.resize, mean, std, chosen, trusted
-    )
+    recipe = Recipe(model, labels=labels, device=chosen, trusted=trusted, **source.arguments())
     classifier = recipe.classifier()
     opts.warn_if_random(classifier)
     target = class_index(question.target, classifier.labels)
     folder = make_folder(out)
+    arguments = question.arguments(target, chosen_search)
     if as_rows:
         _refuse_for_rows(question.disjoint, progress)
-        asked = question.question(chosen_policy, chosen_search, target, many.metric or ())
+        asked = Question(policy=chosen_policy, metrics=tuple(many.metric or ()), **arguments)
         run = FolderRun(recipe, classifier, asked, pictures, folder, device, many)
         explain_folders(run, as_json=as_json)
         return
     masked = models.masked_network(classifier, chosen, chosen_policy)
-    arguments = question.arguments(target, chosen_search)
-    arguments["progress"] = show_progress(progress)
+    arguments |= {"count": question.disjoint, "progress": show_progress(progress)}
     explainer = PictureExplainer(classifier, masked, chosen, folder, arguments)
     _explain_pictures(explainer, pictures, question.disjoint, as_json)
 

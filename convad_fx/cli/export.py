@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from convad_fx import artifact, models
 from convad_fx.cli import options as opts
@@ -21,7 +22,7 @@ EXAMPLES = """Examples:
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=opts.MODEL_HELP + opts.FILE_HELP)],
+    model: Annotated[str, Argument(metavar="MODEL", help=opts.MODEL_HELP + opts.FILE_HELP)],
     out: opts.OutputFile,
     weights: opts.Weights = "DEFAULT",
     size: opts.Size = None,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from convad_fx import models
 from convad_fx.cli.output import exit_with_failures, print_json
@@ -19,29 +20,29 @@ from convad_fx.many.sources import is_tar
 class FolderOptions:
     """Options for folders and tar files."""
 
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Many: continue an earlier run into DIR.")
-    ] = False
+    resume: Annotated[bool, Option("--resume", help="Many: continue an earlier run into DIR.")] = (
+        False
+    )
     overlays: Annotated[
-        bool, typer.Option("--overlays", help="Many: write PNG and JSON of each image, too.")
+        bool, Option("--overlays", help="Many: write PNG and JSON of each image, too.")
     ] = False
     metric: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="NAME",
             help="Many: insertion, deletion or robustness; may be given several times.",
         ),
     ] = None
     ray: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="ADDRESS",
             help="Many: spread over a Ray cluster: HOST:PORT, auto, or local to start one here.",
         ),
     ] = None
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="On Ray: how many.  [default: one for each GPU, or CPU]"),
+        Option(min=1, help="On Ray: how many.  [default: one for each GPU, or CPU]"),
     ] = None
 
     def check(self) -> None:

@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from convad_fx import models
 from convad_fx.compiler.policy import Policy
@@ -17,16 +18,16 @@ MODEL_HELP = (
 )
 FILE_HELP = " Or a file of `convad-fx compile`."
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-ModelName = Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)]
+ModelArgument = Annotated[str, Argument(metavar="MODEL", help=MODEL_HELP)]
+ModelName = Annotated[str, Option(metavar="MODEL", help=MODEL_HELP)]
 ImagePaths = Annotated[
-    list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
+    list[Path], Argument(metavar="IMAGE...", help="Image files, or folders of them.")
 ]
-OutputFile = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")]
+OutputFile = Annotated[Path, Option("--out", "-o", metavar="FILE", help="The file to write.")]
 
 Weights = Annotated[
     str,
-    typer.Option(
+    Option(
         metavar="WHICH",
         help="DEFAULT or another published name (downloaded once), a local .pt, .pth or "
         ".safetensors file, or none for random ones.",
@@ -34,40 +35,36 @@ Weights = Annotated[
 ]
 Labels = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Class names: one per line, or a JSON list or dict."),
+    Option(metavar="FILE", help="Class names: one per line, or a JSON list or dict."),
 ]
 Size = Annotated[
     int | None,
-    typer.Option(min=1, help="Height and width of the network's input.  [default: the model's]"),
+    Option(min=1, help="Height and width of the network's input.  [default: the model's]"),
 ]
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; auto is CUDA where it works.")
-]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 ...; auto is CUDA where it works.")]
 Trusted = Annotated[
-    bool, typer.Option("--trusted", help="Run the machine code in the file MODEL, if any.")
+    bool, Option("--trusted", help="Run the machine code in the file MODEL, if any.")
 ]
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Masks per batch.  [default: the fastest]")
-]
+BatchSize = Annotated[int | None, Option(min=1, help="Masks per batch.  [default: the fastest]")]
 Precision = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="Of the search: bfloat16 or float16. Its result is checked in the network's own.  "
         "[default: the network's own]"
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+Json = Annotated[bool, Option("--json", help="Print JSON on stdout, for machines.")]
 Progress = Annotated[
     bool | None,
-    typer.Option("--progress/--no-progress", help="Progress bar.  [default: in a terminal]"),
+    Option("--progress/--no-progress", help="Progress bar.  [default: in a terminal]"),
 ]
 Gamma = Annotated[
-    float, typer.Option(help="Share of the confidence on the whole image to keep, in (0, 1].")
+    float, Option(help="Share of the confidence on the whole image to keep, in (0, 1].")
 ]
 Partitions = Annotated[
-    int, typer.Option(min=1, help="Random partitions; more make smoother maps and take longer.")
+    int, Option(min=1, help="Random partitions; more make smoother maps and take longer.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed finds the same explanation.")]
+Seed = Annotated[int, Option(min=0, help="The same seed finds the same explanation.")]
 
 _SEARCH = Search()
 PARTITIONS = _SEARCH.partitions
@@ -81,31 +78,24 @@ class ModelOptions:
     size: Size = None
     resize: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Short side before the centre crop.  [default: the model's margin]"
-        ),
+        Option(min=1, help="Short side before the centre crop.  [default: the model's margin]"),
     ] = None
     mean: Annotated[
         str | None,
-        typer.Option(
-            metavar="R,G,B", help="Subtracted, for pixels in 0..1.  [default: the model's]"
-        ),
+        Option(metavar="R,G,B", help="Subtracted, for pixels in 0..1.  [default: the model's]"),
     ] = None
     std: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Divided by.  [default: the model's]")
+        str | None, Option(metavar="R,G,B", help="Divided by.  [default: the model's]")
     ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The options as `models.resolve` takes them."""
+        mean, std = parse_channels("--mean", self.mean), parse_channels("--std", self.std)
+        return {**asdict(self), "mean": mean, "std": std}
 
     def resolve(self, model: str, labels: Path | None = None) -> models.Classifier:
         """The classifier called `model`; a warning on stderr if its weights are random."""
-        classifier = models.resolve(
-            model,
-            self.weights,
-            labels=labels,
-            size=self.size,
-            resize=self.resize,
-            mean=parse_channels("--mean", self.mean),
-            std=parse_channels("--std", self.std),
-        )
+        classifier = models.resolve(model, labels=labels, **self.arguments())
         warn_if_random(classifier)
         return classifier
 
@@ -116,22 +106,18 @@ class PolicyOptions:
 
     tau: Annotated[
         float | None,
-        typer.Option(
-            help="A cell is active if more than this share of its input is.  [default: 0]"
-        ),
+        Option(help="A cell is active if more than this share of its input is.  [default: 0]"),
     ] = None
     attribution: Annotated[
-        str | None, typer.Option(help="positional (default), or receptive as in the paper.")
+        str | None, Option(help="positional (default), or receptive as in the paper.")
     ] = None
-    input: Annotated[
-        str | None, typer.Option(help="gate (default), strict, or raw as in the paper.")
-    ] = None
-    pool: Annotated[str | None, typer.Option(help="dilute (default), or renormalize.")] = None
+    input: Annotated[str | None, Option(help="gate (default), strict, or raw as in the paper.")] = (
+        None
+    )
+    pool: Annotated[str | None, Option(help="dilute (default), or renormalize.")] = None
     fill: Annotated[
         str | None,
-        typer.Option(
-            help="What hidden cells read as in convolutions: zero (default), or neighbour."
-        ),
+        Option(help="What hidden cells read as in convolutions: zero (default), or neighbour."),
     ] = None
 
     def policy(self) -> Policy | None:
@@ -146,45 +132,45 @@ class SearchOptions:
 
     partitions: Partitions = PARTITIONS
     min_box: Annotated[
-        int, typer.Option(min=1, help="Boxes of this many pixels are not split further.")
+        int, Option(min=1, help="Boxes of this many pixels are not split further.")
     ] = _SEARCH.min_box
     confidence: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Share of the confidence a part must keep to pass; 0: class alone.  "
             "[default: gamma, at most 0.9]"
         ),
     ] = _SEARCH.confidence
     order: Annotated[
-        str, typer.Option(help="How the set grows: responsibility, or spatial: around the peak.")
+        str, Option(help="How the set grows: responsibility, or spatial: around the peak.")
     ] = _SEARCH.order
     minimal: Annotated[
         int,
-        typer.Option(
+        Option(
             min=0, help="Shrink it until no block of this many pixels' side can be spared; 0: no."
         ),
     ] = _SEARCH.minimal
     budget: Annotated[
-        int | None, typer.Option(min=1, help="Most masks per explanation.  [default: no limit]")
+        int | None, Option(min=1, help="Most masks per explanation.  [default: no limit]")
     ] = _SEARCH.budget
     stable: Annotated[
         float | None,
-        typer.Option(help="Stop when the ranking is this reliable, in (0, 1].  [default: never]"),
+        Option(help="Stop when the ranking is this reliable, in (0, 1].  [default: never]"),
     ] = _SEARCH.stable
     depth: Annotated[
-        int | None, typer.Option(min=1, help="How often a box is split again.  [default: no limit]")
+        int | None, Option(min=1, help="How often a box is split again.  [default: no limit]")
     ] = _SEARCH.depth
-    split: Annotated[
-        str, typer.Option(help="Where boxes are cut: uniform, binomial, beta-binomial.")
-    ] = _SEARCH.split
-    queue: Annotated[str, typer.Option(help="Combinations followed: area, intersection, all.")] = (
+    split: Annotated[str, Option(help="Where boxes are cut: uniform, binomial, beta-binomial.")] = (
+        _SEARCH.split
+    )
+    queue: Annotated[str, Option(help="Combinations followed: area, intersection, all.")] = (
         _SEARCH.queue
     )
     queue_len: Annotated[
-        int, typer.Option(min=1, help="How many of them, for area and intersection.")
+        int, Option(min=1, help="How many of them, for area and intersection.")
     ] = _SEARCH.queue_len
     weighted: Annotated[
-        bool, typer.Option("--weighted", help="Count combinations by their confidence.")
+        bool, Option("--weighted", help="Count combinations by their confidence.")
     ] = _SEARCH.weighted
 
     def search(self) -> Search:

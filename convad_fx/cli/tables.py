@@ -7,6 +7,9 @@ import typer
 
 from convad_fx import report
 from convad_fx.cli.picture import Result
+from convad_fx.explain import Explanation
+
+_NOT_SUFFICIENT = " (NOT sufficient when asked again)"
 
 
 class ExplanationTable:
@@ -18,16 +21,19 @@ class ExplanationTable:
     """
 
     def __init__(self, sources: Sequence[str], extra: str = "") -> None:
-        self._width = max(map(len, ("image", *sources)))
-        self._extra_width = max(len(extra), 18) if extra else 0
-        self._print("image", "kept", "confidence", "of", "masks", "seconds", extra, "answer")
+        self._widths = [-_longest("image", sources), 6, 10, 5, 6, 7]
+        titles = ["image", "kept", "confidence", "of", "masks", "seconds"]
+        if extra:
+            self._widths.append(max(len(extra), 18))
+            titles.append(extra)
+        _print_row(self._widths, *titles, "answer")
 
-    def add(self, result: Result, extra: str = "") -> None:
+    def add(self, result: Result, *extra: str) -> None:
         """Print a row."""
         why = result.explanation
         remark = ""
         if not why.sufficient:
-            remark = " (NOT sufficient when asked again)"
+            remark = _NOT_SUFFICIENT
         elif not why.mask.any():
             remark = " (said with everything hidden, too)"
         elif why.mask.all():
@@ -36,33 +42,18 @@ class ExplanationTable:
             remark += f" (reason {why.number + 1})"
         if why.contrast is not None:
             remark += f" ({why.contrast})"
-        self._print(
-            result.source,
-            f"{why.size:.1%}",
-            f"{why.confidence_recheck:.3f}",
-            f"{why.confidence_whole:.3f}",
-            f"{why.evaluations}",
-            f"{result.seconds:.1f}",
-            extra,
-            why.title + remark,
-        )
-
-    def _print(self, source: str, *cells: str) -> None:
-        *numbers, extra, answer = cells
-        row = f"{source:<{self._width}}" + _right_aligned(numbers, (6, 10, 5, 6, 7))
-        if self._extra_width:
-            row += f"  {extra:>{self._extra_width}}"
-        typer.echo(f"{row}  {answer}")
+        cells = (*_measured(why), f"{result.seconds:.1f}", *extra, why.title + remark)
+        _print_row(self._widths, result.source, *cells)
 
 
 class ComparisonTable:
     """A block of rows per image: one row per masker."""
 
     def __init__(self, sources: Sequence[str], maskers: Sequence[str]) -> None:
-        self._width = max(map(len, ("image", *sources)))
-        self._masker_width = max(map(len, ("hidden pixels", *maskers)))
-        titles = ("kept", "confidence", "of", "masks", "on colours", "on pictures")
-        self._print("image", "hidden pixels", *titles, "answer")
+        longest = _longest("image", sources), _longest("hidden pixels", maskers)
+        self._widths = [-longest[0], -longest[1], 6, 10, 5, 6, 10, 11]
+        titles = ("kept", "confidence", "of", "masks", "on colours", "on pictures", "answer")
+        _print_row(self._widths, "image", "hidden pixels", *titles)
 
     def add(self, source: str, compared: Sequence[report.Compared]) -> None:
         """Print the rows of an image."""
@@ -71,27 +62,23 @@ class ComparisonTable:
             survival = (
                 f"{row.rho[kind]:.0%}" if kind in row.rho else "-" for kind in ("colours", "images")
             )
-            self._print(
-                source,
-                row.name,
-                f"{why.size:.1%}",
-                f"{why.confidence_recheck:.3f}",
-                f"{why.confidence_whole:.3f}",
-                f"{why.evaluations}",
-                *survival,
-                why.title + ("" if why.sufficient else " (NOT sufficient when asked again)"),
-            )
-
-    def _print(self, source: str, masker: str, *cells: str) -> None:
-        *numbers, answer = cells
-        row = f"{source:<{self._width}}  {masker:<{self._masker_width}}"
-        row += _right_aligned(numbers, (6, 10, 5, 6, 10, 11))
-        typer.echo(f"{row}  {answer}")
+            answer = why.title + ("" if why.sufficient else _NOT_SUFFICIENT)
+            _print_row(self._widths, source, row.name, *_measured(why), *survival, answer)
 
 
-def _right_aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    pairs = zip(cells, widths, strict=True)
-    return "".join(f"  {cell:>{width}}" for cell, width in pairs)
+def _longest(title: str, names: Sequence[str]) -> int:
+    return max(map(len, (title, *names)))
+
+
+def _measured(why: Explanation) -> tuple[str, ...]:
+    confidences = f"{why.confidence_recheck:.3f}", f"{why.confidence_whole:.3f}"
+    return f"{why.size:.1%}", *confidences, f"{why.evaluations}"
+
+
+def _print_row(widths: Sequence[int], *cells: str) -> None:
+    """Cells aligned to the right, those of negative width to the left, the last one as it is."""
+    aligned = [f"{c:>{w}}" if w > 0 else f"{c:<{-w}}" for c, w in zip(cells, widths, strict=False)]
+    typer.echo("  ".join([*aligned, cells[-1]]))
 
 
 def print_means(means: Sequence[dict[str, Any]]) -> None:

@@ -1,12 +1,14 @@
 """`convad-fx tune`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from typer import Option
 
 from convad_fx import device as devices
 from convad_fx import images, tuning
@@ -17,6 +19,8 @@ from convad_fx.cli.output import Failures, print_json, show_progress, writing_to
 from convad_fx.compiler.policy import Policy
 from convad_fx.errors import PolicyError
 from convad_fx.explain import Search
+from convad_fx.explain.evaluator import Mask
+from convad_fx.images import Preprocess
 from convad_fx.metrics import Normalisation
 
 EXAMPLES = """Examples:
@@ -32,58 +36,78 @@ EXAMPLES = """Examples:
 GRIDS = {"few": tuning.FEW, "full": tuning.FULL}
 
 
+@dataclass(frozen=True, slots=True)
+class TuningOptions:
+    """The policies to try, and how they are measured."""
+
+    masks: Annotated[
+        Path | None,
+        Option(
+            metavar="DIR",
+            help="True masks of the objects, white on black, of the images' size: cat.png for "
+            "cat.jpg.",
+        ),
+    ] = None
+    aim: Annotated[
+        str,
+        Option(help="robust: sufficient parts survive elsewhere; object: they lie on it."),
+    ] = "robust"
+    policy: Annotated[
+        list[str] | None,
+        Option(
+            metavar="TEXT",
+            help="One to try, such as tau=0.5,input=strict, or paper, or layer-masking; may be "
+            "given several times.",
+        ),
+    ] = None
+    grid: Annotated[
+        str | None,
+        Option(
+            help="Without --policy: few, or full: all sixty, which needs more images  "
+            "[default: few]"
+        ),
+    ] = None
+    random: Annotated[
+        int, Option(min=2, help="Random masks per image that every policy is tested on.")
+    ] = 64
+    backgrounds: Annotated[
+        int, Option(min=1, help="Backgrounds of each kind: colours, and the other images.")
+    ] = 10
+    explained: Annotated[
+        bool,
+        Option(
+            "--explain/--no-explain", help="Explain by the default and the leader: size, survival."
+        ),
+    ] = True
+    partitions: Annotated[
+        int | None,
+        Option(min=1, help="Random partitions of these explanations.  [default: 2]"),
+    ] = None
+
+    def policies(self) -> tuple[Policy, ...]:
+        """The policies to try.
+
+        Raises:
+            PolicyError: options that contradict each other, or a policy or grid that is unknown.
+        """
+        tried = policies(self.grid, self.policy or ())
+        if self.partitions is not None and not self.explained:
+            raise PolicyError(
+                "--partitions does nothing with --no-explain", hint="leave one of them out"
+            )
+        return tried
+
+
 def command(
     pictures: opts.ImagePaths,
     model: opts.ModelName,
     *,
     source: opts.ModelOptions,
-    masks: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="True masks of the objects, white on black, of the images' size: cat.png for "
-            "cat.jpg.",
-        ),
-    ] = None,
-    aim: Annotated[
-        str,
-        typer.Option(help="robust: sufficient parts survive elsewhere; object: they lie on it."),
-    ] = "robust",
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="One to try, such as tau=0.5,input=strict, or paper, or layer-masking; may be "
-            "given several times.",
-        ),
-    ] = None,
-    grid: Annotated[
-        str | None,
-        typer.Option(
-            help="Without --policy: few, or full: all sixty, which needs more images  "
-            "[default: few]"
-        ),
-    ] = None,
-    random: Annotated[
-        int, typer.Option(min=2, help="Random masks per image that every policy is tested on.")
-    ] = 64,
-    backgrounds: Annotated[
-        int, typer.Option(min=1, help="Backgrounds of each kind: colours, and the other images.")
-    ] = 10,
-    explained: Annotated[
-        bool,
-        typer.Option(
-            "--explain/--no-explain", help="Explain by the default and the leader: size, survival."
-        ),
-    ] = True,
-    partitions: Annotated[
-        int | None,
-        typer.Option(min=1, help="Random partitions of these explanations.  [default: 2]"),
-    ] = None,
+    options: TuningOptions,
     gamma: opts.Gamma = 0.9,
     seed: opts.Seed = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all measurements here, as JSON.")
+        Path | None, Option(metavar="FILE", help="Write all measurements here, as JSON.")
     ] = None,
     batch_size: opts.BatchSize = None,
     device: opts.Device = "auto",
@@ -97,36 +121,28 @@ def command(
     chance explains, however many are tried: five images are needed, ten or more are better. The
     last line shows what to pass to `explain`.
     """
-    tried = policies(grid, policy or ())
-    if partitions is not None and not explained:
-        raise PolicyError(
-            "--partitions does nothing with --no-explain", hint="leave one of them out"
-        )
+    tried = options.policies()
     classifier = source.resolve(model)
     preprocess = classifier.preprocess
     paths = expand_folders(pictures)
-    files = mask_files(paths, masks) if masks else {}
+    files = mask_files(paths, options.masks) if options.masks else {}
     chosen = devices.choose(device)
-    inputs: dict[Path, torch.Tensor] = {}
-    truths: dict[Path, Any] = {}
     failures = Failures()
-    for path, picture in readable(paths, failures):
-        mask_file = files.get(path)
-        truths[path] = read_mask(mask_file, picture, preprocess) if mask_file else None
-        inputs[path] = images.to_input(picture, preprocess).to(chosen)
+    inputs, truths = _read(paths, files, preprocess, failures)
     if inputs:
-        if masks and (lack := [str(path) for path, truth in truths.items() if truth is None]):
+        lack = [str(path) for path, truth in truths.items() if truth is None]
+        if options.masks and lack:
             typer.echo(f"convad-fx: no object is known in {', '.join(lack)}", err=True)
         result = tuning.tune(
             classifier.model.to(chosen),
-            list(inputs.values()),
-            masks=list(truths.values()) if masks else None,
+            [x.to(chosen) for x in inputs.values()],
+            masks=list(truths.values()) if options.masks else None,
             policies=tried,
-            aim=aim,
+            aim=options.aim,
             gamma=gamma,
-            tried=random,
-            n=backgrounds,
-            search=Search(partitions=partitions or 2) if explained else None,
+            tried=options.random,
+            n=options.backgrounds,
+            search=Search(partitions=options.partitions or 2) if options.explained else None,
             seed=seed,
             normalisation=Normalisation(tuple(preprocess.mean), tuple(preprocess.std)),
             names=[str(path) for path in inputs],
@@ -139,16 +155,35 @@ def command(
             "device": str(chosen),
             "failed": failures.to_list(),
         }
-        report = {**about, **result.to_dict()}
-        if out is not None:
-            with writing_to(out):
-                out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(json.dumps(report, indent=1), encoding="utf-8")
-        if as_json:
-            print_json(report)
-        else:
-            typer.echo(str(result))
+        _report(result, about, out, as_json)
     failures.exit("read", inputs)
+
+
+def _read(
+    paths: Sequence[Path], files: Mapping[Path, Path], preprocess: Preprocess, failures: Failures
+) -> tuple[dict[Path, torch.Tensor], dict[Path, Mask | None]]:
+    """The inputs, and the masks in `files`, of the images that can be read."""
+    inputs: dict[Path, torch.Tensor] = {}
+    truths: dict[Path, Mask | None] = {}
+    for path, picture in readable(paths, failures):
+        mask_file = files.get(path)
+        truths[path] = read_mask(mask_file, picture, preprocess) if mask_file else None
+        inputs[path] = images.to_input(picture, preprocess)
+    return inputs, truths
+
+
+def _report(
+    result: tuning.Tuning, about: Mapping[str, Any], out: Path | None, as_json: bool
+) -> None:
+    content = {**about, **result.to_dict()}
+    if out is not None:
+        with writing_to(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    if as_json:
+        print_json(content)
+    else:
+        typer.echo(str(result))
 
 
 def policies(grid: str | None, texts: Sequence[str]) -> tuple[Policy, ...]:
