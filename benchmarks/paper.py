@@ -71,7 +71,7 @@ from benchmarks.paper_tables import (
     print_threshold,
 )
 from convad_fx import images, models
-from convad_fx.cli_tune import read_mask
+from convad_fx.cli.masks import read_mask
 from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ModelError, Unavailable
 from convad_fx.explain import Explanation, Search, explain, occlusion

@@ -1,4 +1,4 @@
-"""Which device to run on.
+"""Choose a device that works.
 
 >>> choose("cpu")
 device(type='cpu')
@@ -12,24 +12,25 @@ from convad_fx.errors import Unavailable, first_line
 
 
 def choose(name: str = "auto") -> torch.device:
-    """The device called `name`, after a small convolution has really run on it.
+    """The device called `name`, tested with a small convolution.
 
     >>> choose("auto")  # doctest: +SKIP
     device(type='cuda')
 
-    `"auto"` is CUDA where CUDA works and the CPU everywhere else. A card that this build of torch
-    has no kernels for, or that another process has filled, still counts as available: only running
-    something tells.
+    `"auto"` is CUDA if it works, else the CPU. torch also reports a GPU as available if it has no
+    kernels for it or another process has filled its memory, hence the test.
 
     Raises:
-        Unavailable: the device was asked for by name and does not work.
+        Unavailable: the device was given by name and does not work.
     """
     if name == "auto":
-        # `is_available` first: it is cheap, and without a card nothing more needs to be tried.
+        # `is_available` is cheap, and False without a GPU.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.cuda.is_available()
-        return torch.device("cuda" if found and _failure(torch.device("cuda")) is None else "cpu")
+            available = torch.cuda.is_available()
+        return torch.device(
+            "cuda" if available and _failure(torch.device("cuda")) is None else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -46,15 +47,15 @@ def choose(name: str = "auto") -> torch.device:
 
 
 def _failure(device: torch.device) -> str | None:
-    """Why a convolution does not run on `device`; None if it runs."""
+    """The reason why a convolution fails on `device`; None if it works."""
     try:
-        # A warning about a card torch was not built for would be followed by the failure itself.
+        # The warning about a GPU that torch was not built for comes before its error.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             x = torch.ones(1, 1, 4, 4, device=device)
             total = float(torch.nn.functional.conv2d(x, torch.ones_like(x)).cpu().sum())
-    # torch raises RuntimeError, AssertionError ("not compiled with CUDA"), NotImplementedError and
-    # ImportError, by backend and version; whichever it is, the device does not work.
+    # Depending on backend and version: RuntimeError, AssertionError ("not compiled with CUDA"),
+    # NotImplementedError or ImportError.
     except Exception as error:  # noqa: BLE001
         return first_line(error)
     return None if total == 16.0 else f"a sum of 16 ones came out as {total}"

@@ -1,4 +1,4 @@
-"""From an image file to what a network reads, and back to what a person sees.
+"""From an image file to the network's input, and back to pixels.
 
 >>> from PIL import Image
 >>> preprocess = standard(size=8)
@@ -25,20 +25,20 @@ from convad_fx.errors import ImageError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Pillow would start Ghostscript on these, an interpreter with a history of escapes.
-_PROGRAMS = {"EPS"}
-# Longer than that, and the usual 256 pixels of the short side make 65 million in all.
-_LINE = 1000
+# Pillow runs Ghostscript on these, whose sandbox has been escaped before.
+_EXECUTABLE_FORMATS = {"EPS"}
+# Beyond it, resizing the short side to the usual 256 pixels makes more than 65 million pixels.
+_MAX_ASPECT_RATIO = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """What happens to a picture on its way into a network.
+    """The preprocessing of a network's images.
 
     Args:
-        transform: takes an RGB picture to a normalised float tensor (3, H, W).
+        transform: from an RGB image to a normalised float tensor (3, H, W).
         mean: per channel, subtracted in the last step of `transform`, for pixels in [0, 1].
-        std: per channel, what the last step of `transform` divides by.
+        std: per channel, the divisor in the last step of `transform`.
     """
 
     transform: Callable[[Image.Image], torch.Tensor]
@@ -52,19 +52,19 @@ def standard(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Preprocess:
-    """The usual steps: resize the short side, crop the centre, scale to [0, 1], normalise.
+    """The usual preprocessing: resize the short side, crop the centre, scale to [0, 1], normalise.
 
     >>> standard(size=96, resize=96, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).mean
     (0.5, 0.5, 0.5)
 
     Args:
         size: height and width of the network's input, in pixels.
-        resize: the short side before the crop; `None` leaves the usual margin, `size * 256 / 224`.
+        resize: the short side before the crop; `None` is the usual margin, `size * 256 / 224`.
         mean: one number per channel, for pixels in [0, 1].
         std: one number per channel, not zero.
 
     Raises:
-        ImageError: the numbers do not fit together.
+        ImageError: the numbers contradict each other.
     """
     resize = round(size * 256 / 224) if resize is None else resize
     if size < 1:
@@ -79,29 +79,37 @@ def standard(
             f"mean {tuple(mean)} and std {tuple(std)} do not fit three channels",
             hint="pass three numbers each, for pixels in [0, 1], none of std zero",
         )
-    steps = transforms.Compose(
-        [
-            transforms.Resize(resize, antialias=True),
-            transforms.CenterCrop(size),
-            transforms.ToTensor(),
-            transforms.Normalize(mean, std),
-        ]
-    )
-    return Preprocess(steps, tuple(mean), tuple(std))
+    return _preprocess(resize, size, tuple(mean), tuple(std))
+
+
+def _preprocess(
+    resize: int | list[int],
+    crop: int | list[int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: transforms.InterpolationMode = transforms.InterpolationMode.BILINEAR,
+) -> Preprocess:
+    steps = [
+        transforms.Resize(resize, interpolation, antialias=True),
+        transforms.CenterCrop(crop),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std),
+    ]
+    return Preprocess(transforms.Compose(steps), mean, std)
 
 
 def recorded(preprocess: Preprocess) -> dict[str, Any]:
-    """The steps as numbers, for a file; `replayed` takes them back.
+    """The preprocessing as JSON values, for a file; `replayed` is the inverse.
 
     >>> recorded(standard(size=96, resize=100))["resize"]
     [100]
 
     Raises:
-        ImageError: other steps than resize, crop the centre, scale to [0, 1], normalise.
+        ImageError: the steps are not resize, crop the centre, scale to [0, 1], normalise.
     """
     chain: Any = preprocess.transform
     if hasattr(chain, "resize_size") and hasattr(chain, "crop_size"):  # torchvision's presets
-        resize, crop, way = chain.resize_size, chain.crop_size, chain.interpolation
+        resize, crop, mode = chain.resize_size, chain.crop_size, chain.interpolation
     else:
         steps = list(getattr(chain, "transforms", ()))
         known = [
@@ -110,7 +118,7 @@ def recorded(preprocess: Preprocess) -> dict[str, Any]:
             (transforms.ToTensor, transforms.PILToTensor),
             transforms.Normalize,
         ]
-        # timm's own step to a tensor is called MaybeToTensor
+        # timm's ToTensor is called MaybeToTensor
         if len(steps) != len(known) or not all(
             isinstance(step, kind) or type(step).__name__ == "MaybeToTensor"
             for step, kind in zip(steps, known, strict=True)
@@ -119,44 +127,37 @@ def recorded(preprocess: Preprocess) -> dict[str, Any]:
                 f"the steps {[type(step).__name__ for step in steps]} cannot be recorded",
                 hint="use convad_fx.images.standard",
             )
-        resize, crop, way = steps[0].size, steps[1].size, steps[0].interpolation
+        resize, crop, mode = steps[0].size, steps[1].size, steps[0].interpolation
     return {
         "resize": _numbers(resize),
         "crop": _numbers(crop),
-        "interpolation": str(getattr(way, "value", way)),
+        "interpolation": str(getattr(mode, "value", mode)),
         "mean": [float(n) for n in preprocess.mean],
         "std": [float(n) for n in preprocess.std],
     }
 
 
 def replayed(record: Mapping[str, Any]) -> Preprocess:
-    """The steps that `recorded` wrote down.
+    """The preprocessing that `recorded` returned.
 
     >>> replayed(recorded(standard(size=96))).std
     (0.229, 0.224, 0.225)
 
     Raises:
-        ImageError: it is no such record.
+        ImageError: a value is missing or of another type.
     """
     try:
         resize, crop = _numbers(record["resize"]), _numbers(record["crop"])
         mean, std = tuple(map(float, record["mean"])), tuple(map(float, record["std"]))
-        way = transforms.InterpolationMode(record["interpolation"])
-        # `Resize` takes [n] and n alike, as the short side; of a crop it is both sides
-        steps = transforms.Compose(
-            [
-                transforms.Resize(resize, way, antialias=True),
-                transforms.CenterCrop(crop * 2 if len(crop) == 1 else crop),
-                transforms.ToTensor(),
-                transforms.Normalize(mean, std),
-            ]
-        )
+        mode = transforms.InterpolationMode(record["interpolation"])
+        # `Resize` takes [n] as the short side; `CenterCrop` needs both
+        crop = crop * 2 if len(crop) == 1 else crop
+        return _preprocess(resize, crop, mean, std, mode)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ImageError(
             f"the recorded preprocessing {dict(record)} cannot be used ({error})",
             hint="it needs resize, crop, interpolation, mean and std",
         ) from error
-    return Preprocess(steps, mean, std)
 
 
 def _numbers(size: Any) -> list[int]:
@@ -164,9 +165,9 @@ def _numbers(size: Any) -> list[int]:
 
 
 def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
-    """The picture in the file `path`, as RGB, the way an image viewer shows it.
+    """The image in the file `path`, as RGB, as an image viewer shows it.
 
-    With `content`, the file's bytes, nothing is read, and `path` only names it in messages.
+    If `content`, the file's bytes, is given, `path` is not read and only appears in messages.
 
     >>> import tempfile, pathlib
     >>> path = pathlib.Path(tempfile.mkdtemp(), "half.png")
@@ -174,31 +175,31 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     >>> open_image(path).getpixel((0, 0))
     (255, 127, 127)
 
-    Turned upright by its EXIF orientation. Transparent parts are put on white, as most viewers and
-    pages show them. 16-bit values are scaled to 8 bits; of an animation the first frame counts.
+    Rotated by its EXIF orientation. Transparent parts become white, as in most viewers. 16-bit
+    values are scaled to 8 bits; of an animation the first frame is used.
 
     Raises:
-        ImageError: the file is missing, not an image, damaged, too large to be opened safely, or a
-            line: more than 1000 times as long as wide, so that resizing its short side would fill
-            the memory.
+        ImageError: the file is missing, not an image, damaged, too large to be opened safely, or
+            more than 1000 times as long as wide, so that resizing its short side would exhaust the
+            memory.
     """
     path = Path(path)
     try:
         with warnings.catch_warnings():
-            # Notes on metadata and odd palettes; the pixels decide whether the file is good.
+            # Warnings about metadata and palettes; only the pixels matter.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             # Above Pillow's limit (89 megapixels) a small file may unpack to gigabytes.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path if content is None else io.BytesIO(content)) as image:
-                if image.format in _PROGRAMS:
+                if image.format in _EXECUTABLE_FORMATS:
                     raise ImageError(
                         f"{path}: {image.format} files are programs, not pictures",
                         hint="convert it to PNG",
                     )
-                if max(image.size) > _LINE * min(image.size):
+                if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
                     raise ImageError(
                         f"{path} is a line of {image.width} x {image.height} pixels",
-                        hint=f"crop it to at most {_LINE} times as long as wide",
+                        hint=f"crop it to at most {_MAX_ASPECT_RATIO} times as long as wide",
                     )
                 image.load()
                 return _rgb(_upright(image), path)
@@ -217,7 +218,7 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         raise ImageError(
             f"{path} has more than {limit / 1e6:.0f} million pixels", hint="scale it down first"
         ) from error
-    # What Pillow's decoders raise on damaged data, by format.
+    # Pillow's decoders raise these on damaged data, depending on the format.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError) as error:
         if isinstance(error, ImageError):
             raise
@@ -227,7 +228,7 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
 
 
 def to_input(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
-    """The tensor (1, 3, H, W) that the network reads for `image`.
+    """The network's input (1, 3, H, W) for `image`.
 
     >>> to_input(Image.new("RGB", (300, 200)), standard(224)).shape
     torch.Size([1, 3, 224, 224])
@@ -236,7 +237,7 @@ def to_input(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
 
 
 def displayable(x: torch.Tensor, preprocess: Preprocess) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """The pixels (H, W, 3), uint8, that the input `x` (1, 3, H, W) was made of: `to_input` undone.
+    """The pixels (H, W, 3), uint8, of the input `x` (1, 3, H, W): the inverse of `to_input`.
 
     >>> preprocess = standard(4)
     >>> x = to_input(Image.new("RGB", (9, 9), (1, 2, 3)), preprocess)
@@ -253,7 +254,7 @@ def displayable(x: torch.Tensor, preprocess: Preprocess) -> "np.ndarray[Any, np.
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    # Broken metadata does not make the pixels worse: show them as they are stored.
+    # With broken metadata, the pixels are used as stored.
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
         return image
 
@@ -264,7 +265,7 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
             f"{path} holds floating-point values, whose black and white nobody recorded",
             hint="save it with 8 or 16 bits a channel",
         )
-    # Pillow clips these to 255 when it converts them, which turns most 16-bit pictures white.
+    # Pillow's own conversion clips to 255, which turns most 16-bit images white.
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

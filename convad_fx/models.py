@@ -1,4 +1,4 @@
-"""From a name on the command line to a classifier that is ready to be asked.
+"""Load a classifier by the name it has on the command line.
 
 >>> classifier = resolve("squeezenet1_1", weights="none")
 >>> classifier.name, classifier.size, classifier.model.training
@@ -51,25 +51,24 @@ from convad_fx.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, standard
 from convad_fx.module import MaskedModule
 from convad_fx.weights import class_count, fill, read
 
-# A server that says nothing for so long will not; torch.hub by itself would wait for ever.
-_SECONDS = 15.0
+# torch.hub by itself waits for ever for a server that does not answer.
+_TIMEOUT_SECONDS = 15.0
 
-
-#: Where the parameters come from, if from nowhere.
+#: `Classifier.weights` where the parameters are random.
 RANDOM = "none (random)"
 
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A model with everything needed to show it a picture and to name what it sees.
+    """A model with the preprocessing of its images and the names of its classes.
 
     Args:
         name: as given on the command line.
         model: in eval mode, on the CPU.
-        preprocess: from an RGB picture to the model's input.
+        preprocess: from an RGB image to the model's input.
         size: height and width of that input.
-        labels: one name per class; empty where nobody gave any.
-        weights: where the parameters come from, for people.
+        labels: one name per class; empty if there are none.
+        weights: where the parameters come from, for messages.
     """
 
     name: str
@@ -89,10 +88,9 @@ class Classifier:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choices:
-    """What the user asked for instead of the defaults."""
+class _Overrides:
+    """Preprocessing that replaces the model's own."""
 
-    labels: Path | None = None
     size: int | None = None
     resize: int | None = None
     mean: tuple[float, ...] | None = None
@@ -109,44 +107,39 @@ def resolve(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Classifier:
-    """The classifier called `name`, with `weights` in it.
+    """The classifier called `name`, with `weights` loaded.
 
     >>> resolve("squeezenet1_1", weights="none", size=64).size
     (64, 64)
 
     Args:
-        name: see the top of this module.
-        weights: `DEFAULT` for the best published ones (for one's own function: what it returns),
-            one of the published names (`IMAGENET1K_V1`), a file (.pt, .pth, .safetensors), or
-            `none` for random ones. Published weights are downloaded once and kept where torchvision
-            and timm keep them. A file with the name and the checksum of a published one counts as
-            published.
+        name: as described in this module's docstring.
+        weights: `DEFAULT` for the best published ones (of your own function: those it returns),
+            a published name (`IMAGENET1K_V1`), a file (.pt, .pth, .safetensors), or `none` for
+            random ones. Published weights are downloaded once, to the caches of torchvision and
+            timm. A file with the name and the checksum of published weights counts as published.
         labels: a file with the names of the classes: one per line, or a JSON list or dict.
         size, resize, mean, std: as in `convad_fx.images.standard`, instead of the model's own.
 
     Raises:
         ModelError: no such model, or weights or labels that do not fit it.
-        Unavailable: weights that cannot be fetched, or timm where it is not installed.
+        Unavailable: weights cannot be downloaded, or timm is not installed.
     """
-    choices = _Choices(
-        labels, size, resize, tuple(mean) if mean else None, tuple(std) if std else None
-    )
-    # Loaders report on stdout, which belongs to the caller's own output.
+    overrides = _Overrides(size, resize, tuple(mean) if mean else None, tuple(std) if std else None)
+    # Loaders print to stdout, which is for the caller's own output.
     with contextlib.redirect_stdout(sys.stderr):
         if name == "demo":
-            classifier = _demo(weights, choices)
+            classifier = _demo(weights, overrides)
         elif name.startswith("timm:"):
-            classifier = _timm(name, weights, choices)
+            classifier = _timm(name, weights, overrides)
         elif ":" in name:
-            classifier = _own(name, weights, choices)
+            classifier = _from_function(name, weights, overrides)
         else:
-            classifier = _torchvision(name, weights, choices)
-        if choices.labels is None:
-            return classifier
-        return _relabelled(classifier, choices.labels)
+            classifier = _torchvision(name, weights, overrides)
+        return classifier if labels is None else _relabelled(classifier, labels)
 
 
-def opened(
+def open_artifact(
     path: str,
     weights: str = "DEFAULT",
     *,
@@ -158,19 +151,19 @@ def opened(
     device: torch.device | str = "cpu",
     trusted: bool = False,
 ) -> Classifier:
-    """The classifier in a file of `convad_fx.save`: its model is a masked network already.
+    """The classifier in a file of `convad_fx.save`; its model is a masked network.
 
     Args:
         path: the file.
-        weights: those in the file; anything but `DEFAULT` is an error.
-        labels, size, resize, mean, std: as in `resolve`, instead of what the file records.
-        device: where it goes.
+        weights: only `DEFAULT` is allowed: the file has its own.
+        labels, size, resize, mean, std: as in `resolve`, instead of those in the file.
+        device: where to load it.
         trusted: as in `convad_fx.load`.
 
     Raises:
         ArtifactError: no such file, or a damaged one.
         ModelError: other weights, or labels that do not fit.
-        ImageError: no preprocessing is recorded, or none that is understood.
+        ImageError: the file has no preprocessing, or not in the form that `recorded` writes.
     """
     if weights != "DEFAULT":
         raise ModelError(
@@ -184,7 +177,7 @@ def opened(
             hint="pass `--size`, `--mean` and `--std`, or compile it again",
         )
     if size:
-        # as far as it is understood, this is a record with lists of numbers
+        # normalised: lists of numbers, or an error
         record = images.recorded(images.replayed(record))
         margin = record["resize"][0] / record["crop"][0]
         record |= {"crop": [size, size], "resize": [round(size * margin)]}
@@ -208,15 +201,15 @@ def masked_network(
     device: torch.device,
     policy: Policy | None = None,
 ) -> MaskedModule:
-    """The classifier's network as `(x, mask) -> logits`, on `device`; converted, if it is not yet.
+    """The classifier's network as `(x, mask) -> logits`, on `device`; converted if necessary.
 
-    Without a policy it is the file's own, or the default.
+    Without a policy, that of the file applies, or the default.
 
     >>> masked_network(resolve("demo"), torch.device("cpu")).policy == Policy()
     True
 
     Raises:
-        PolicyError: it was compiled with another policy than the one wanted.
+        PolicyError: it was compiled with another policy.
         ConvadError: as `convert`.
     """
     model = classifier.model.to(device)
@@ -231,27 +224,27 @@ def masked_network(
 
 
 # ------------------------------------------------------------------------------------- torchvision
-def _torchvision(name: str, weights: str, choices: _Choices) -> Classifier:
+def _torchvision(name: str, weights: str, overrides: _Overrides) -> Classifier:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise ModelError(_no_such_model(name), hint=_spelling(name, names))
+        raise ModelError(_no_such_model(name), hint=_suggestion(name, names))
     published = torchvision.models.get_model_weights(name)
     build = functools.partial(_build, name)
 
-    path = _file(weights)
+    path = _weights_file(weights)
     if path is not None:
-        known = _published_as(path, published)
+        known = _matching_release(path, published)
         if known is not None:
-            return _published(name, known, choices, path)
+            return _published(name, known, overrides, path)
         state = read(path)
-        # The auxiliary heads of these two are not part of the answer; files come with and without.
+        # The auxiliary heads of these two do not affect the output; files may leave them out.
         if name in ("googlenet", "inception_v3"):
             build = functools.partial(build, aux_logits=any("aux" in k.lower() for k in state))
         model = build(class_count(build, state))
         fill(model, state, path)
-        return _unpublished(name, model, str(path), published.DEFAULT, choices)
+        return _unpublished(name, model, str(path), published.DEFAULT, overrides)
     if weights == "none":
-        return _unpublished(name, _random(build), RANDOM, published.DEFAULT, choices)
+        return _unpublished(name, _build_random(build), RANDOM, published.DEFAULT, overrides)
 
     members = {"DEFAULT": published.DEFAULT, **{w.name: w for w in published}}
     if weights not in members:
@@ -259,28 +252,30 @@ def _torchvision(name: str, weights: str, choices: _Choices) -> Classifier:
             f"{name} has no weights called {weights!r}",
             hint=f"use {', '.join(members)}, none, or a file (.pt, .pth, .safetensors)",
         )
-    return _published(name, members[weights], choices)
+    return _published(name, members[weights], overrides)
 
 
 def _build(name: str, classes: int, **options: Any) -> nn.Module:
-    # Their default initialisation is slow and warns; it is about to be overwritten or ignored.
+    # Their default initialisation is slow and warns, and is overwritten or not needed.
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
     model: nn.Module = torchvision.models.get_model(name, num_classes=classes, **options)
     return model
 
 
-def _published(name: str, weights: Any, choices: _Choices, path: Path | None = None) -> Classifier:
-    """torchvision's own loading, from the internet, its cache, or a copy of the file at `path`."""
+def _published(
+    name: str, weights: Any, overrides: _Overrides, path: Path | None = None
+) -> Classifier:
+    """Load by torchvision: from the internet, its cache, or a copy of the file at `path`."""
     if not weights.meta.get("categories"):
         raise ModelError(f"{weights} has no classifier, only features", hint="use other weights")
-    source = contextlib.nullcontext() if path is None else _hub_with(path)
+    cache = contextlib.nullcontext() if path is None else _hub_cache_with(path)
     try:
-        with source, _patience():
+        with cache, _timeout():
             model = torchvision.models.get_model(name, weights=weights)
     except (OSError, http.client.HTTPException) as error:
         raise _not_fetched(f"the weights {weights.name} of {name}", weights.url, error) from error
-    # A download whose checksum differs, or a damaged file in the cache.
+    # A download with another checksum, or a damaged file in the cache.
     except (RuntimeError, EOFError, ValueError) as error:
         raise Unavailable(
             f"the weights {weights.name} of {name} arrived damaged ({error})",
@@ -289,54 +284,46 @@ def _published(name: str, weights: Any, choices: _Choices, path: Path | None = N
     return Classifier(
         name,
         model.eval(),
-        *_presets(weights, choices),
+        *_presets(weights, overrides),
         labels=tuple(weights.meta["categories"]),
         weights=f"{weights.name}, from {path}" if path else weights.name,
     )
 
 
 def _unpublished(
-    name: str, model: nn.Module, weights: str, usual: Any, choices: _Choices
+    name: str, model: nn.Module, weights: str, usual: Any, overrides: _Overrides
 ) -> Classifier:
-    return Classifier(name, model.eval(), *_presets(usual, choices), labels=(), weights=weights)
+    return Classifier(name, model.eval(), *_presets(usual, overrides), labels=(), weights=weights)
 
 
-def _presets(weights: Any, choices: _Choices) -> tuple[Preprocess, tuple[int, int]]:
-    """torchvision's own steps for `weights`, with the user's numbers in place of theirs."""
+def _presets(weights: Any, overrides: _Overrides) -> tuple[Preprocess, tuple[int, int]]:
+    """torchvision's preprocessing for `weights`, with the user's numbers where given."""
     usual = weights.transforms()
-    size = choices.size or usual.crop_size[0]
-    # A new size keeps the margin that the published one has around it.
-    resize = choices.resize or round(size * usual.resize_size[0] / usual.crop_size[0])
-    mean, std = choices.mean or tuple(usual.mean), choices.std or tuple(usual.std)
-    standard(size, resize, mean, std)  # says what is wrong with the numbers
+    size = overrides.size or usual.crop_size[0]
+    # The margin around the crop stays in proportion.
+    resize = overrides.resize or round(size * usual.resize_size[0] / usual.crop_size[0])
+    mean, std = overrides.mean or tuple(usual.mean), overrides.std or tuple(usual.std)
+    standard(size, resize, mean, std)  # checks the numbers
     steps = weights.transforms(crop_size=size, resize_size=resize, mean=mean, std=std)
     return Preprocess(steps, mean, std), (size, size)
 
 
-def _published_as(path: Path, published: Any) -> Any:
-    """Which of the `published` weights the file is a copy of, by name and checksum."""
+def _matching_release(path: Path, published: Any) -> Any:
+    """The `published` weights that the file is a copy of, by name and checksum, or None."""
     for weights in published:
         digits = re.search(r"-([0-9a-f]{8,})\.", path.name)
         if Path(weights.url).name != path.name or digits is None or not path.is_file():
             continue
-        if _sha256(path).startswith(digits[1]):
-            # torchvision's loader would unpickle anything; what passes here is tensors only.
+        if hashlib.sha256(path.read_bytes()).hexdigest().startswith(digits[1]):
+            # torchvision's loader unpickles anything; `read` accepts tensors only.
             read(path)
             return weights
     return None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 @contextlib.contextmanager
-def _hub_with(path: Path) -> Iterator[None]:
-    """torch.hub's cache replaced by one in which the file at `path` has already been downloaded."""
+def _hub_cache_with(path: Path) -> Iterator[None]:
+    """Replace torch.hub's cache by one that contains the file at `path`."""
     before = torch.hub.get_dir()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "checkpoints").mkdir()
@@ -353,7 +340,7 @@ def _hub_with(path: Path) -> Iterator[None]:
 
 
 # -------------------------------------------------------------------------------------------- timm
-def _timm(name: str, weights: str, choices: _Choices) -> Classifier:
+def _timm(name: str, weights: str, overrides: _Overrides) -> Classifier:
     try:
         import timm
         import timm.data
@@ -364,14 +351,14 @@ def _timm(name: str, weights: str, choices: _Choices) -> Classifier:
     short, _, tag = name.removeprefix("timm:").partition(".")
     if not timm.is_model(short):
         names = [f"timm:{n}" for n in timm.list_models()]
-        raise ModelError(_no_such_model(name), hint=_spelling(name, names))
+        raise ModelError(_no_such_model(name), hint=_suggestion(name, names))
 
     def build(classes: int) -> nn.Module:
         model: nn.Module = timm.create_model(short, num_classes=classes)
         return model
 
     labels: tuple[str, ...] = ()
-    path = _file(weights)
+    path = _weights_file(weights)
     if path is not None:
         state = read(path)
         config = timm.get_pretrained_cfg(short)
@@ -379,7 +366,7 @@ def _timm(name: str, weights: str, choices: _Choices) -> Classifier:
         fill(model, state, path)
         source = str(path)
     elif weights == "none":
-        model, source = _random(lambda _: timm.create_model(short)), RANDOM
+        model, source = _build_random(lambda _: timm.create_model(short)), RANDOM
     else:
         tag = tag if weights == "DEFAULT" else weights
         model = _timm_published(f"{short}.{tag}" if tag else short)
@@ -389,22 +376,22 @@ def _timm(name: str, weights: str, choices: _Choices) -> Classifier:
     channels, *size = config["input_size"]
     if channels != 3:
         raise ModelError(f"{name} takes {channels} channels", hint="pick a model for RGB pictures")
-    if choices.size or choices.resize:
-        size = [choices.size or size[0]] * 2
+    if overrides.size or overrides.resize:
+        size = [overrides.size or size[0]] * 2
         config["input_size"] = (3, *size)
         config["crop_pct"] = (
-            size[0] / choices.resize if choices.resize else config.get("crop_pct", 0.875)
+            size[0] / overrides.resize if overrides.resize else config.get("crop_pct", 0.875)
         )
-    config["mean"] = choices.mean or tuple(config["mean"])
-    config["std"] = choices.std or tuple(config["std"])
-    standard(size[0], choices.resize, config["mean"], config["std"])
+    config["mean"] = overrides.mean or tuple(config["mean"])
+    config["std"] = overrides.std or tuple(config["std"])
+    standard(size[0], overrides.resize, config["mean"], config["std"])
     steps = timm.data.create_transform(**config, is_training=False)
     preprocess = Preprocess(steps, tuple(config["mean"]), tuple(config["std"]))
     return Classifier(name, model.eval(), preprocess, (size[0], size[1]), labels, source)
 
 
 def _timm_published(name: str) -> Any:
-    """timm's own loading. Its client retries for a minute, so look first whether it can work."""
+    """Load by timm. Its client retries for a minute, so check first whether the server answers."""
     import timm
 
     try:
@@ -426,10 +413,10 @@ def _timm_published(name: str) -> Any:
             from huggingface_hub.constants import ENDPOINT
 
             try:
-                with _patience():
+                with _timeout():
                     urllib.request.urlopen(ENDPOINT).close()
             except urllib.error.HTTPError:
-                pass  # it answers, and that is all there was to know
+                pass  # it answers
             except OSError as error:
                 url = f"{ENDPOINT}/{config.hf_hub_id}"
                 raise _not_fetched(f"the weights of timm:{name}", url, error) from error
@@ -460,10 +447,10 @@ def _timm_labels(model: Any) -> tuple[str, ...]:
     return tuple(names.index_to_description(i) for i in range(model.num_classes))
 
 
-# ------------------------------------------------------------------------------ one's own, the demo
-def _own(name: str, weights: str, choices: _Choices) -> Classifier:
+# ------------------------------------------------------------------ your own function, the demo
+def _from_function(name: str, weights: str, overrides: _Overrides) -> Classifier:
     module_name, _, attribute = name.partition(":")
-    # As `python -m` does, so that a file beside the user is found.
+    # As `python -m` does, so that files in the working folder are found.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -484,7 +471,7 @@ def _own(name: str, weights: str, choices: _Choices) -> Classifier:
         if not hasattr(found, part):
             names = [n for n in vars(found) if callable(getattr(found, n)) and n[0] != "_"]
             raise ModelError(
-                f"{module_name} has no {attribute!r}", hint=_spelling(attribute, names)
+                f"{module_name} has no {attribute!r}", hint=_suggestion(attribute, names)
             )
         found = getattr(found, part)
     try:
@@ -497,35 +484,31 @@ def _own(name: str, weights: str, choices: _Choices) -> Classifier:
         raise ModelError(
             f"{name} returned a {type(model).__name__}", hint="return a torch.nn.Module"
         )
-    source = "the function's own"
-    if weights not in ("DEFAULT", "none"):
-        source = _filled(name, model, weights)
+    source = _load_weights(name, model, weights) or "the function's own"
+    size = overrides.size or 224
     preprocess = standard(
-        choices.size or 224,
-        choices.resize,
-        choices.mean or IMAGENET_MEAN,
-        choices.std or IMAGENET_STD,
+        size, overrides.resize, overrides.mean or IMAGENET_MEAN, overrides.std or IMAGENET_STD
     )
-    size = choices.size or 224
     return Classifier(name, model.eval().cpu(), preprocess, (size, size), (), source)
 
 
-def _demo(weights: str, choices: _Choices) -> Classifier:
+def _demo(weights: str, overrides: _Overrides) -> Classifier:
     from convad_fx.demo import network, scenes
 
     model = network.load()
-    source = "in the package"
-    if weights not in ("DEFAULT", "none"):
-        source = _filled("demo", model, weights)
-    size = choices.size or network.SIZE
+    source = _load_weights("demo", model, weights) or "in the package"
+    size = overrides.size or network.SIZE
     preprocess = standard(
-        size, choices.resize or size, choices.mean or network.MEAN, choices.std or network.STD
+        size, overrides.resize or size, overrides.mean or network.MEAN, overrides.std or network.STD
     )
     return Classifier("demo", model.eval(), preprocess, (size, size), tuple(scenes.CLASSES), source)
 
 
-def _filled(name: str, model: nn.Module, weights: str) -> str:
-    path = _file(weights)
+def _load_weights(name: str, model: nn.Module, weights: str) -> str:
+    """Load the file `weights` into a model that has parameters; its path, or "" to keep them."""
+    if weights in ("DEFAULT", "none"):
+        return ""
+    path = _weights_file(weights)
     if path is None:
         raise ModelError(
             f"{name} has no weights called {weights!r}",
@@ -543,9 +526,9 @@ def _relabelled(classifier: Classifier, path: Path) -> Classifier:
 
 
 def _check_labels(classifier: Classifier, source: str) -> None:
-    """Refuses more or fewer names than the network has classes."""
+    """Raise `ModelError` unless there is one name per class of the network."""
     parameter = next(classifier.model.parameters(), torch.zeros(()))
-    x = classifier.example(parameter.device)  # a file may have been opened on a GPU
+    x = classifier.example(parameter.device)  # an artifact may be on a GPU
     try:
         with torch.no_grad():
             answer = classifier.model(x)
@@ -578,7 +561,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     ('cat', 'dog')
 
     Raises:
-        ModelError: the file is missing, or is none of the three.
+        ModelError: the file cannot be read, or has another form.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -602,25 +585,25 @@ def read_labels(path: Path) -> tuple[str, ...]:
         ) from error
 
 
-# ------------------------------------------------------------------------------------ small pieces
-def _random(build: Callable[[int], nn.Module]) -> nn.Module:
-    """A network with random weights, the same every time; the caller's random state stays."""
+# ------------------------------------------------------------------------------------ shared parts
+def _build_random(build: Callable[[int], nn.Module]) -> nn.Module:
+    """A network with the same random weights every time; the caller's random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build(1000)
 
 
-def _file(weights: str) -> Path | None:
-    """`weights` as a path, if it is meant as one."""
+def _weights_file(weights: str) -> Path | None:
+    """`weights` as a path, if it looks like one."""
     path = Path(weights)
-    meant = path.suffix in (".pt", ".pth", ".safetensors", ".bin", ".ckpt") or path.is_file()
-    return path if meant or len(path.parts) > 1 else None
+    known = path.suffix in (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
+    return path if known or path.is_file() or len(path.parts) > 1 else None
 
 
 @contextlib.contextmanager
-def _patience() -> Iterator[None]:
+def _timeout() -> Iterator[None]:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SECONDS)
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
     try:
         yield
     finally:
@@ -643,7 +626,7 @@ def _no_such_model(name: str) -> str:
     return f"torchvision has no classifier called {name!r}"
 
 
-def _spelling(name: str, names: Sequence[str]) -> str:
+def _suggestion(name: str, names: Sequence[str]) -> str:
     plain = name.lower().replace("-", "_")
     close = difflib.get_close_matches(plain, names, n=3, cutoff=0.6)
     if close:
@@ -654,10 +637,10 @@ def _spelling(name: str, names: Sequence[str]) -> str:
 
 
 def _raised(error: BaseException) -> str:
-    """What happened and where, for an error of the user's own code."""
+    """The error and its line, for errors in the user's own code."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = first_line(error, with_type=True)
     return f"raised {text} ({Path(frame.filename).name}:{frame.lineno})"
 
 
-__all__ = ["Classifier", "read_labels", "resolve"]
+__all__ = ["Classifier", "masked_network", "open_artifact", "read_labels", "resolve"]

@@ -119,6 +119,8 @@ def _spelled(row: Spelling) -> str:
     names = [name.replace("#d", "{1,2,3}d") for name in row.modules.split()]
     names += [name.rpartition(".")[2] for name in row.foreign.split()]
     names += [f"{name.replace('#d', '{1,2,3}d')}()" for name in row.functions.split()]
+    foreign = (name.removesuffix(".default") for name in row.foreign_functions.split())
+    names += [f"{name.rpartition('.')[2]}()" for name in foreign]
     for other in row.others:
         name = str(getattr(other, "overloadpacket", other).__name__)
         if (public := function_name(other)).startswith("torch."):

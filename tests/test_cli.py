@@ -14,7 +14,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from convad_fx import cli
+from convad_fx.cli.images import class_index
+from convad_fx.cli.output import file_stems
 from convad_fx.demo import scenes
+from convad_fx.errors import PolicyError
 from convad_fx.explain import Explanation
 
 QUICK = ("--partitions", "1", "--no-progress", "--device", "cpu")
@@ -222,10 +225,10 @@ def test_mistakes_end_in_one_line_and_code_two(tmp_path, photos, options, messag
 
 
 def test_names_that_several_classes_share_or_nobody_gave():
-    with pytest.raises(cli.PolicyError, match="2 classes are called 'crane'; .* numbers 1, 2"):
-        cli._class("crane", ["a", "crane", "Crane"])
-    with pytest.raises(cli.PolicyError, match="the classes have no names"):
-        cli._class("crane", ())
+    with pytest.raises(PolicyError, match="2 classes are called 'crane'; .* numbers 1, 2"):
+        class_index("crane", ["a", "crane", "Crane"])
+    with pytest.raises(PolicyError, match="the classes have no names"):
+        class_index("crane", ())
 
 
 def test_a_network_that_cannot_be_converted_is_explained_to_the_user(tmp_path, photos):
@@ -373,9 +376,9 @@ def test_names_of_further_reasons_do_not_meet_those_of_pictures():
     from pathlib import Path
 
     paths = [Path("cat.png"), Path("cat-reason-2.png"), Path("b/cat.jpg")]
-    assert cli._stems(paths, Path("out")) == ["cat", "cat-reason-2", "cat-2"]
-    assert cli._stems(paths, Path("out"), 2) == ["cat", "cat-reason-2-2", "cat-2"]
-    assert cli._stems(paths, Path("b")) == ["cat-2", "cat-reason-2", "cat-3"]  # not over b/cat
+    assert file_stems(paths, Path("out")) == ["cat", "cat-reason-2", "cat-2"]
+    assert file_stems(paths, Path("out"), 2) == ["cat", "cat-reason-2-2", "cat-2"]
+    assert file_stems(paths, Path("b")) == ["cat-2", "cat-reason-2", "cat-3"]  # not over b/cat
 
 
 # ----------------------------------------------------------------------------------------- compare

@@ -84,17 +84,17 @@ def test_names_and_steps_in_a_file_are_looked_at(tmp_path, photo):
     steps = {**images.recorded(demo.preprocess), "resize": 100, "crop": 96}
     convad_fx.save(masked, file, preprocessing=steps, class_names=["one", "two"])
     with pytest.raises(ModelError, match=r"a\.cfx names 2 classes, and .*a\.cfx answers one"):
-        models.opened(str(file))
+        models.open_artifact(str(file))
     labels.write_text("\n".join(f"class {n}" for n in range(10)))
-    assert models.opened(str(file), labels=labels).label(3) == "class 3"
+    assert models.open_artifact(str(file), labels=labels).label(3) == "class 3"
     convad_fx.save(masked, file, preprocessing=steps)
-    assert models.opened(str(file)).size == (96, 96)
-    larger = images.recorded(models.opened(str(file), size=192).preprocess)
+    assert models.open_artifact(str(file)).size == (96, 96)
+    larger = images.recorded(models.open_artifact(str(file), size=192).preprocess)
     assert (larger["crop"], larger["resize"]) == ([192, 192], [200])
     convad_fx.save(masked, file, preprocessing={"shrink": "a bit"})
     for size in (None, 96):
         with pytest.raises(ImageError, match="recorded preprocessing .*shrink.* cannot be used"):
-            models.opened(str(file), size=size)
+            models.open_artifact(str(file), size=size)
 
 
 def test_bad_files_are_one_line(tmp_path, photo):
@@ -113,8 +113,8 @@ def test_a_file_without_preprocessing_asks_for_it(tmp_path):
     masked = convad_fx.convert(models.resolve("demo").model, torch.zeros(1, 3, 96, 96))
     convad_fx.save(masked, tmp_path / "a.cfx")
     with pytest.raises(ImageError, match="does not record what is done to pictures; pass"):
-        models.opened(str(tmp_path / "a.cfx"))
-    opened = models.opened(str(tmp_path / "a.cfx"), size=96, mean=(0.5,) * 3, std=(1.0,) * 3)
+        models.open_artifact(str(tmp_path / "a.cfx"))
+    opened = models.open_artifact(str(tmp_path / "a.cfx"), size=96, mean=(0.5,) * 3, std=(1.0,) * 3)
     assert (opened.size, opened.preprocess.mean, opened.labels) == ((96, 96), (0.5,) * 3, ())
 
 

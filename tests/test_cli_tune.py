@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from convad_fx import Policy, cli, cli_tune, images
+from convad_fx import Policy, cli, images
+from convad_fx.cli.masks import mask_files, read_mask
+from convad_fx.cli.tune import policies
 from convad_fx.demo import scenes
 from convad_fx.errors import MaskError
 
@@ -160,24 +162,24 @@ def test_a_mask_goes_the_way_of_its_picture(tmp_path):
     drawn = np.zeros((100, 200), np.uint8)
     drawn[:, 100:] = 3  # dark, and all the same the object
     Image.fromarray(drawn).save(tmp_path / "m.png")
-    mask = cli_tune.read_mask(tmp_path / "m.png", picture, steps)
+    mask = read_mask(tmp_path / "m.png", picture, steps)
     assert mask.shape == (50, 50)
     assert not mask[:, :25].any()
     assert mask[:, 25:].all()
     drawn[:, 40:] = 0
     drawn[:, :40] = 255
     Image.fromarray(drawn).save(tmp_path / "m.png")
-    assert cli_tune.read_mask(tmp_path / "m.png", picture, steps) is None
+    assert read_mask(tmp_path / "m.png", picture, steps) is None
 
 
 def test_masks_of_pictures_of_the_same_name_are_not_guessed(tmp_path):
     Image.new("L", (4, 4), 255).save(tmp_path / "1.png")
     with pytest.raises(MaskError, match=r"may belong to .*a/1.jpg or to .*b/1.jpg"):
-        cli_tune.mask_files([tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg"], tmp_path)
+        mask_files([tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg"], tmp_path)
 
 
 def test_grids_and_texts():
-    assert cli_tune.policies(None, ()) == cli_tune.policies("few", ())
-    assert cli_tune.policies("few", ())[0] == Policy()
-    assert len(set(cli_tune.policies("full", ()))) == 60
-    assert cli_tune.policies(None, ["paper"]) == (Policy.paper(),)
+    assert policies(None, ()) == policies("few", ())
+    assert policies("few", ())[0] == Policy()
+    assert len(set(policies("full", ()))) == 60
+    assert policies(None, ["paper"]) == (Policy.paper(),)

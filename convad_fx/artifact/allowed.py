@@ -12,12 +12,11 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 import torch.overrides
-import torchvision
 from torch import nn
 
 from convad_fx.compiler.capture.spellings import SPELLINGS
@@ -88,7 +87,6 @@ def _functions() -> dict[str, Callable[..., Any]]:
                 table.setdefault(f"{prefix}.{name}", function)
     for name in ("hardswish", "hardsigmoid"):  # torch does not list these either
         table.setdefault(f"torch.nn.functional.{name}", getattr(F, name))
-    table["torchvision.ops.stochastic_depth"] = torchvision.ops.stochastic_depth
     table["builtins.getattr"] = getattr
     return table
 
@@ -113,6 +111,10 @@ def _hashable(value: Any) -> bool:
     return getattr(type(value), "__hash__", None) is not None
 
 
+#: torchvision's only function that a file may call. torchvision is imported for it alone.
+_STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth"
+
+
 def name_of(function: Any, where: str) -> str:
     """The name under which a file calls `function`.
 
@@ -126,6 +128,11 @@ def name_of(function: Any, where: str) -> str:
             return name
     elif _hashable(function) and function in _names():
         return _names()[function]
+    elif (
+        getattr(function, "__module__", "") == _STOCHASTIC_DEPTH  # before it is imported
+        and function_of(_STOCHASTIC_DEPTH) is function
+    ):
+        return _STOCHASTIC_DEPTH
     raise ArtifactError(
         f"calls {torch.overrides.resolve_name(function) or function}, which is not allowed",
         path=where,
@@ -135,6 +142,10 @@ def name_of(function: Any, where: str) -> str:
 
 def function_of(name: str) -> Callable[..., Any]:
     """The function that a file calls by `name`; `ArtifactError` unless it is allowed."""
+    if name == _STOCHASTIC_DEPTH:
+        from torchvision.ops import stochastic_depth
+
+        return cast("Callable[..., Any]", stochastic_depth)
     function = _functions().get(name) or _aten(name)
     if function is None:
         raise ArtifactError(

@@ -83,7 +83,7 @@ def script(
     if isinstance(model, str):
         if size is not None:
             options["size"] = size[0]
-        load = models.opened if Path(model).is_file() else models.resolve
+        load = models.open_artifact if Path(model).is_file() else models.resolve
         classifier = load(model, **options)
         preprocess, size = preprocess or classifier.preprocess, classifier.size
         network = models.masked_network(classifier, torch.device("cpu"), policy)

@@ -92,7 +92,7 @@ class ExplainOptions:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierSpec:
-    """Arguments of `models.resolve` or `models.opened`, from which a process loads the classifier.
+    """From what a process loads the classifier: `models.resolve` or `models.open_artifact`.
 
     >>> ClassifierSpec("demo").load().size
     (96, 96)
@@ -112,13 +112,15 @@ class ClassifierSpec:
         """Load the classifier.
 
         Raises:
-            ConvadError: as `models.resolve` and `models.opened`.
+            ConvadError: as `models.resolve` and `models.open_artifact`.
             PolicyError: `trusted` is set, but `model` is not a file.
         """
         names = ("weights", "labels", "size", "resize", "mean", "std")
         arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
         if Path(self.model).is_file():
-            return models.opened(self.model, device=self.device, trusted=self.trusted, **arguments)
+            return models.open_artifact(
+                self.model, device=self.device, trusted=self.trusted, **arguments
+            )
         if self.trusted:
             raise PolicyError(f"{self.model} is not a file", hint="leave `--trusted` out")
         return models.resolve(self.model, **arguments)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 
 from convad_fx.errors import ImageError, ModelError
 
-_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network itself, without the wrappers of torch.compile and DataParallel."""
-    while isinstance(model, _WRAPPERS):
-        inner = model._orig_mod if isinstance(model, OptimizedModule) else model.module
+    # torch._dynamo is slow to import; whoever compiled the model has imported it
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
+    compiled: tuple[type[nn.Module], ...] = (dynamo.OptimizedModule,) if dynamo else ()
+    while isinstance(model, compiled + _PARALLEL):
+        inner = model._orig_mod if isinstance(model, compiled) else model.module
         assert isinstance(inner, nn.Module)
         model = inner
     return model

@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision.ops
 from torch import nn
-from torchvision.models import swin_transformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,8 @@ class Spelling:
         functions: names in torch.nn.functional, torch, torch.special and aten, if they exist there.
         methods, attributes: of tensors.
         others: function objects.
-        foreign: qualified names of module classes in other packages, which need not be installed.
+        foreign, foreign_functions: qualified names of module classes and of functions in other
+            packages, which need not be installed and are not imported.
     """
 
     kind: str
@@ -102,6 +101,7 @@ class Spelling:
     methods: str = ""
     others: tuple[Any, ...] = ()
     foreign: str = ""
+    foreign_functions: str = ""
     attributes: str = ""
 
     def all_modules(self) -> list[type[nn.Module]]:
@@ -253,7 +253,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         "stochastic_depth",
         "input p mode training=True",
-        others=(torchvision.ops.stochastic_depth,),
+        foreign_functions="torchvision.ops.stochastic_depth.stochastic_depth",
     ),
     Spelling(
         "constant_like",
@@ -440,7 +440,7 @@ SPELLINGS: tuple[Spelling, ...] = (
         "input *more",
         "MultiheadAttention",
         "scaled_dot_product_attention multi_head_attention_forward",
-        others=(swin_transformer.shifted_window_attention,),
+        foreign_functions="torchvision.models.swin_transformer.shifted_window_attention",
     ),
     Spelling(
         "data_dependent",
@@ -456,7 +456,8 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         "deform_conv",
         "input *more",
-        others=(torchvision.ops.deform_conv2d, torch.ops.torchvision.deform_conv2d.default),
+        foreign_functions="torchvision.ops.deform_conv.deform_conv2d"
+        " torch._ops.torchvision.deform_conv2d.default",
     ),
     Spelling("roll", "input shifts dims=None", "", "roll", "roll"),
     Spelling(
@@ -492,7 +493,7 @@ class Tables:
         self.attributes: dict[str, Spelling] = {}
         for row in rows:
             _enter(self.modules, row.all_modules(), row)
-            _enter(self.foreign, row.foreign.split(), row)
+            _enter(self.foreign, f"{row.foreign} {row.foreign_functions}".split(), row)
             _enter(self.functions, row.all_functions(), row)
             _enter(self.methods, row.methods.split(), row)
             _enter(self.attributes, row.attributes.split(), row)
@@ -522,7 +523,8 @@ def of_module(module: nn.Module) -> Spelling | None:
 
 def of_function(function: Any) -> Spelling | None:
     """The row of a function or aten overload."""
-    return TABLES.functions.get(function)
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}"
+    return TABLES.functions.get(function) or TABLES.foreign.get(name)
 
 
 def of_method(name: str) -> Spelling | None:

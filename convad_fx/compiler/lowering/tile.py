@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import networkx as nx
 import torch
 import torch.fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -239,6 +238,8 @@ class TileLowering(PatchLowering):
 
     def candidates(self) -> list[Node]:
         """Tensors on the grid that everything later depends on alone, from the image on."""
+        import networkx as nx  # slow to import
+
         values = nx.DiGraph()
         output = next(n for n in self.old.nodes if n.op == "output")
         for node in self.old.nodes:
