@@ -77,8 +77,8 @@ class Question:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        check_share("gamma", self.gamma, zero=False, hint="0.9 is usual")
-        check_count("seed", self.seed, least=0, hint="pass 0")
+        check_share("gamma", self.gamma, allow_zero=False, hint="0.9 is usual")
+        check_count("seed", self.seed, minimum=0, hint="pass 0")
         if self.seed >= 2**63:
             raise PolicyError(f"seed {self.seed} does not fit a table", hint="pass a smaller one")
         for name in self.metrics:

@@ -116,8 +116,8 @@ def agreement(
     Raises:
         ImageError, MaskError, ModelError, PolicyError: what does not fit.
     """
-    check_share("gamma", gamma, zero=False, hint="0.9 is usual")
-    check_share("threshold", threshold, zero=False, hint="0.8 is usual")
+    check_share("gamma", gamma, allow_zero=False, hint="0.9 is usual")
+    check_share("threshold", threshold, allow_zero=False, hint="0.8 is usual")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
     x = as_batch(image)
     if target is None:
@@ -127,7 +127,7 @@ def agreement(
     if not kept:
         raise PolicyError("there are no masks", hint="pass two or more")
     whole = evaluator.logits([np.ones(evaluator.shape, bool)])
-    check_class(target, whole.shape[1], or_none=True)
+    check_class(target, whole.shape[1], allow_none=True)
     whole_confidence = float(torch.softmax(whole, 1)[0, target])
     if not whole_confidence:
         raise PolicyError(

@@ -13,7 +13,7 @@ from convad_fx.errors import ImageError, PolicyError
 from convad_fx.explain.evaluator import Evaluator
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.options import check_count
-from convad_fx.explain.sufficient import order
+from convad_fx.explain.ranking import pixel_ranks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ def insertion(
 
     Source: Petsiuk, Das, Saenko, *RISE* (BMVC 2018), section 4.2. What is hidden is hidden as
     `masker` does it, so compare areas under one and the same masker only. Where responsibility is
-    equal, pixels follow as they do in explanations (`convad_fx.explain.sufficient.order`).
+    equal, pixels follow as they do in explanations (`convad_fx.explain.ranking.pixel_ranks`).
 
     Args:
         masker: `(x, mask) -> logits`.
@@ -108,7 +108,7 @@ def _curve(
     *,
     delete: bool,
 ) -> Curve:
-    check_count("steps", steps, least=1, hint="50 are usual")
+    check_count("steps", steps, minimum=1, hint="50 are usual")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
     values = np.asarray(ranking)
     if values.shape != evaluator.shape:
@@ -118,7 +118,7 @@ def _curve(
         )
     if not np.isfinite(values).all():
         raise PolicyError("the ranking is not finite", hint="look for NaN in the map")
-    rank = order(values.astype(np.float32))
+    rank = pixel_ranks(values.astype(np.float32))
     counts = np.unique(np.linspace(0, rank.size, steps + 1).round().astype(np.int64))
     masks = ((rank >= n) if delete else (rank < n) for n in counts)
     return Curve(counts / rank.size, evaluator.scores(masks, target).confidence)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convad_fx.errors import ImageError, MaskError
 from convad_fx.explain.evaluator import Mask
-from convad_fx.explain.sufficient import order
+from convad_fx.explain.ranking import pixel_ranks
 from convad_fx.metrics.masks import as_array
 
 
@@ -85,7 +85,7 @@ def localisation(
         total = float(values.sum())
         if total:
             # The most responsible pixel is the one explanations begin with, ties included.
-            row, column = np.argwhere(order(values.astype(np.float32)) == 0)[0]
+            row, column = np.argwhere(pixel_ranks(values.astype(np.float32)) == 0)[0]
             rows, columns = np.nonzero(true)
             hit = bool(np.hypot(rows - row, columns - column).min() <= tolerance)
         energy = float(values[true].sum()) / total if total else float("nan")

@@ -60,8 +60,8 @@ def random_masks(shape: tuple[int, int], n: int, seed: int = 0) -> list[Mask]:
     Raises:
         PolicyError: n or seed out of range.
     """
-    check_count("n", n, least=1, hint="32 per image are usual")
-    check_count("seed", seed, least=0, hint="pass 0")
+    check_count("n", n, minimum=1, hint="32 per image are usual")
+    check_count("seed", seed, minimum=0, hint="pass 0")
     random = np.random.default_rng([seed, 7])
     return [_KINDS[i % len(_KINDS)](shape, random.uniform(0.05, 0.95), random) for i in range(n)]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convad_fx.errors import ImageError, ModelError, PolicyError
-from convad_fx.explain.evaluator import Mask, as_batch, at_once, check_batch_size
+from convad_fx.explain.evaluator import Mask, as_batch, check_batch_size, images_per_call
 from convad_fx.explain.options import check_class, check_count
 from convad_fx.explain.paint import Normalisation, blurred, noise
 from convad_fx.metrics.masks import as_mask
@@ -75,8 +75,8 @@ def backgrounds(
         ImageError: shapes that do not fit.
     """
     x = as_batch(image)
-    check_count("n", n, least=1, hint="100 colours are usual")
-    check_count("seed", seed, least=0, hint="pass 0")
+    check_count("n", n, minimum=1, hint="100 colours are usual")
+    check_count("seed", seed, minimum=0, hint="pass 0")
     if kind not in BACKGROUNDS:
         raise PolicyError(
             f"kind must be one of {', '.join(BACKGROUNDS)}, not {kind!r}", hint="pass 'colours'"
@@ -243,7 +243,7 @@ def answers(model: Model, images: Iterator[Tensor], batch_size: int | str) -> Te
 
     for image in images:
         batch.append(image)
-        if len(batch) == at_once(batch_size, image):
+        if len(batch) == images_per_call(batch_size, image):
             ask()
     if batch:
         ask()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.masker import Masker
+from convad_fx.explain.minimal import grid_blocks
 from convad_fx.explain.options import check_count, check_share
-from convad_fx.explain.sufficient import blocks
 from convad_fx.metrics.masks import as_array
 
 
@@ -97,13 +97,13 @@ def confidence(
     Raises:
         ImageError, MaskError, ModelError, PolicyError: what does not fit.
     """
-    check_share("gamma", gamma, zero=False, hint="0.9 is usual")
+    check_share("gamma", gamma, allow_zero=False, hint="0.9 is usual")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
     whole = np.ones(evaluator.shape, bool)
     kept = as_array(mask, evaluator.shape)
     # One after the other: two masks in a batch may differ by rounding from one alone.
-    plainly = batch_size == 1
-    scores = [evaluator.scores([m], target, plainly=plainly) for m in (kept, whole)]
+    direct = batch_size == 1
+    scores = [evaluator.scores([m], target, direct=direct) for m in (kept, whole)]
     shares = [float(s.confidence[0]) for s in scores]
     return Confidence(shares[0], shares[1], gamma, bool(scores[0].top[0] == target))
 
@@ -168,11 +168,11 @@ def minimality(
     Raises:
         ImageError, MaskError, ModelError, PolicyError: what does not fit.
     """
-    check_count("side", side, least=1, hint="16 pixels are usual")
-    check_share("at_least", at_least, zero=True, hint="a softmax; 0 asks for the class alone")
+    check_count("side", side, minimum=1, hint="16 pixels are usual")
+    check_share("at_least", at_least, allow_zero=True, hint="a softmax; 0 asks for the class alone")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
     kept = as_array(mask, evaluator.shape)
-    label = blocks(evaluator.shape, side)
+    label = grid_blocks(evaluator.shape, side)
     present, numbers = np.unique(label[kept], return_inverse=True)
     where = np.full(evaluator.shape, -1, np.int64)
     where[kept] = numbers

@@ -12,8 +12,8 @@ from torch import Tensor
 from convad_fx.errors import PolicyError
 from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.masker import Masker
+from convad_fx.explain.minimal import grid_blocks
 from convad_fx.explain.options import check_count, check_share
-from convad_fx.explain.sufficient import blocks
 from convad_fx.metrics.masks import as_array
 
 
@@ -91,10 +91,10 @@ def signs(
     Raises:
         ImageError, MaskError, ModelError, PolicyError: what does not fit.
     """
-    check_share("hidden", hidden, zero=False, hint="0.1 is usual")
-    check_count("draws", draws, least=1, hint="8 are usual")
-    check_count("side", side, least=1, hint="8 pixels are usual")
-    check_count("seed", seed, least=0, hint="pass 0")
+    check_share("hidden", hidden, allow_zero=False, hint="0.1 is usual")
+    check_count("draws", draws, minimum=1, hint="8 are usual")
+    check_count("side", side, minimum=1, hint="8 pixels are usual")
+    check_count("seed", seed, minimum=0, hint="pass 0")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
     kept = as_array(mask, evaluator.shape)
     first = [np.ones_like(kept), np.zeros_like(kept)]
@@ -123,7 +123,7 @@ def _with_little_hidden(
     kept: Mask, hidden: float, draws: int, side: int, seed: int
 ) -> Iterator[Mask]:
     """All pixels but some blocks, without those of the set."""
-    label = blocks(kept.shape, side)
+    label = grid_blocks(kept.shape, side)
     present = np.unique(label[~kept])
     n = max(1, round(hidden * len(present))) if len(present) else 0
     random = np.random.default_rng([seed, 11])

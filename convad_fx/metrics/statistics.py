@@ -315,8 +315,8 @@ _TESTS: dict[str, Callable[[NDArray[np.float64], int, int], float]] = {
 def _check_resampling(level: float, resamples: int, seed: int) -> None:
     if not 0 < level < 1:
         raise PolicyError(f"level must lie in (0, 1), not {level!r}", hint="0.95 is usual")
-    check_count("resamples", resamples, least=1, hint="2000 are usual")
-    check_count("seed", seed, least=0, hint="pass 0")
+    check_count("resamples", resamples, minimum=1, hint="2000 are usual")
+    check_count("seed", seed, minimum=0, hint="pass 0")
 
 
 def _sample(name: str, values: Numbers) -> NDArray[np.float64]:

@@ -376,11 +376,11 @@ def _check(
         )
     if aim == "object" and search is None:
         raise PolicyError("aim 'object' needs explanations", hint="pass a search")
-    check_count("tried", tried, least=2, hint="64 are usual")
-    check_count("n", n, least=1, hint="10 are usual")
-    check_count("seed", seed, least=0, hint="pass 0")
-    check_share("gamma", gamma, zero=False, hint="0.9 is usual")
-    check_share("threshold", threshold, zero=False, hint="0.8 is usual")
+    check_count("tried", tried, minimum=2, hint="64 are usual")
+    check_count("n", n, minimum=1, hint="10 are usual")
+    check_count("seed", seed, minimum=0, hint="pass 0")
+    check_share("gamma", gamma, allow_zero=False, hint="0.9 is usual")
+    check_share("threshold", threshold, allow_zero=False, hint="0.8 is usual")
     if not 0.5 <= level < 1:
         raise PolicyError(f"level must lie in [0.5, 1), not {level!r}", hint="0.95 is usual")
 
