@@ -268,11 +268,10 @@ def as_batch(image: Tensor) -> Tensor:
     Raises:
         ImageError: anything else.
     """
+    hint = "preprocess it as for the network: scaled, normalised, (C, H, W) or (1, C, H, W)"
     if not isinstance(image, Tensor):
-        raise ImageError(
-            f"the image must be a tensor, not {type(image).__name__}",
-            hint="preprocess it as for the network: float, (C, H, W) or (1, C, H, W)",
-        )
+        raise ImageError(f"the image must be a tensor, not {type(image).__name__}", hint=hint)
+    shape = tuple(image.shape)
     if image.ndim == 4 and len(image) != 1:
         raise ImageError(
             f"one image is explained at a time, not a batch of {len(image)}",
@@ -280,14 +279,10 @@ def as_batch(image: Tensor) -> Tensor:
         )
     if image.ndim not in (3, 4):
         raise ImageError(
-            f"the image must have shape (C, H, W) or (1, C, H, W), not {tuple(image.shape)}",
-            hint="preprocess it as for the network",
+            f"the image must have shape (C, H, W) or (1, C, H, W), not {shape}", hint=hint
         )
     if not image.is_floating_point():
-        raise ImageError(
-            f"the image must be floating point, not {image.dtype}",
-            hint="preprocess it as for the network: scale and normalise",
-        )
+        raise ImageError(f"the image must be floating point, not {image.dtype}", hint=hint)
     if not image.numel():
-        raise ImageError(f"the image is empty: {tuple(image.shape)}", hint="pass H, W >= 1")
+        raise ImageError(f"the image is empty: {shape}", hint="pass H, W >= 1")
     return image.detach().reshape(1, *image.shape[-3:])

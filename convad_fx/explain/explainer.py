@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,22 +63,18 @@ def explain(
     Kept alone, the pixels of `Explanation.mask` give the class `target` with at least `gamma`
     times its confidence (softmax) on the whole image. They are found as in the paper's experiments
     (arXiv 2510.01038): ReX's causal responsibility search ranks the pixels (`responsibility`), the
-    most responsible are kept until they suffice (`shortest_prefix`), the set is made minimal if
-    `search.minimal` requests it (`shrink`), and is evaluated once more, alone, at batch size 1. It
-    is small, not the smallest, and there are others: `explain_disjoint` finds some of them.
+    most responsible are kept until they suffice (`shortest_prefix`), the set is shrunk if
+    `search.minimal` requests it (`shrink`), and evaluated again, alone, at batch size 1. It is
+    small, not the smallest, and not the only one (`explain_disjoint`). If the empty mask already
+    suffices, it is the result, without a search; if no smaller set is found, the whole image is.
 
-    If the empty mask already suffices, it is the result, without a search, whose responsibilities
-    would mean nothing. If no smaller set is found, the result is the whole image.
-
-    The random stream depends on `seed` and the image's values alone. Results do not depend on
-    `batch_size`, except by rounding: kernels differ by batch size, so a mask that just suffices at
-    one may not at another.
+    The random stream depends on `seed` and the image's values alone. Results depend on
+    `batch_size` by rounding only.
 
     Args:
         masker: `(x, mask) -> logits`, e.g. a `MaskedModule`, or `occlusion(model)`.
         image: as the network reads it: float, (C, H, W) or (1, C, H, W), on the network's device.
-        target: the class to explain; None: the network's answer. It must be that answer: no part
-            suffices for a class that the whole image does not give.
+        target: the class to explain, which must be the network's answer; None: that answer.
         gamma: the share of the confidence to keep, in (0, 1].
         progress: show a progress bar on stderr.
         seed: a non-negative integer.
@@ -87,9 +83,7 @@ def explain(
             (`Explanation.contrast`): the most responsible pixels, as many as necessary.
         batch_size: masks per call of the network; "auto": the fastest size.
         precision: "bfloat16" or "float16": arithmetic of the search, for a masked float32 network.
-            All results are verified in float32: a set is evaluated again, and enlarged until it
-            suffices there, and shrinking runs in float32. `Explanation.deviation` is the measured
-            difference of logits.
+            A set found is enlarged until it suffices in float32, and shrunk in float32.
         labels: class names, one for every class, or a mapping from class numbers.
 
     Raises:
@@ -164,7 +158,7 @@ def explain_disjoint(
         evaluator = Evaluator(
             masker, image, batch_size=batch_size, on_evaluated=bar.update, precision=precision
         )
-        problem = _Problem.of(evaluator, target, gamma, seed, search, labels, policy_of(masker))
+        problem = _Problem(evaluator, target, gamma, seed, search, labels, policy_of(masker))
         explanations = [problem.explanation(0, None, contrastive=contrastive)]
         allowed = ~explanations[0].mask
         while (
@@ -178,24 +172,11 @@ def explain_disjoint(
     return tuple(explanations)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
-    """One image, the class to explain about it, and the options."""
+    """One image, the class to explain about it, and the options of the search."""
 
-    evaluator: Evaluator
-    goal: Suffices
-    gamma: float
-    confidence_whole: float
-    seed: int
-    search: Search
-    digest: str
-    labels: Sequence[str] | Mapping[int, str] | None
-    classes: int
-    policy: dict[str, Any]
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         evaluator: Evaluator,
         target: int | None,
         gamma: float,
@@ -203,29 +184,19 @@ class _Problem:
         search: Search,
         labels: Sequence[str] | Mapping[int, str] | None,
         policy: dict[str, Any],
-    ) -> _Problem:
-        """Evaluate the whole image, and check what depends on its logits."""
+    ) -> None:
         logits = evaluator.logits([np.ones(evaluator.shape, bool)], full_precision=True)
+        self.evaluator, self.gamma, self.seed, self.search = evaluator, float(gamma), seed, search
+        self.labels, self.classes, self.policy = labels, logits.shape[1], policy
         target = _explained_class(logits, target, labels)
-        _class_name(target, labels, logits.shape[1])  # refuses unsuitable labels before the search
-        confidence = float(torch.softmax(logits, 1)[0, target])
-        return cls(
-            evaluator=evaluator,
-            goal=Suffices(target, float(gamma) * confidence),
-            gamma=float(gamma),
-            confidence_whole=confidence,
-            seed=seed,
-            search=search,
-            digest=image_digest(evaluator.image),
-            labels=labels,
-            classes=logits.shape[1],
-            policy=policy,
-        )
+        self._name(target)  # refuses unsuitable labels before the search
+        self.confidence_whole = float(torch.softmax(logits, 1)[0, target])
+        self.goal = Suffices(target, self.gamma * self.confidence_whole)
+        self.digest = image_digest(evaluator.image)
 
-    def suffices(self, mask: Mask) -> bool:
+    def suffices(self, pixels: Mask) -> bool:
         """Whether these pixels suffice, in the network's own precision."""
-        scores = self.evaluator.scores([mask], self.goal.target, full_precision=True)
-        return bool(self.goal.reached(scores)[0])
+        return bool(self.goal.evaluate(self.evaluator, [pixels], full_precision=True)[0][0])
 
     def explanation(
         self, number: int, allowed: Mask | None, *, contrastive: bool = False

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 from convad_fx.explain.options import check_count
-from convad_fx.explain.paint import Normalisation, blurred, inpainted, noise, normalisation
+from convad_fx.explain.paint import Normalisation, blurred, inpainted, noise
 
 
 class Masker(Protocol):
@@ -202,7 +202,8 @@ def occlusion(
         )
     check_count("seed", seed, minimum=0, hint="pass 0")
     paint = value if isinstance(value, Tensor | str) else float(value)
-    return Occlusion(model, paint, normalisation(mean, std), sigma, seed)
+    per_channel = ((v,) if isinstance(v, int | float) else tuple(v) for v in (mean, std))
+    return Occlusion(model, paint, Normalisation(*per_channel), sigma, seed)
 
 
 def policy_of(masker: Any) -> dict[str, Any]:

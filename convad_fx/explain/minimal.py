@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +48,8 @@ def shrink(
     (16, True)
 
     Every block is left out by itself; those that can be spared are then left out together, the
-    least responsible first, as many as the goal allows; this repeats with the blocks left, first in
-    blocks of four and two times the side. At the end every remaining block has been evaluated.
-    There are other minimal sets: this one keeps the most responsible blocks.
+    least responsible first, as many as the goal allows; this repeats, first in blocks of four and
+    two times the side. At the end every remaining block has been evaluated.
 
     Args:
         evaluator: the network and the image.
@@ -61,27 +60,30 @@ def shrink(
         limit: the most masks to evaluate; None: no limit. Once it is reached, the set so far is
             returned, marked as not minimal.
     """
-    shrinking = _Shrinking(evaluator, goal, pixels, ranks, EvaluationLimit(evaluator, limit))
+    sets = [(pixels.mask, pixels.confidence)]
+    shrinking = _Shrinking(evaluator, goal, ranks, EvaluationLimit(evaluator, limit), sets)
     minimal = False
     for size in (4 * side, 2 * side, side):
         minimal = shrinking.leave_out(grid_blocks(ranks.shape, size), prove=size == side)
-    return shrinking.rechecked(minimal=minimal)
+    # In a batch every set reached the goal; at batch size 1, rounding may undo that for the last.
+    while len(sets) > 1 and shrinking.limit.allows(1):
+        alone = recheck(evaluator, goal, *sets[-1])
+        if alone.passed:
+            return replace(alone, minimal=minimal)
+        sets.pop()
+        minimal = False
+    return replace(pixels, minimal=minimal and len(sets) == 1)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Shrinking:
-    """The sets on the way from the first to the smallest; each reached the goal in a batch."""
+    """Appends ever smaller sets, with their confidence, to `sets`; each reaches the goal."""
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        goal: Goal,
-        pixels: PixelSet,
-        ranks: NDArray[np.int64],
-        limit: EvaluationLimit,
-    ) -> None:
-        self._evaluator, self._goal, self._ranks, self._limit = evaluator, goal, ranks, limit
-        self._first = pixels
-        self._sets: list[tuple[Mask, float]] = [(pixels.mask, pixels.confidence)]
+    evaluator: Evaluator
+    goal: Goal
+    ranks: NDArray[np.int64]
+    limit: EvaluationLimit
+    sets: list[tuple[Mask, float]]
 
     def leave_out(self, blocks: NDArray[np.int64], *, prove: bool) -> bool:
         """Leave out blocks; with `prove`, whether the rest is known to be minimal."""
@@ -89,7 +91,7 @@ class _Shrinking:
         candidates, all_remaining = remaining, True
         while candidates:
             # 2: the prefixes have one more than the bit length; and one recheck.
-            if not self._limit.allows(len(candidates) + len(candidates).bit_length() + 2):
+            if not self.limit.allows(len(candidates) + len(candidates).bit_length() + 2):
                 return False
             if spare := self._spare_alone(blocks, candidates):
                 left_out = self._spare_together(blocks, spare)
@@ -105,39 +107,26 @@ class _Shrinking:
             candidates, all_remaining = remaining, True
         return not remaining
 
-    def rechecked(self, *, minimal: bool) -> PixelSet:
-        """The smallest set that also passes at batch size 1, where rounding may undo the last."""
-        while len(self._sets) > 1 and self._limit.allows(1):
-            alone = recheck(self._evaluator, self._goal, *self._sets[-1])
-            if alone.passed:
-                return replace(alone, minimal=minimal)
-            self._sets.pop()
-            minimal = False
-        return replace(self._first, minimal=minimal and len(self._sets) == 1)
-
     def _least_responsible_first(self, blocks: NDArray[np.int64]) -> list[int]:
         """The blocks that hold pixels of the set, by mean rank; the number breaks ties."""
-        chosen = self._sets[-1][0]
+        chosen = self.sets[-1][0]
         counts = np.bincount(blocks.ravel(), chosen.ravel())
-        sums = np.bincount(blocks.ravel(), (self._ranks * chosen).ravel())
+        sums = np.bincount(blocks.ravel(), (self.ranks * chosen).ravel())
         mean_rank = sums / np.maximum(counts, 1)
         return sorted(np.flatnonzero(counts).tolist(), key=lambda i: (-mean_rank[i], i))
 
     def _spare_alone(self, blocks: NDArray[np.int64], candidates: Sequence[int]) -> list[int]:
         """Those of the candidates without which, one at a time, the goal is still reached."""
-        chosen, goal = self._sets[-1][0], self._goal
-        masks = (goal.mask(chosen & (blocks != block)) for block in candidates)
-        scores = self._evaluator.scores(masks, goal.target, full_precision=True)
-        reached = goal.reached(scores)
+        sets = (self.sets[-1][0] & (blocks != block) for block in candidates)
+        reached, _ = self.goal.evaluate(self.evaluator, sets, full_precision=True)
         return [block for block, spared in zip(candidates, reached, strict=True) if spared]
 
     def _spare_together(self, blocks: NDArray[np.int64], spare: Sequence[int]) -> set[int]:
         """Leave out the longest passing prefix of 1, 2, 4, ... or all of these blocks."""
-        chosen, goal = self._sets[-1][0], self._goal
         lengths = sorted({1 << n for n in range(len(spare).bit_length())} | {len(spare)})
-        sets = [chosen & ~np.isin(blocks, spare[:n]) for n in lengths]
-        scores = self._evaluator.scores(map(goal.mask, sets), goal.target, full_precision=True)
-        passing = np.flatnonzero(goal.reached(scores))
-        self._sets += [(sets[i], float(scores.confidence[i])) for i in passing]
+        sets = [self.sets[-1][0] & ~np.isin(blocks, spare[:n]) for n in lengths]
+        reached, confidences = self.goal.evaluate(self.evaluator, sets, full_precision=True)
+        passing = np.flatnonzero(reached)
+        self.sets.extend((sets[i], float(confidences[i])) for i in passing)
         # None passes only by rounding: the first one did alone.
         return set(spare[: lengths[passing[-1]]]) if len(passing) else set()

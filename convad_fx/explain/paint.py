@@ -7,7 +7,6 @@ A network reads normalised pixels, `(p - mean) / std` for p in [0, 1]. Black is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,15 +68,6 @@ class Normalisation:
                 hint="pass one per channel as mean and std, or a single one",
             )
         return torch.tensor(values, dtype=torch.float64)[:, None, None].expand(channels, 1, 1)
-
-
-def normalisation(mean: float | Sequence[float], std: float | Sequence[float]) -> Normalisation:
-    """A `Normalisation` of numbers, or of one number per channel.
-
-    >>> normalisation(0.5, [0.2, 0.3])
-    Normalisation(mean=(0.5,), std=(0.2, 0.3))
-    """
-    return Normalisation(*((v,) if isinstance(v, int | float) else tuple(v) for v in (mean, std)))
 
 
 def noise(x: Tensor, random: np.random.Generator, normalisation: Normalisation) -> Tensor:

@@ -91,7 +91,7 @@ def spatial_ranks(
     if allowed is None:
         allowed = np.ones(ranks.shape, bool)
     discs = [(distance <= radius) & allowed for radius in radii]
-    reached = goal.reached(evaluator.scores(map(goal.mask, discs), goal.target))
+    reached, _ = goal.evaluate(evaluator, discs)
     if not reached.any():
         return ranks
     ring = np.searchsorted(radii, distance)  # number of discs that leave the pixel out

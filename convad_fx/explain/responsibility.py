@@ -29,12 +29,7 @@ PARTITIONS_PER_ROUND = 4
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Rows top..bottom and columns left..right of an image, the ends excluded; in pixels.
-
-    Args:
-        top, bottom, left, right: the ends.
-        depth: how many splits made it.
-    """
+    """Rows top..bottom and columns left..right, the ends excluded, after `depth` splits."""
 
     top: int
     bottom: int
@@ -53,7 +48,7 @@ class Box:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     def allowed_area(self, allowed: Mask | None) -> int:
-        """Pixels that are also in `allowed` (H, W); None: all are."""
+        """Pixels in `allowed` (H, W); None: all of them."""
         return self.area if allowed is None else int(allowed[self.slices].sum())
 
 
@@ -145,16 +140,7 @@ class BoxSplit:
     def continued(
         self, passing: NDArray[np.bool_], queue: str, queue_len: int
     ) -> list[tuple[int, ...]]:
-        """The passing combinations in which the search continues (`Search.queue`).
-
-        >>> quarters = split_box(Box(0, 8, 0, 8), np.random.default_rng(0))
-        >>> split = BoxSplit(quarters, ())
-        >>> passing = np.array([1 in c or c == (0, 2, 3) for c in split.combinations])
-        >>> [len(split.continued(passing, queue, 2)) for queue in ("area", "all")]
-        [2, 8]
-        >>> all(1 in c for c in split.continued(passing, "intersection", 9))
-        True
-        """
+        """The passing combinations in which the search continues (see `Search.queue`)."""
         ordered = self.smallest_first(passing)
         if queue == "all" or not ordered:
             return ordered
@@ -271,17 +257,15 @@ def responsibility(
 
     In each of `search.partitions` random partitions, a box (at first the whole image) is split at
     random into four, and all 14 proper non-empty combinations of the parts are evaluated, with the
-    rest hidden. Each passing combination gives each of its parts 1 / (number of its parts), and a
-    part's responsibility is the *sum* over the combinations that pass, as in ReX's implementation;
-    every pixel of the part receives all of it (not divided by the part's area, or small boxes would
-    dominate), so pixels collect it at every level. The search continues inside the smallest passing
-    combination (or more of them: see `Search.queue`): its parts are split in turn, the largest box
-    first, each with all other boxes of the combination kept as they are by then. So what is kept
-    passes at every step. A box none of whose combinations passes is needed as a whole; it stays,
-    and gives nothing, since it says nothing about its parts.
+    rest hidden. Each passing combination gives 1 / (number of its parts) to each of its parts, and
+    every pixel of a part collects the *sum* over passing combinations and levels, as in ReX's
+    implementation (not divided by the part's area, or small boxes would dominate). The search
+    continues inside the smallest passing combination (or more: see `Search.queue`): its parts are
+    split in turn, the largest first, with all other boxes of the combination kept. So what is kept
+    passes at every step. A box none of whose combinations passes stays whole and gives nothing.
 
-    All masks of a step, over all partitions, are evaluated together; with `search.stable`, over
-    `PARTITIONS_PER_ROUND` partitions at a time.
+    All masks of a step are evaluated together, over all partitions, or with `search.stable` over
+    `PARTITIONS_PER_ROUND` of them.
 
     Args:
         evaluator: the network and the image.

@@ -89,8 +89,7 @@ def shortest_prefix(
     max_length = ranks.size if max_length is None else max_length
     length, confidence = _search(evaluator, goal, ranks, max_length)
     if confidence is None:
-        longest = evaluator.scores([goal.mask(ranks < length)], goal.target)
-        confidence = float(longest.confidence[0])
+        confidence = float(goal.evaluate(evaluator, [ranks < length])[1][0])
     candidates = _lengthened(evaluator, goal, ranks, length, max_length, confidence)
     prefix = recheck(evaluator, goal, *next(candidates))
     while not prefix.passed and (longer := next(candidates, None)) is not None:
@@ -109,14 +108,12 @@ def _search(
         lengths = [failed + gap * i // (count + 1) for i in range(1, count + 1)]
         if failed < 0 and lengths[0] > 0:
             lengths.insert(0, 0)  # the empty set
-        scores = evaluator.scores((goal.mask(ranks < length) for length in lengths), goal.target)
-        for length, reached, scored in zip(
-            lengths, goal.reached(scores), scores.confidence, strict=True
-        ):
-            if reached:
-                passed, confidence = length, float(scored)
-                break
-            failed = length
+        reached, confidences = goal.evaluate(evaluator, (ranks < length for length in lengths))
+        first = int(reached.argmax()) if reached.any() else len(lengths)
+        if first < len(lengths):
+            passed, confidence = lengths[first], float(confidences[first])
+        if first > 0:
+            failed = lengths[first - 1]
     return passed, confidence
 
 
@@ -135,6 +132,6 @@ def _lengthened(
     ]
     if lengths and lengths[-1] < max_length:
         lengths.append(max_length)
-    masks = [ranks < n for n in lengths]
-    scores = evaluator.scores((goal.mask(mask) for mask in masks), goal.target)
-    yield from zip(masks, scores.confidence.tolist(), strict=True)
+    sets = [ranks < n for n in lengths]
+    _, confidences = goal.evaluate(evaluator, sets)
+    yield from zip(sets, confidences.tolist(), strict=True)

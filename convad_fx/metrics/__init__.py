@@ -10,18 +10,8 @@
 >>> 0 <= rho <= 1 and metrics.size(why.mask) == why.size
 True
 
-| question | function |
-|---|---|
-| does the class survive on other backgrounds, in the original model? | `robustness` |
-| how large is the set, how confident is the network in it? | `size`, `confidence` |
-| is it sufficient, is it minimal? | `confidence(...).sufficient`, `minimality` |
-| is the ranking good? | `insertion`, `deletion` |
-| does it lie on the object? | `localisation` |
-| are sufficient masks robust? | `agreement` |
-| which signs of failure does it show? | `signs` |
-| how certain is a mean, a difference, the choice of the best? | `bootstrap`, `paired`, `best_of` |
-
-All functions evaluate in batches, and everything random is seeded.
+docs/metrics.md lists which function answers which question. All functions evaluate in batches, and
+everything random is seeded.
 """
 
 from convad_fx.explain.paint import Normalisation

@@ -22,8 +22,7 @@ class Interval:
 
     Args:
         value: of the statistic on the sample.
-        low, high: the ends of the interval.
-        level: its confidence level.
+        low, high, level: the ends of the interval and its confidence level.
         n: number of independent units (images).
     """
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convad_fx.errors import ImageError, MaskError, PolicyError
 from convad_fx.explain import Search, explain
 from convad_fx.explain.evaluator import Mask, as_batch
+from convad_fx.explain.options import check_count, check_share
 from convad_fx.metrics import (
     Normalisation,
     agreement,
@@ -117,38 +118,67 @@ class Measurement:
     normalisation: Normalisation
     batch_size: int | str
 
-    def on_masks(self, sample: Sample, maskers: Iterable[MaskedModule]) -> list[Measured]:
-        """The agreement of each masked network with the model, over the same random masks."""
-        stream = int.from_bytes(sample.digest[:6], "big") + self.seed
-        masks = random_masks(sample.shape, self.tried, stream)
-        planted_on, target = self._backgrounds(sample), self._target(sample)
-        rho: NDArray[np.float64] | None = None
-        measured: list[Measured] = []
-        for masker in maskers:
-            result = agreement(
-                masker,
-                self.model,
-                sample.x,
-                target,
-                masks=masks,
-                rho=rho,
-                gamma=self.gamma,
-                threshold=self.threshold,
-                on=planted_on,
-                batch_size=self.batch_size,
-            )
-            rho = result.rho
-            measured.append(
-                Measured(
-                    sample.name,
-                    _none_if_nan(result.auc),
-                    result.called_sufficient,
-                    _none_if_nan(result.robust_given_sufficient),
-                )
-            )
-        return measured
+    def __post_init__(self) -> None:
+        check_count("tried", self.tried, minimum=2, hint="64 is usual")
+        check_count("n", self.n, minimum=1, hint="10 is usual")
+        check_count("seed", self.seed, minimum=0, hint="pass 0")
+        check_share("gamma", self.gamma, allow_zero=False, hint="0.9 is usual")
+        check_share("threshold", self.threshold, allow_zero=False, hint="0.8 is usual")
 
-    def explained(self, sample: Sample, masker: MaskedModule, search: Search) -> Explained:
+    def on_masks(
+        self, maskers: Sequence[MaskedModule], *, on_measured: Callable[[], object]
+    ) -> list[list[Measured]]:
+        """For each masked network, its agreement with the model on each sample's random masks.
+
+        `on_measured` is called after every measurement.
+        """
+        rows: list[list[Measured]] = [[] for _ in maskers]
+        for sample in self.samples:
+            stream = int.from_bytes(sample.digest[:6], "big") + self.seed
+            masks = random_masks(sample.shape, self.tried, stream)
+            planted_on, target = self._backgrounds(sample), self._target(sample)
+            rho: NDArray[np.float64] | None = None
+            for row, masker in zip(rows, maskers, strict=True):
+                result = agreement(
+                    masker,
+                    self.model,
+                    sample.x,
+                    target,
+                    masks=masks,
+                    rho=rho,
+                    gamma=self.gamma,
+                    threshold=self.threshold,
+                    on=planted_on,
+                    batch_size=self.batch_size,
+                )
+                rho = result.rho
+                row.append(
+                    Measured(
+                        sample.name,
+                        _none_if_nan(result.auc),
+                        result.called_sufficient,
+                        _none_if_nan(result.robust_given_sufficient),
+                    )
+                )
+                on_measured()
+        return rows
+
+    def with_explanations(
+        self,
+        row: Sequence[Measured],
+        masker: MaskedModule,
+        search: Search,
+        *,
+        on_measured: Callable[[], object],
+    ) -> list[Measured]:
+        """The measurements of one masked network, with an explanation of each sample."""
+        explained: list[Measured] = []
+        for measured, sample in zip(row, self.samples, strict=True):
+            explained.append(replace(measured, explained=self._explained(sample, masker, search)))
+            on_measured()
+        return explained
+
+    def _explained(self, sample: Sample, masker: MaskedModule, search: Search) -> Explained:
         """The explanation of a sample, its robustness, and its overlap with the object."""
         why = explain(
             masker,

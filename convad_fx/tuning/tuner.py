@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from convad_fx.convert import convert
 from convad_fx.errors import ModelError, PolicyError
 from convad_fx.explain import Search
 from convad_fx.explain.evaluator import Mask
-from convad_fx.explain.options import check_count, check_share
 from convad_fx.metrics import Best, Interval, Normalisation, best_of, paired
 from convad_fx.module import MaskedModule
 from convad_fx.tuning.measure import Measurement, Sample, make_samples
@@ -95,44 +93,38 @@ def tune(
         PolicyError: an option out of its range.
         ConvadError: as `convert`.
     """
-    _check(aim, masks, tried, n, seed, search, gamma, threshold, level)
+    _check_aim(aim, masks, search)
+    if not 0.5 <= level < 1:
+        raise PolicyError(f"level must lie in [0.5, 1), not {level!r}", hint="0.95 is usual")
     samples = make_samples(images, masks, names)
     if isinstance(model, MaskedModule):
         raise ModelError("the model is masked already", hint="pass the original network")
-    candidates = list(dict.fromkeys((baseline, *(FEW if policies is None else policies))))
-    maskers = [convert(model, samples[0].x, policy) for policy in candidates]
     measurement = Measurement(
         model, samples, gamma, threshold, tried, n, seed, normalisation, batch_size
     )
-    explaining = len(maskers) if aim == "object" else 0 if search is None else 2
+    candidates = list(dict.fromkeys((baseline, *(FEW if policies is None else policies))))
+    maskers = [convert(model, samples[0].x, policy) for policy in candidates]
+    by_search = len(maskers) if aim == "object" else 0 if search is None else 2
     with tqdm(
-        total=len(samples) * (len(maskers) + explaining),
+        total=len(samples) * (len(maskers) + by_search),
         unit="image",
         desc="tune",
         disable=not progress,
         leave=False,
     ) as bar:
-        rows: list[list[Measured]] = [[] for _ in maskers]
-        for sample in samples:
-            for row, measured in zip(rows, measurement.on_masks(sample, maskers), strict=True):
-                row.append(measured)
-                bar.update()
-
-        def add_explanations(k: int) -> None:
-            assert search is not None
-            for number, sample in enumerate(samples):
-                explained = measurement.explained(sample, maskers[k], search)
-                rows[k][number] = replace(rows[k][number], explained=explained)
-                bar.update()
-
-        if aim == "object":
-            for k in range(len(rows)):
-                add_explanations(k)
+        rows = measurement.on_masks(maskers, on_measured=bar.update)
+        if aim == "object" and search is not None:
+            rows = [
+                measurement.with_explanations(row, masker, search, on_measured=bar.update)
+                for row, masker in zip(rows, maskers, strict=True)
+            ]
         best, difference = _compare(rows, samples, aim, level, seed)
         leader = 0 if best is None else best.leader
         if aim == "robust" and search is not None:
             for k in {0, leader}:
-                add_explanations(k)
+                rows[k] = measurement.with_explanations(
+                    rows[k], maskers[k], search, on_measured=bar.update
+                )
     trials = tuple(
         Trial(
             policy,
@@ -164,22 +156,8 @@ def _compare(
     return best, lead.difference
 
 
-def _criterion(measured: Measured, aim: str) -> float | None:
-    if aim == "robust":
-        return measured.auc
-    return None if measured.explained is None else measured.explained.iou
-
-
-def _check(
-    aim: str,
-    masks: Sequence[Mask | Tensor | None] | None,
-    tried: int,
-    n: int,
-    seed: int,
-    search: Search | None,
-    gamma: float,
-    threshold: float,
-    level: float,
+def _check_aim(
+    aim: str, masks: Sequence[Mask | Tensor | None] | None, search: Search | None
 ) -> None:
     if aim not in CRITERIA:
         raise PolicyError(
@@ -191,10 +169,9 @@ def _check(
         raise PolicyError(
             "aim 'object' needs true masks of the objects", hint="pass masks, or aim 'robust'"
         )
-    check_count("tried", tried, minimum=2, hint="64 is usual")
-    check_count("n", n, minimum=1, hint="10 is usual")
-    check_count("seed", seed, minimum=0, hint="pass 0")
-    check_share("gamma", gamma, allow_zero=False, hint="0.9 is usual")
-    check_share("threshold", threshold, allow_zero=False, hint="0.8 is usual")
-    if not 0.5 <= level < 1:
-        raise PolicyError(f"level must lie in [0.5, 1), not {level!r}", hint="0.95 is usual")
+
+
+def _criterion(measured: Measured, aim: str) -> float | None:
+    if aim == "robust":
+        return measured.auc
+    return None if measured.explained is None else measured.explained.iou
