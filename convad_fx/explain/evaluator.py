@@ -78,8 +78,8 @@ class Evaluator:
     Args:
         masker: `(x, mask) -> logits`.
         image: (C, H, W) or (1, C, H, W), floating point; masks are moved to its device.
-        batch_size: masks per call of the network, or "auto": for a masked network the size it
-            measures to be fastest, for other maskers see `images_per_call`.
+        batch_size: masks per call of the network; "auto": the fastest size of a masked network,
+            else `images_per_call`.
         on_evaluated: called with the number of masks after every batch.
         precision: "bfloat16" or "float16": the arithmetic of a masked network, except in `direct`
             and `full_precision` calls; None is its own.
@@ -137,9 +137,8 @@ class Evaluator:
         Args:
             masks: (H, W) each, bool, True = kept.
             target: the class whose confidence is wanted.
-            direct: call the masker itself, on whole images, uncompiled, in its own precision: the
-                reference that anybody can reproduce.
-            full_precision: in the network's own precision, whatever the search's.
+            direct: call the masker itself, on whole images, uncompiled, in its own precision.
+            full_precision: use the network's own precision instead of `precision`.
 
         Raises:
             ModelError: the masker's answer is not one row of two or more finite logits per mask.

@@ -37,10 +37,8 @@ class Contrast:
         becomes: that other class.
         becomes_name: its name, where names are known.
         confidence: of the explained class, with these pixels hidden.
-        suffices: whether these pixels, kept alone, also suffice for the class: then they are
-            necessary and sufficient, which is what ReX calls contrastive.
-        minimal: whether uncovering any one block of `Search.minimal` pixels' side was measured to
-            restore the class.
+        suffices: whether these pixels, kept alone, also suffice (ReX: contrastive).
+        minimal: whether uncovering any one block was measured to restore the class.
     """
 
     mask: Mask
@@ -98,25 +96,20 @@ class Explanation:
         gamma: the share of the whole image's confidence that had to be kept.
         confidence_whole: softmax of the target on the whole image, in [0, 1].
         confidence_kept: on the kept pixels, in the batch in which they were evaluated first.
-        confidence_recheck: on the kept pixels alone, at batch size 1, in a separate call. It
-            differs from `confidence_kept` by rounding (of the lower precision, if there is one).
-        sufficient: whether that last call gave the target with at least
-            `gamma * confidence_whole`.
+        confidence_recheck: on the kept pixels alone, at batch size 1, in the network's own
+            precision.
+        sufficient: whether that call gave the target with at least `gamma * confidence_whole`.
         evaluations: masks evaluated, all calls together.
         policy: how pixels were hidden: the masker's policy by field, empty if it has none.
         seed: of the random stream, together with the image.
         search: the options of the search.
         image_digest: SHA-256 of the image tensor's dtype, shape and values.
         versions: of this package and of torch.
-        number: how many explanations of the same image precede this one; their pixels are excluded
-            from it (`explain_disjoint`).
-        minimal: whether leaving out any one block of `search.minimal` pixels' side was measured to
-            make the set insufficient.
+        number: of earlier explanations, whose pixels are excluded (`explain_disjoint`).
+        minimal: whether the set was measured to be insufficient without any one of its blocks.
         contrast: what must be hidden for the class to change, if requested.
         precision: of the search's arithmetic, "bfloat16" or "float16"; None is the network's own.
-            `confidence_whole` and `confidence_recheck` are always in the network's own.
-        deviation: with a precision, the largest difference of logits from float32, compared on
-            two masks of each size of box.
+        deviation: with a precision, the largest measured difference of logits from float32.
     """
 
     mask: Mask

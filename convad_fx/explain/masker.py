@@ -29,16 +29,11 @@ class Masker(Protocol):
     >>> brightness(torch.ones(1, 3, 8, 8), torch.ones(5, 1, 8, 8, dtype=torch.bool)).shape
     torch.Size([5, 2])
 
-    Args:
-        x: the image, (1, C, H, W) or (N, C, H, W), floating point.
-        mask: bool (N, 1, H, W), True = kept.
-
-    Returns:
-        Logits (N, classes), before any softmax.
+    x is (1, C, H, W) or (N, C, H, W), floating point; mask is bool (N, 1, H, W), True = kept.
     """
 
     def __call__(self, x: Tensor, mask: Tensor, /) -> Tensor:
-        """Logits (N, classes) of the kept pixels."""
+        """Logits (N, classes) of the kept pixels, before any softmax."""
         ...
 
 
@@ -182,9 +177,6 @@ def occlusion(
         std: what the preprocessing then divides by.
         sigma: standard deviation of the blur in pixels; None: a tenth of the shorter side.
         seed: seed of the noise, a non-negative integer.
-
-    Returns:
-        A `Masker`.
 
     Raises:
         PolicyError: an unknown name; a mean, std, sigma or seed out of range.

@@ -73,10 +73,9 @@ def spatial_ranks(
     >>> bool((ranks < 17)[12:, 12:].all()), bool((compact < 17)[12:, 12:].any())
     (True, False)
 
-    Discs around the pixel of rank 0 are evaluated from small to large; the pixels inside the first
-    that reaches the goal come first, by the given ranks, and then the others ring by ring. So sets
-    built from the ranks are compact where the given ranks may scatter them (ReX: "spatial"). If
-    only the whole image reaches the goal, the ranks stay. Pixels that are not `allowed` come last.
+    Of discs around the pixel of rank 0, from small to large, the first that reaches the goal comes
+    first, by the given ranks, and then the other pixels ring by ring: so sets are compact (ReX:
+    "spatial"). If no disc reaches it, the ranks stay. Pixels that are not `allowed` come last.
     """
     rows, columns = np.indices(ranks.shape)
     row, column = np.argwhere(ranks == 0)[0]

@@ -72,13 +72,11 @@ def shortest_prefix(
     >>> int(prefix.mask.sum()), prefix.passed
     (49, True)
 
-    Goals are not monotone (more pixels can change the class again), so only evaluating every prefix
-    could find the shortest. Guaranteed is: the returned set passes at batch size 1; every shorter
-    prefix that was evaluated failed; and the prefix one pixel shorter was evaluated, except where
-    rounding made the set grow: at batch size 1 a prefix may miss by rounding what it reached in a
-    batch, and is then lengthened by 1, 2, 4, ... pixels until it passes. The longest prefix counts
-    as passing without an evaluation; only where even it fails the recheck (a network that is not
-    deterministic) is the result marked as not passed.
+    Goals are not monotone (more pixels can change the class again), so a shorter one may exist.
+    Guaranteed is that the returned set passes at batch size 1, that every shorter prefix evaluated
+    failed, and that the prefix one pixel shorter was evaluated. Exceptions: a prefix that passes in
+    a batch but, by rounding, not at batch size 1 is lengthened by 1, 2, 4, ... pixels until it
+    does; and if even the longest fails (the network is not deterministic), `passed` is False.
 
     Args:
         evaluator: the network and the image.

@@ -143,9 +143,8 @@ def robustness(
     1.0
 
     rho = |{b : argmax model(where(mask, image, b)) = target}| / n, as in the paper (arXiv
-    2510.01038, section 5). The model is used without any masking, so explanations found by
-    switching off and by painting are measured alike. Larger sets are more robust: report the size,
-    or compare at equal size.
+    2510.01038, section 5), with the original model, whatever masker explained it. Larger sets are
+    more robust: report the size, or compare at equal size.
 
     Args:
         model: images (N, C, H, W) -> logits (N, classes): the *original* one, in evaluation mode.

@@ -149,10 +149,9 @@ class Best:
     Args:
         leader: index of the method with the largest mean; ties go to the baseline.
         baseline: index of the method that the others are compared with.
-        gain: the leader's mean minus the baseline's. Biased upwards, since the leader was chosen
-            for it.
-        honest_gain: mean gain of a choice made on a resample, measured on the units left out of it:
-            an estimate for new units. NaN with fewer than two units.
+        gain: the leader's mean minus the baseline's: biased upwards by the choice.
+        honest_gain: mean gain of choices made on resamples, on the units left out of them: an
+            estimate for new units. NaN with fewer than two units.
         p_value: how often the best method would exceed the baseline as much as the leader does
             (by Student's t) if none differed from it.
         wins: for each method, the share of the resamples in which it is the best.
@@ -201,12 +200,11 @@ def best_of(
     >>> best_of([usual, worse, [value + 0.1 for value in usual]]).decided
     True
 
-    The best of many methods leads by chance alone, so the test corrects for the choice: in every
-    unit the differences of all methods from the baseline change their sign together, at random (all
-    sign patterns up to 12 units), and the largest of their Student's t is compared with the
-    leader's: the one-sided single-step max-t test of Westfall and Young, *Resampling-Based Multiple
-    Testing* (1993), by sign flips. Wins and the honest gain repeat the choice in every bootstrap
-    resample of the units.
+    The best of many methods leads by chance alone, so the test corrects for the choice: the
+    one-sided single-step max-t test of Westfall and Young, *Resampling-Based Multiple Testing*
+    (1993). In every unit the differences of all methods from the baseline change their sign
+    together, at random (all patterns up to 12 units), and the largest Student's t is compared with
+    the leader's. Wins and the honest gain repeat the choice in bootstrap resamples of the units.
 
     Args:
         values: for each method, one finite number per unit; larger is better. Ties go to the

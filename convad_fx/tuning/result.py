@@ -233,7 +233,7 @@ def _images(count: int) -> str:
 _COLUMNS = (
     ("suffice", "called_sufficient", ".0%", "random masks that suffice for the masked network"),
     ("survive", "robust_given_sufficient", ".0%", "of backgrounds, by the original, for those"),
-    ("kept", "size", ".0%", "of the picture, in explanations"),
+    ("kept", "size", ".0%", "share of the image, in explanations"),
     ("kept survives", "rho", ".0%", "of backgrounds, for explanations"),
     ("IoU", "iou", ".2f", "of explanations with the object"),
     ("energy", "energy", ".2f", "share of the responsibility that lies on the object"),

@@ -51,20 +51,15 @@ def tune(
     >>> result.decided, result.policy == Policy(), result.verdict[:13]
     (False, True, 'No conclusion')
 
-    Every policy is evaluated on the same random masks of each image (`random_masks`), and the
-    original model on the kept pixels, pasted onto other backgrounds: solid colours, and the other
-    images. With `aim="robust"` the score of a policy on an image is the AUC of the masked network's
-    confidence as a predictor of masks that are robust there (`convad_fx.metrics.agreement`). It
-    needs no search, and a policy under which fewer masks suffice does not score higher for that.
-    With `aim="object"` the score is the overlap (IoU) of the explanation with the object's true
-    mask; every policy explains every image, which takes much longer.
+    With `aim="robust"` the score of a policy on an image is the AUC of the masked network's
+    confidence as a predictor of robust random masks, whose kept pixels keep the class on solid
+    colours and on the other images (`convad_fx.metrics.agreement`). With `aim="object"` it is the
+    overlap (IoU) of the explanation with the object's true mask; every policy explains every image,
+    which takes much longer.
 
     The baseline is kept unless another policy's lead is significant, corrected for the choice among
-    all of them (`convad_fx.metrics.best_of`). That takes five images at least, and usually ten or
-    more.
-
-    The results do not depend on the order of the images: masks are drawn for each from its values
-    and the seed.
+    all of them (`convad_fx.metrics.best_of`): that takes five images at least, and usually ten. The
+    order of the images does not matter: masks depend on an image's values and the seed alone.
 
     Args:
         model: images (N, C, H, W) -> logits, in evaluation mode, as `convert` takes it.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -468,3 +470,15 @@ def test_the_goal_of_a_contrast_is_any_other_class() -> None:
     chosen = np.zeros((48, 64), bool)
     chosen[:10] = True
     assert np.array_equal(Changes(1).mask(chosen), ~chosen)
+
+
+# ---------------------------------------------------------------------------------------- the page
+def test_the_example_of_the_page_runs(capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    assert "sufficient, minimal in blocks of 4" in capsys.readouterr().out
+
+
+def test_every_option_is_on_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    assert not [name for name in Search.__dataclass_fields__ if f"`{name}`" not in page]
