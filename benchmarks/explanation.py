@@ -33,9 +33,11 @@ from benchmarks import measure
 from benchmarks.kit import Kit
 from benchmarks.search import Painting
 from convad_fx.explain.evaluator import Evaluator
+from convad_fx.explain.goals import Suffices
 from convad_fx.explain.masker import Masker
+from convad_fx.explain.ranking import pixel_ranks
 from convad_fx.explain.responsibility import responsibility
-from convad_fx.explain.sufficient import Suffices, order, shortest
+from convad_fx.explain.sufficient import shortest_prefix
 
 MODELS = ("mobilenet_v2",)
 GAMMA = 0.9
@@ -97,12 +99,12 @@ def explained(side: Side, photo: torch.Tensor, asked: argparse.Namespace) -> mea
     search = convad_fx.Search(partitions=asked.partitions, min_box=10, confidence=0.0)
     ranking = responsibility(evaluator, target, whole, search, [0])
     searched = evaluator.evaluations, time.perf_counter() - began
-    goal, rank = Suffices(target, GAMMA * whole), order(ranking)
+    goal, rank = Suffices(target, GAMMA * whole), pixel_ranks(ranking)
     if side.scanning:
         assert isinstance(side.batch, int)
         pixels = scan(evaluator, goal, rank, asked.step, side.batch)
     else:
-        pixels = int(shortest(evaluator, goal, rank).mask.sum())
+        pixels = int(shortest_prefix(evaluator, goal, rank).mask.sum())
     return {
         "seconds": time.perf_counter() - began,
         "masks": evaluator.evaluations,

@@ -77,7 +77,7 @@ from convad_fx.errors import ModelError, Unavailable
 from convad_fx.explain import Explanation, Search, explain, occlusion
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.paint import Normalisation
-from convad_fx.explain.sufficient import order
+from convad_fx.explain.ranking import pixel_ranks
 from convad_fx.images import Preprocess
 from convad_fx.metrics import agreement, localisation, robustness
 
@@ -370,7 +370,7 @@ class Robustness(Study):
             row |= explained(why)
             row["rho"] = self.planting.rho(network, plain, x, others, why.mask, why.target)
             row["robust"] = {kind: rho >= ROBUST for kind, rho in row["rho"].items()}
-            ranks = order(why.responsibility)
+            ranks = pixel_ranks(why.responsibility)
             row["at_size"] = {
                 f"{share:g}": self.planting.on_photos(
                     plain, x, others, ranks < share * ranks.size, why.target

@@ -202,7 +202,7 @@ def test_a_target_by_number_or_name(tmp_path, photos, target):
     [
         (("--target", "lady bird"), "no class is called 'lady bird'; did you mean ladybird?"),
         (("--target", "99"), "target 99 is no class of this network"),
-        (("--target", "fish"), "does not answer fish"),
+        (("--target", "fish"), "not fish ("),
         (("--gamma", "1.5"), "gamma must lie in (0, 1]"),
         (("--tau", "1"), "tau must lie in [0, 1)"),
         (("--pool", "max"), "pool must be one of dilute, renormalize"),
@@ -361,7 +361,7 @@ def test_a_search_in_half_precision(tmp_path, photos):
     ("options", "message"),
     [
         (("--precision", "half"), "precision must be one of bfloat16, float16, not 'half'"),
-        (("--budget", 10), "a budget of 10 does not pay for finding the set"),
+        (("--budget", 10), "a budget of 10 is too small"),
         (("--order", "nearest"), "order must be one of responsibility, spatial, not 'nearest'"),
         (("--stable", 2), "stable must lie in (0, 1], not 2.0"),
     ],

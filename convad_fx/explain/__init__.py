@@ -1,4 +1,4 @@
-"""From a masked network to an explanation: which pixels suffice for its answer?
+"""Which pixels suffice for a network's answer?
 
 >>> import torch
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).eval()
@@ -6,13 +6,14 @@
 >>> why.sufficient
 True
 
-Everything here takes any callable `(x, mask) -> logits` (a `Masker`): a network that switches
-regions off, and one that is shown paint, are explained by the same code.
+All functions take any callable `(x, mask) -> logits` (a `Masker`): a network that switches regions
+off and one whose input is painted over are explained by the same code.
 """
 
+from convad_fx.explain.encoding import DamagedExplanation
 from convad_fx.explain.evaluator import Evaluator, Scores
 from convad_fx.explain.explainer import explain, explain_disjoint
-from convad_fx.explain.explanation import Contrast, DamagedExplanation, Explanation
+from convad_fx.explain.explanation import Contrast, Explanation
 from convad_fx.explain.masker import PAINTS, Masker, Occlusion, occlusion
 from convad_fx.explain.options import Search
 

@@ -1,12 +1,11 @@
-"""Many masks on one image, in bounded batches: all questions to the network go through here."""
+"""`Evaluator`: the logits of many masks on one image, in bounded batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from convad_fx.engine import PrecisionCheck
 from convad_fx.engine.chunk import MASKS_PER_CHUNK
+from convad_fx.engine.mask_hash import mask_hashes
 from convad_fx.engine.precision import check_precision
 from convad_fx.errors import ImageError, ModelError, PolicyError
 from convad_fx.explain.options import check_class, check_count
@@ -28,33 +28,33 @@ Mask: TypeAlias = NDArray[np.bool_]  # (H, W), True = kept
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """What the network says of K masks.
+    """The network's answers to K masks.
 
     Args:
-        top: the class it gives, (K,) integers.
+        top: the predicted class, (K,) integers.
         confidence: softmax of one target class, (K,), in [0, 1].
     """
 
     top: NDArray[np.int64]
     confidence: NDArray[np.float64]
 
-    def passing(self, target: int, at_least: float) -> NDArray[np.bool_]:
-        """Whether `target` is the class given, with a confidence of `at_least`; (K,)."""
-        passing: NDArray[np.bool_] = (self.top == target) & (self.confidence >= at_least)
+    def passing(self, target: int, min_confidence: float) -> NDArray[np.bool_]:
+        """(K,): whether `target` is predicted with at least `min_confidence`."""
+        passing: NDArray[np.bool_] = (self.top == target) & (self.confidence >= min_confidence)
         return passing
 
 
 def check_batch_size(batch_size: int | str) -> None:
-    """Refuses what is neither "auto" nor a positive whole number."""
+    """Raise unless the value is "auto" or a positive whole number."""
     if batch_size != "auto":
-        check_count("batch_size", batch_size, least=1, hint="'auto' is usual")
+        check_count("batch_size", batch_size, minimum=1, hint="'auto' is usual")
 
 
-def at_once(batch_size: int | str, image: Tensor) -> int:
-    """How many images go through a plain network at once, where nothing was asked for.
+def images_per_call(batch_size: int | str, image: Tensor) -> int:
+    """Images per call of a plain network: `batch_size`, or for "auto" 16 on a CPU, 64 elsewhere.
 
-    16 on a CPU: tensors of larger batches leave its caches, and glibc maps and unmaps their memory
-    at every call, which makes 64 images cost up to twice as much each. 64 elsewhere.
+    On a CPU, tensors of larger batches exceed the caches, and glibc maps and unmaps their memory
+    at every call, which makes 64 images cost up to twice as much each.
     """
     if isinstance(batch_size, int):
         return batch_size
@@ -62,7 +62,7 @@ def at_once(batch_size: int | str, image: Tensor) -> int:
 
 
 class Evaluator:
-    """Asks a masker about one image, and counts.
+    """Evaluates masks on one image, and counts them.
 
     >>> def brightness(x, mask):
     ...     kept = torch.where(mask, x, 0).mean((1, 2, 3))
@@ -71,31 +71,30 @@ class Evaluator:
     >>> nothing, everything = np.zeros((8, 8), bool), np.ones((8, 8), bool)
     >>> evaluator.scores([everything, nothing, everything], target=1).confidence.round(2).tolist()
     [0.88, 0.5, 0.88]
-    >>> evaluator.evaluations                                  # identical masks are asked once
+    >>> evaluator.evaluations                    # identical masks of a call are evaluated once
     2
 
-    Masks are drawn from their iterable a few hundred at a time, so that there may be more of them
-    than fit in memory; what is kept of each is its logits. A masked network answers by its
-    `evaluate`, on boxes where it can.
+    Only a few hundred masks are held at a time, so an iterable may yield more than fit in memory.
+    A masked network is run by its `evaluate`, on boxes where it can.
 
     Args:
         masker: `(x, mask) -> logits`.
         image: (C, H, W) or (1, C, H, W), floating point; masks are moved to its device.
-        batch_size: masks that go through the network at once, or "auto": what the masked network
-            finds fastest; for other maskers see `at_once`.
-        bar: a tqdm-like object, told of every evaluation by `bar.update(n)`.
-        precision: "bfloat16" or "float16": the masked network's arithmetic, but where it is asked
-            plainly or exactly; None is its own.
+        batch_size: masks per call of the network; "auto": the fastest size of a masked network,
+            else `images_per_call`.
+        on_evaluated: called with the number of masks after every batch.
+        precision: "bfloat16" or "float16": the arithmetic of a masked network, except in `direct`
+            and `full_precision` calls; None is its own.
 
     Attributes:
-        evaluations: masks asked about so far.
-        deviation: with a precision, how far logits were from float32's, where compared: on
+        evaluations: masks evaluated so far.
+        deviation: with a precision, the largest difference of logits from float32, compared on
             two masks of each size of box; else None.
 
     Raises:
         ImageError: the image is not one floating-point image.
-        PolicyError: batch_size is neither "auto" nor a positive whole number; no such precision,
-            or one for a masker that is no masked network.
+        PolicyError: batch_size or precision has no allowed value, or a precision is given for a
+            masker that is not a masked network.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Evaluator:
         image: Tensor,
         *,
         batch_size: int | str = "auto",
-        bar: Any = None,
+        on_evaluated: Callable[[int], object] | None = None,
         precision: str | None = None,
     ) -> None:
         check_batch_size(batch_size)
@@ -120,7 +119,7 @@ class Evaluator:
         self.evaluations = 0
         self.deviation: float | None = None
         self._precision_check = PrecisionCheck()
-        self._masker, self._bar = masker, bar
+        self._masker, self._on_evaluated = masker, on_evaluated
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -128,20 +127,26 @@ class Evaluator:
         return int(self.image.shape[2]), int(self.image.shape[3])
 
     def scores(
-        self, masks: Iterable[Mask], target: int, *, plainly: bool = False, exact: bool = False
+        self,
+        masks: Iterable[Mask],
+        target: int,
+        *,
+        direct: bool = False,
+        full_precision: bool = False,
     ) -> Scores:
-        """What the network says of each mask (H, W), in order.
+        """The network's answers to K masks (H, W), in order.
 
         Args:
-            exact: in the network's own precision, whatever the search's.
-            plainly: by plain calls on whole images, nothing compiled, in the network's own
-                precision, as anybody would check it.
+            masks: (H, W) each, bool, True = kept.
+            target: the class whose confidence is wanted.
+            direct: call the masker itself, on whole images, uncompiled, in its own precision.
+            full_precision: use the network's own precision instead of `precision`.
 
         Raises:
             ModelError: the masker's answer is not one row of two or more finite logits per mask.
             PolicyError: the network has no such class.
         """
-        logits = self.logits(masks, plainly=plainly, exact=exact)
+        logits = self.logits(masks, direct=direct, full_precision=full_precision)
         if not len(logits):
             return Scores(np.zeros(0, np.int64), np.zeros(0, np.float64))
         check_class(target, logits.shape[1])
@@ -149,85 +154,110 @@ class Evaluator:
         return Scores(logits.argmax(1).numpy(), confidence.numpy())
 
     def logits(
-        self, masks: Iterable[Mask], *, plainly: bool = False, exact: bool = False
+        self, masks: Iterable[Mask], *, direct: bool = False, full_precision: bool = False
     ) -> Tensor:
         """Logits (K, classes) of K masks (H, W), in order; float64, on the CPU."""
-        seen: dict[bytes, int] = {}
-        rows: list[int] = []
-        found: list[Tensor] = []
-        fresh = self._fresh(masks, seen, rows)
-        by_engine = isinstance(self._masker, MaskedModule) and not plainly
-        some = MASKS_PER_CHUNK if by_engine else at_once(self.batch_size, self.image)
-        while batch := list(islice(fresh, some)):
-            precision = None if exact or plainly else self.precision
-            found.append(self._ask(np.stack(batch), precision, by_engine=by_engine))
-        if not found:
+        by_engine = isinstance(self._masker, MaskedModule) and not direct
+        precision = None if full_precision or direct else self.precision
+        batches = _DistinctMasks(
+            masks, MASKS_PER_CHUNK if by_engine else images_per_call(self.batch_size, self.image)
+        )
+        logits = [self._evaluate(batch, precision, by_engine=by_engine) for batch in batches]
+        if not logits:
             return torch.zeros(0, 0, dtype=torch.float64)
-        return torch.cat(found)[rows]
+        return torch.cat(logits)[batches.rows]
 
-    def _fresh(
-        self, masks: Iterable[Mask], seen: dict[bytes, int], rows: list[int]
-    ) -> Iterator[Mask]:
-        """The masks not met before; `rows` gets, for every mask, the number of its like."""
-        for mask in masks:
-            key = blake2b(np.packbits(mask).tobytes(), digest_size=16).digest()
-            new = key not in seen
-            rows.append(seen.setdefault(key, len(seen)))
-            if new:
-                yield mask
-
-    def _ask(self, masks: NDArray[np.bool_], precision: str | None, *, by_engine: bool) -> Tensor:
+    def _evaluate(
+        self, masks: NDArray[np.bool_], precision: str | None, *, by_engine: bool
+    ) -> Tensor:
+        """Logits (K, classes) of masks (K, H, W)."""
         mask = torch.from_numpy(masks)[:, None].to(self.image.device)
         with torch.inference_mode():
             if by_engine:
                 assert isinstance(self._masker, MaskedModule)
-                found = self._masker.evaluate(
+                evaluation = self._masker.evaluate(
                     self.image,
                     mask,
                     batch_size=self.batch_size,
                     precision=precision,
                     precision_check=self._precision_check,
                 )
-                answer: Any = found.logits
-                if found.deviation is not None:
-                    self.deviation = max(self.deviation or 0.0, found.deviation)
+                answer: object = evaluation.logits
+                if evaluation.deviation is not None:
+                    self.deviation = max(self.deviation or 0.0, evaluation.deviation)
             else:
-                masker: Any = self._masker
-                if isinstance(masker, MaskedModule):
-                    masker = masker.forward
-                answer = masker(self.image, mask)
-        if not isinstance(answer, Tensor):
-            raise ModelError(
-                f"the masker returned {type(answer).__name__}, not a tensor of logits",
-                hint="wrap it so that it returns logits (N, classes) alone",
-            )
-        if answer.ndim != 2 or len(answer) != len(masks) or answer.shape[1] < 2:
-            raise ModelError(
-                f"the masker answered {len(masks)} masks with shape {tuple(answer.shape)}, "
-                "not (N, classes) with two classes or more",
-                hint="wrap it so that it returns one row of logits per mask "
-                "(for one yes-or-no logit z: the two columns 0 and z)",
-            )
+                masker = self._masker
+                # `forward`, since a compiled module's `__call__` is compiled.
+                call = masker.forward if isinstance(masker, MaskedModule) else masker
+                answer = call(self.image, mask)
         # Softmax in double precision on the CPU: the same on every device.
-        logits: Tensor = answer.double().cpu()
-        finite = logits.isfinite().all(1)
-        if not finite.all():
+        logits = _checked(answer, len(masks)).double().cpu()
+        if not (finite := logits.isfinite().all(1)).all():
             kept = masks[int(finite.logical_not().nonzero()[0])].mean()
-            if precision is not None:
-                raise PolicyError(
-                    f"the logits are not finite in {precision} with {kept:.0%} of the image kept",
-                    hint="leave precision out"
-                    + (", or pass 'bfloat16', which reaches further" * (precision == "float16")),
-                )
-            raise ModelError(
-                f"the logits are not finite with {kept:.0%} of the image kept",
-                hint="look for NaN or infinity in the image and in the weights, or for overflow "
-                "in a low-precision dtype",
-            )
+            raise _not_finite(float(kept), precision)
         self.evaluations += len(masks)
-        if self._bar is not None:
-            self._bar.update(len(masks))
+        if self._on_evaluated is not None:
+            self._on_evaluated(len(masks))
         return logits
+
+
+class _DistinctMasks:
+    """Batches (size, H, W) of masks without duplicates; only the last one may be smaller.
+
+    Attributes:
+        rows: for every mask drawn, its row among the distinct ones.
+    """
+
+    def __init__(self, masks: Iterable[Mask], size: int) -> None:
+        self._masks, self._size = iter(masks), size
+        self.rows: list[int] = []
+
+    def __iter__(self) -> Iterator[NDArray[np.bool_]]:
+        row_by_hash: dict[tuple[int, int], int] = {}
+        batch: list[Mask] = []
+        while drawn := list(islice(self._masks, self._size - len(batch))):
+            hashes = mask_hashes(torch.from_numpy(np.stack(drawn)))
+            for mask, mask_hash in zip(drawn, hashes, strict=True):
+                if mask_hash not in row_by_hash:
+                    row_by_hash[mask_hash] = len(row_by_hash)
+                    batch.append(mask)
+                self.rows.append(row_by_hash[mask_hash])
+            if len(batch) == self._size:
+                yield np.stack(batch)
+                batch = []
+        if batch:
+            yield np.stack(batch)
+
+
+def _checked(answer: object, count: int) -> Tensor:
+    """The masker's answer, if it is logits (count, classes)."""
+    if not isinstance(answer, Tensor):
+        raise ModelError(
+            f"the masker returned {type(answer).__name__}, not a tensor of logits",
+            hint="wrap it so that it returns logits (N, classes) alone",
+        )
+    if answer.ndim != 2 or len(answer) != count or answer.shape[1] < 2:
+        raise ModelError(
+            f"the masker answered {count} masks with shape {tuple(answer.shape)}, "
+            "not (N, classes) with two classes or more",
+            hint="wrap it so that it returns one row of logits per mask "
+            "(for one yes-or-no logit z: the two columns 0 and z)",
+        )
+    return answer
+
+
+def _not_finite(kept: float, precision: str | None) -> ModelError | PolicyError:
+    if precision is None:
+        return ModelError(
+            f"the logits are not finite with {kept:.0%} of the image kept",
+            hint="look for NaN or infinity in the image and in the weights, or for overflow "
+            "in a low-precision dtype",
+        )
+    wider = ", or pass 'bfloat16', whose range is larger" if precision == "float16" else ""
+    return PolicyError(
+        f"the logits are not finite in {precision} with {kept:.0%} of the image kept",
+        hint=f"leave precision out{wider}",
+    )
 
 
 def as_batch(image: Tensor) -> Tensor:
@@ -237,13 +267,12 @@ def as_batch(image: Tensor) -> Tensor:
     torch.Size([1, 3, 8, 8])
 
     Raises:
-        ImageError: anything else, saying what came.
+        ImageError: anything else.
     """
+    hint = "preprocess it as for the network: scaled, normalised, (C, H, W) or (1, C, H, W)"
     if not isinstance(image, Tensor):
-        raise ImageError(
-            f"the image must be a tensor, not {type(image).__name__}",
-            hint="preprocess it as for the network: float, (C, H, W) or (1, C, H, W)",
-        )
+        raise ImageError(f"the image must be a tensor, not {type(image).__name__}", hint=hint)
+    shape = tuple(image.shape)
     if image.ndim == 4 and len(image) != 1:
         raise ImageError(
             f"one image is explained at a time, not a batch of {len(image)}",
@@ -251,14 +280,10 @@ def as_batch(image: Tensor) -> Tensor:
         )
     if image.ndim not in (3, 4):
         raise ImageError(
-            f"the image must have shape (C, H, W) or (1, C, H, W), not {tuple(image.shape)}",
-            hint="preprocess it as for the network",
+            f"the image must have shape (C, H, W) or (1, C, H, W), not {shape}", hint=hint
         )
     if not image.is_floating_point():
-        raise ImageError(
-            f"the image must be floating point, not {image.dtype}",
-            hint="preprocess it as for the network: scale and normalise",
-        )
+        raise ImageError(f"the image must be floating point, not {image.dtype}", hint=hint)
     if not image.numel():
-        raise ImageError(f"the image is empty: {tuple(image.shape)}", hint="pass H, W >= 1")
+        raise ImageError(f"the image is empty: {shape}", hint="pass H, W >= 1")
     return image.detach().reshape(1, *image.shape[-3:])

@@ -1,10 +1,10 @@
-"""`explain`: why does the network say so?"""
+"""`explain` and `explain_disjoint`: sets of pixels that suffice for the network's answer."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,24 +14,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from convad_fx.errors import PolicyError
-from convad_fx.explain.evaluator import Evaluator, Mask, as_batch
+from convad_fx.explain.budget import ExplanationBudget
+from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.explanation import Contrast, Explanation
+from convad_fx.explain.goals import Changes, Suffices
 from convad_fx.explain.masker import Masker, policy_of
-from convad_fx.explain.options import STRICT, Search, check_class, check_count, check_share
-from convad_fx.explain.responsibility import responsibility
-from convad_fx.explain.sufficient import (
-    SPATIAL_QUESTIONS,
-    Changes,
-    Goal,
-    Shrunk,
-    Suffices,
-    most_questions,
-    order,
-    recheck,
-    shortest,
-    shrink,
-    spatial_order,
+from convad_fx.explain.minimal import shrink
+from convad_fx.explain.options import (
+    MAX_DEFAULT_CONFIDENCE,
+    Search,
+    check_class,
+    check_count,
+    check_share,
 )
+from convad_fx.explain.ranking import pixel_ranks, spatial_ranks
+from convad_fx.explain.responsibility import responsibility
+from convad_fx.explain.sufficient import recheck, shortest_prefix
 from convad_fx.versions import versions
 
 _DEFAULT = Search()
@@ -53,9 +51,9 @@ def explain(
 ) -> Explanation:
     """Find a small set of pixels that suffices for the network's answer.
 
-    >>> def corner(x, mask):                                # sees the top left 8 x 8 pixels only
-    ...     seen = torch.where(mask, x, 0)[:, 0, :8, :8].mean((1, 2))
-    ...     return torch.stack([0 * seen, 8 * seen - 4], 1)
+    >>> def corner(x, mask):                       # depends on the top left 8 x 8 pixels only
+    ...     kept = torch.where(mask, x, 0)[:, 0, :8, :8].mean((1, 2))
+    ...     return torch.stack([0 * kept, 8 * kept - 4], 1)
     >>> why = explain(corner, torch.ones(1, 32, 32), labels=["other", "corner"])
     >>> why.target_name, why.sufficient, why.size < 0.15
     ('corner', True, True)
@@ -64,36 +62,28 @@ def explain(
 
     Kept alone, the pixels of `Explanation.mask` give the class `target` with at least `gamma`
     times its confidence (softmax) on the whole image. They are found as in the paper's experiments
-    (arXiv 2510.01038): ReX's causal responsibility search ranks the pixels (see `responsibility`),
-    the most responsible are kept until they suffice (see `shortest`), the set is made minimal if
-    `search.minimal` says so (see `shrink`), and it is then asked
-    about once more, alone, at batch size 1. It is small, not the smallest, and there are others:
-    `explain_disjoint` finds some.
+    (arXiv 2510.01038): ReX's causal responsibility search ranks the pixels (`responsibility`), the
+    most responsible are kept until they suffice (`shortest_prefix`), the set is shrunk if
+    `search.minimal` requests it (`shrink`), and evaluated again, alone, at batch size 1. It is
+    small, not the smallest, and not the only one (`explain_disjoint`). If the empty mask already
+    suffices, it is the result, without a search; if no smaller set is found, the whole image is.
 
-    If nothing needs to be kept (the empty mask already suffices), that is the answer, and no
-    search is made: its responsibilities would say nothing. If no smaller set is found, the answer
-    is the whole image.
-
-    The random stream depends on `seed` and the image's values alone. Results do not depend on
-    `batch_size`, but for rounding: kernels differ by batch size, and a mask that is sufficient by
-    the last bit in one may not be in another.
+    The random stream depends on `seed` and the image's values alone. Results depend on
+    `batch_size` by rounding only.
 
     Args:
         masker: `(x, mask) -> logits`, e.g. a `MaskedModule`, or `occlusion(model)`.
         image: as the network reads it: float, (C, H, W) or (1, C, H, W), on the network's device.
-        target: the class to explain; the network's answer if None. It must be that answer: what the
-            whole image does not give, no part is sufficient for in this sense.
-        gamma: the share of the confidence to be kept, in (0, 1].
-        progress: show a bar, on stderr.
+        target: the class to explain, which must be the network's answer; None: that answer.
+        gamma: the share of the confidence to keep, in (0, 1].
+        progress: show a progress bar on stderr.
         seed: a non-negative integer.
-        search: how much to ask, and how.
-        contrastive: find, too, what must be hidden for the class to change
-            (`Explanation.contrast`): the most responsible pixels, as many as it takes.
-        batch_size: masks that go through the network at once; "auto": as is fastest.
-        precision: "bfloat16" or "float16": the search's arithmetic, on a masked float32 network.
-            What is claimed is in float32 all the same: a set is asked about again, and made larger
-            until it suffices there, and shrinking asks in float32 alone. `Explanation.deviation`
-            says how far logits were off.
+        search: the options of the search.
+        contrastive: also find what must be hidden for the class to change
+            (`Explanation.contrast`): the most responsible pixels, as many as necessary.
+        batch_size: masks per call of the network; "auto": the fastest size.
+        precision: "bfloat16" or "float16": arithmetic of the search, for a masked float32 network.
+            A set found is enlarged until it suffices in float32, and shrunk in float32.
         labels: class names, one for every class, or a mapping from class numbers.
 
     Raises:
@@ -102,9 +92,20 @@ def explain(
         PolicyError: target, gamma, seed, batch_size, precision, labels or the budget are out of
             range.
     """
-    with tqdm(total=None, unit="mask", desc="explain", disable=not progress, leave=False) as bar:
-        case = _case(masker, image, target, gamma, seed, search, batch_size, precision, labels, bar)
-        return _explained(case, 0, None, contrastive)
+    return explain_disjoint(
+        masker,
+        image,
+        1,
+        target,
+        gamma,
+        progress=progress,
+        seed=seed,
+        search=search,
+        contrastive=contrastive,
+        batch_size=batch_size,
+        precision=precision,
+        labels=labels,
+    )[0]
 
 
 def explain_disjoint(
@@ -124,17 +125,17 @@ def explain_disjoint(
 ) -> tuple[Explanation, ...]:
     """Up to `count` explanations that share no pixel: different reasons for the same answer.
 
-    >>> def corners(x, mask):                               # either of two corners will do
-    ...     seen = mask[:, 0].float()
-    ...     best = torch.maximum(seen[:, :8, :8].mean((1, 2)), seen[:, -8:, -8:].mean((1, 2)))
+    >>> def corners(x, mask):                              # either of two corners suffices
+    ...     kept = mask[:, 0].float()
+    ...     best = torch.maximum(kept[:, :8, :8].mean((1, 2)), kept[:, -8:, -8:].mean((1, 2)))
     ...     return torch.stack([0 * best, 8 * best - 4], 1)
     >>> reasons = explain_disjoint(corners, torch.ones(1, 32, 32), count=5)
     >>> len(reasons), bool((reasons[0].mask & reasons[1].mask).any())
     (2, False)
 
-    The first is what `explain` finds. For each further one, the pixels of those before it are
-    hidden for good, and the search is made anew with what is left. It ends when what is left does
-    not suffice, so there may be fewer than `count`; the whole image is never divided up by force.
+    The first is the result of `explain`. For each further one, the pixels of those before it stay
+    hidden, and the search starts again on the rest. It ends when the rest does not suffice, so
+    there may be fewer than `count`.
 
     Args:
         masker, image, target, gamma, progress, seed, batch_size, precision, labels: as in
@@ -149,208 +150,144 @@ def explain_disjoint(
     Raises:
         As `explain`; PolicyError also if count is not a positive whole number.
     """
-    check_count("count", count, least=1, hint="3 is usual")
-    found: list[Explanation] = []
+    check_count("count", count, minimum=1, hint="3 is usual")
+    hint = "the share of the confidence to keep; 0.9 is usual"
+    check_share("gamma", gamma, allow_zero=False, hint=hint)
+    check_count("seed", seed, minimum=0, hint="pass 0")
     with tqdm(total=None, unit="mask", desc="explain", disable=not progress, leave=False) as bar:
-        case = _case(masker, image, target, gamma, seed, search, batch_size, precision, labels, bar)
-        within: Mask | None = None
-        while len(found) < count:
-            found.append(_explained(case, len(found), within, contrastive and not found))
-            taken = found[-1].mask
-            within = ~taken if within is None else within & ~taken
-            if not taken.any() or not within.any():
-                break
-            left = case.evaluator.scores([within], case.target, exact=True)
-            if not left.passing(case.target, case.at_least)[0]:
-                break
-    return tuple(found)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Case:
-    """One image, and what is to be explained about it."""
-
-    evaluator: Evaluator
-    target: int
-    gamma: float
-    confidence_whole: float
-    seed: int
-    search: Search
-    digest: str
-    labels: Sequence[str] | Mapping[int, str] | None
-    classes: int
-    policy: dict[str, Any]
-
-    @property
-    def at_least(self) -> float:
-        return self.gamma * self.confidence_whole
-
-    @property
-    def asked(self) -> Search:
-        """The search with nothing left open."""
-        if self.search.confidence is not None:
-            return self.search
-        return replace(self.search, confidence=min(self.gamma, STRICT))
-
-    def name(self, number: int) -> str | None:
-        return _name(number, self.labels, self.classes)
-
-
-def _case(
-    masker: Masker,
-    image: Tensor,
-    target: int | None,
-    gamma: float,
-    seed: int,
-    search: Search,
-    batch_size: int | str,
-    precision: str | None,
-    labels: Sequence[str] | Mapping[int, str] | None,
-    bar: Any,
-) -> _Case:
-    check_share(
-        "gamma", gamma, zero=False, hint="the share of the confidence to keep; 0.9 is usual"
-    )
-    check_count("seed", seed, least=0, hint="pass 0")
-    batch = as_batch(image)
-    digest = image_digest(batch)
-    evaluator = Evaluator(masker, batch, batch_size=batch_size, bar=bar, precision=precision)
-    logits = evaluator.logits([np.ones(evaluator.shape, bool)], exact=True)
-    target = _target(logits, target, labels)
-    _name(target, labels, logits.shape[1])  # labels that do not fit: before the search
-    return _Case(
-        evaluator=evaluator,
-        target=target,
-        gamma=float(gamma),
-        confidence_whole=float(torch.softmax(logits, 1)[0, target]),
-        seed=seed,
-        search=search,
-        digest=digest,
-        labels=labels,
-        classes=logits.shape[1],
-        policy=policy_of(masker),
-    )
-
-
-def _explained(case: _Case, number: int, within: Mask | None, contrastive: bool) -> Explanation:
-    """The explanation among the pixels `within`, which are known to suffice."""
-    evaluator, search, shape = case.evaluator, case.search, case.evaluator.shape
-    # The first question, about the whole image, is the first explanation's.
-    start = evaluator.evaluations - (number == 0)
-    left = _Budget(case, start, contrastive)
-    goal = Suffices(case.target, case.at_least)
-    nothing = evaluator.scores([np.zeros(shape, bool)], case.target, exact=True)
-    ranking = np.zeros(shape, np.float32)
-    if not goal.reached(nothing)[0]:
-        entropy = [case.seed, int(case.digest, 16), *([number] if number else [])]
-        ranking = responsibility(
-            evaluator,
-            case.target,
-            case.confidence_whole,
-            case.asked,
-            entropy,
-            within=within,
-            limit=left.for_search(),
+        evaluator = Evaluator(
+            masker, image, batch_size=batch_size, on_evaluated=bar.update, precision=precision
         )
-    rank = order(ranking, within)
-    ranks = spatial_order(evaluator, goal, rank, within) if search.order == "spatial" else rank
-    found = shortest(evaluator, goal, ranks, None if within is None else int(within.sum()))
-    shrunk = Shrunk(found, False)
-    if search.minimal and found.passed and found.mask.any():
-        shrunk = shrink(evaluator, goal, found, ranks, search.minimal, limit=left.for_shrinking())
-    contrast = None
-    if contrastive:
-        changed = bool(nothing.top[0] != case.target)
-        contrast = _contrast(case, goal, rank, int(nothing.top[0]), changed, left)
-    return Explanation(
-        mask=shrunk.found.mask,
-        responsibility=ranking,
-        target=case.target,
-        target_name=case.name(case.target),
-        gamma=case.gamma,
-        confidence_whole=case.confidence_whole,
-        confidence_kept=shrunk.found.confidence,
-        confidence_recheck=shrunk.found.recheck,
-        sufficient=shrunk.found.passed,
-        evaluations=evaluator.evaluations - start,
-        policy=case.policy,
-        seed=case.seed,
-        search=search,
-        image_digest=case.digest,
-        versions=versions(),
-        number=number,
-        minimal=shrunk.minimal,
-        contrast=contrast,
-        precision=evaluator.precision,
-        deviation=evaluator.deviation,
-    )
+        problem = _Problem(evaluator, target, gamma, seed, search, labels, policy_of(masker))
+        explanations = [problem.explanation(0, None, contrastive=contrastive)]
+        allowed = ~explanations[0].mask
+        while (
+            len(explanations) < count
+            and explanations[-1].mask.any()
+            and allowed.any()
+            and problem.suffices(allowed)
+        ):
+            explanations.append(problem.explanation(len(explanations), allowed))
+            allowed &= ~explanations[-1].mask
+    return tuple(explanations)
 
 
-def _contrast(
-    case: _Case, kept: Goal, rank: NDArray[np.int64], empty: int, changes: bool, left: _Budget
-) -> Contrast:
-    """The shortest prefix whose absence changes the class; `empty` is the class of nothing."""
-    evaluator, shape = case.evaluator, case.evaluator.shape
-    if not changes:
-        nothing = np.zeros(shape, bool)
-        return Contrast(nothing, False, empty, case.name(empty), case.confidence_whole, False)
-    goal = Changes(case.target)
-    shrunk = Shrunk(shortest(evaluator, goal, rank), False)
-    if case.search.minimal and shrunk.found.passed:
-        limit = left.for_contrast()
-        shrunk = shrink(evaluator, goal, shrunk.found, rank, case.search.minimal, limit=limit)
-    found = shrunk.found
-    suffices = recheck(evaluator, kept, found.mask, found.confidence).passed
-    return Contrast(
-        mask=found.mask,
-        changes=found.passed,
-        becomes=found.top,
-        becomes_name=case.name(found.top),
-        confidence=found.recheck,
-        suffices=suffices,
-        minimal=shrunk.minimal,
-    )
+class _Problem:
+    """One image, the class to explain about it, and the options of the search."""
 
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        target: int | None,
+        gamma: float,
+        seed: int,
+        search: Search,
+        labels: Sequence[str] | Mapping[int, str] | None,
+        policy: dict[str, Any],
+    ) -> None:
+        logits = evaluator.logits([np.ones(evaluator.shape, bool)], full_precision=True)
+        self.evaluator, self.gamma, self.seed, self.search = evaluator, float(gamma), seed, search
+        self.labels, self.classes, self.policy = labels, logits.shape[1], policy
+        target = _explained_class(logits, target, labels)
+        self._name(target)  # refuses unsuitable labels before the search
+        self.confidence_whole = float(torch.softmax(logits, 1)[0, target])
+        self.goal = Suffices(target, self.gamma * self.confidence_whole)
+        self.digest = image_digest(evaluator.image)
 
-class _Budget:
-    """How many questions each step may ask, so that all together keep to `Search.budget`."""
+    def suffices(self, pixels: Mask) -> bool:
+        """Whether these pixels suffice, in the network's own precision."""
+        return bool(self.goal.evaluate(self.evaluator, [pixels], full_precision=True)[0][0])
 
-    def __init__(self, case: _Case, start: int, contrastive: bool) -> None:
-        self._evaluator, self._start, self._budget = case.evaluator, start, case.search.budget
-        self._minimal = case.search.minimal > 0
-        pixels = case.evaluator.shape[0] * case.evaluator.shape[1]
-        self._prefix = most_questions(pixels)
-        self._contrast = self._prefix + 1 if contrastive else 0
-        discs = SPATIAL_QUESTIONS if case.search.order == "spatial" else 0
-        # The whole image, and nothing.
-        least = 2 + discs + self._prefix + self._contrast
-        if self._budget is not None and self._budget < least:
-            raise PolicyError(
-                f"a budget of {self._budget} does not pay for finding the set once pixels are "
-                f"ranked: {least} masks at most for {case.evaluator.shape[0]} x "
-                f"{case.evaluator.shape[1]} pixels",
-                hint=f"pass a budget of {least} and what the search is to cost, 2000 for example",
-            )
-        self._extraction = discs + self._prefix
+    def explanation(
+        self, number: int, allowed: Mask | None, *, contrastive: bool = False
+    ) -> Explanation:
+        """The explanation among the pixels `allowed`, which are known to suffice."""
+        evaluator, search, goal = self.evaluator, self.search, self.goal
+        # The first evaluation, of the whole image, counts for the first explanation.
+        start = evaluator.evaluations - (number == 0)
+        spent = evaluator.evaluations - start
+        budget = ExplanationBudget(evaluator, search, spent, contrastive=contrastive)
+        nothing = np.zeros(evaluator.shape, bool)
+        empty = evaluator.scores([nothing], goal.target, full_precision=True)
+        values = np.zeros(evaluator.shape, np.float32)
+        if not goal.reached(empty)[0]:
+            values = self._responsibility(number, allowed, budget.for_search())
+        ranks = pixel_ranks(values, allowed)
+        set_ranks = ranks
+        if search.order == "spatial":
+            set_ranks = spatial_ranks(evaluator, goal, ranks, allowed)
+        max_length = None if allowed is None else int(allowed.sum())
+        pixels = shortest_prefix(evaluator, goal, set_ranks, max_length)
+        if search.minimal and pixels.passed and pixels.mask.any():
+            limit = budget.for_shrinking()
+            pixels = shrink(evaluator, goal, pixels, set_ranks, search.minimal, limit=limit)
+        contrast = self._contrast(ranks, int(empty.top[0]), budget) if contrastive else None
+        return Explanation(
+            mask=pixels.mask,
+            responsibility=values,
+            target=goal.target,
+            target_name=self._name(goal.target),
+            gamma=self.gamma,
+            confidence_whole=self.confidence_whole,
+            confidence_kept=pixels.confidence,
+            confidence_recheck=pixels.recheck,
+            sufficient=pixels.passed,
+            evaluations=evaluator.evaluations - start,
+            policy=self.policy,
+            seed=self.seed,
+            search=search,
+            image_digest=self.digest,
+            versions=versions(),
+            number=number,
+            minimal=pixels.minimal,
+            contrast=contrast,
+            precision=evaluator.precision,
+            deviation=evaluator.deviation,
+        )
 
-    def _left(self, reserved: int) -> int | None:
-        if self._budget is None:
-            return None
-        return self._budget - (self._evaluator.evaluations - self._start) - reserved
+    def _responsibility(
+        self, number: int, allowed: Mask | None, limit: int | None
+    ) -> NDArray[np.float32]:
+        search = self.search
+        if search.confidence is None:
+            search = replace(search, confidence=min(self.gamma, MAX_DEFAULT_CONFIDENCE))
+        entropy = [self.seed, int(self.digest, 16), *([number] if number else [])]
+        return responsibility(
+            self.evaluator,
+            self.goal.target,
+            self.confidence_whole,
+            search,
+            entropy,
+            allowed=allowed,
+            limit=limit,
+        )
 
-    def for_search(self) -> int | None:
-        """All but what extraction needs; a third less if the set is to be made minimal."""
-        left = self._left(self._extraction + self._contrast)
-        return left * 2 // 3 if left is not None and self._minimal else left
+    def _contrast(
+        self, ranks: NDArray[np.int64], empty_class: int, budget: ExplanationBudget
+    ) -> Contrast:
+        """The shortest prefix whose absence changes the class."""
+        evaluator = self.evaluator
+        goal = Changes(self.goal.target)
+        if empty_class == goal.target:
+            nothing = np.zeros(evaluator.shape, bool)
+            name = self._name(empty_class)
+            return Contrast(nothing, False, empty_class, name, self.confidence_whole, False)
+        pixels = shortest_prefix(evaluator, goal, ranks)
+        if self.search.minimal and pixels.passed:
+            limit = budget.for_contrast()
+            pixels = shrink(evaluator, goal, pixels, ranks, self.search.minimal, limit=limit)
+        return Contrast(
+            mask=pixels.mask,
+            changes=pixels.passed,
+            becomes=pixels.top,
+            becomes_name=self._name(pixels.top),
+            confidence=pixels.recheck,
+            suffices=recheck(evaluator, self.goal, pixels.mask, pixels.confidence).passed,
+            minimal=pixels.minimal,
+        )
 
-    def for_shrinking(self) -> int | None:
-        """What is left, but for the contrast; half of that if the contrast is shrunk, too."""
-        left = self._left(self._contrast)
-        return left // 2 if left is not None and self._contrast else left
-
-    def for_contrast(self) -> int | None:
-        """What is left, but for the last question."""
-        return self._left(1)
+    def _name(self, number: int) -> str | None:
+        return _class_name(number, self.labels, self.classes)
 
 
 def image_digest(image: Tensor) -> str:
@@ -360,42 +297,44 @@ def image_digest(image: Tensor) -> str:
     >>> image_digest(x) == image_digest(x.to(memory_format=torch.channels_last))
     True
     """
-    plain = image.detach().cpu().contiguous()
-    described = f"{plain.dtype} {tuple(plain.shape)} ".encode()
-    values = plain.flatten().view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(described + values).hexdigest()
+    values = image.detach().cpu().contiguous()
+    header = f"{values.dtype} {tuple(values.shape)} ".encode()
+    return hashlib.sha256(header + values.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def _target(
+def _explained_class(
     logits: Tensor, target: int | None, labels: Sequence[str] | Mapping[int, str] | None
 ) -> int:
+    """The network's answer, which `target` must be if given."""
     classes = logits.shape[1]
     top = int(logits[0].argmax())
     if target is None:
         return top
-    check_class(target, classes, or_none=True)
+    check_class(target, classes, allow_none=True)
     if target != top:
         share = torch.softmax(logits, 1)[0]
-        said = _name(top, labels, classes) or f"class {top}"
-        asked = _name(target, labels, classes) or f"class {target}"
+        predicted, requested = (
+            f"{_class_name(number, labels, classes) or f'class {number}'} ({share[number]:.3g})"
+            for number in (top, target)
+        )
         raise PolicyError(
-            f"the network does not answer {asked} ({share[target]:.3g}) to the whole image but "
-            f"{said} ({share[top]:.3g}), so there is no answer {asked} to explain",
+            f"the network predicts {predicted} for the whole image, not {requested}: only its "
+            "answer can be explained",
             hint=f"pass target={top} or None",
         )
     return int(target)
 
 
-def _name(
-    target: int, labels: Sequence[str] | Mapping[int, str] | None, classes: int
+def _class_name(
+    number: int, labels: Sequence[str] | Mapping[int, str] | None, classes: int
 ) -> str | None:
     if labels is None:
         return None
     if isinstance(labels, Mapping):
-        return labels.get(target)
+        return labels.get(number)
     if isinstance(labels, str) or len(labels) != classes:
         raise PolicyError(
             f"{len(labels)} labels do not name {classes} classes",
             hint="pass one name per class, in order, or a mapping {class: name}",
         )
-    return str(labels[target])
+    return str(labels[number])

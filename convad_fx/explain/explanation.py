@@ -1,8 +1,7 @@
-"""The answer, as a value: what was kept, what the network said of it, and how it was found."""
+"""The result of `explain` as a value: `Explanation`, its `Contrast`, and their JSON form."""
 
 from __future__ import annotations
 
-import base64
 import json
 import zlib
 from collections.abc import Mapping
@@ -12,34 +11,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convad_fx.errors import ConvadError
 from convad_fx.explain import display
+from convad_fx.explain.encoding import (
+    DamagedExplanation,
+    decode_map,
+    decode_mask,
+    encode_map,
+    encode_mask,
+)
 from convad_fx.explain.evaluator import Mask
 from convad_fx.explain.options import Search
 
+#: Version of the JSON form.
 FORMAT = 3
-
-
-class DamagedExplanation(ConvadError, ValueError):
-    """A text that is not an explanation, or not one that this version can read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contrast:
-    """What must be hidden for the class to change.
+    """Pixels that must be hidden for the class to change.
 
     Args:
         mask: (H, W) bool, True = must be hidden; all False where even hiding everything does not
             change the class.
-        changes: whether hiding these pixels, and no others, gave another class when asked alone, at
-            batch size 1.
-        becomes: the class given then.
+        changes: whether hiding exactly these pixels gave another class, evaluated at batch size 1.
+        becomes: that other class.
         becomes_name: its name, where names are known.
-        confidence: of the class that was explained, then.
-        suffices: whether these pixels, kept alone, also suffice for the class: then they are
-            necessary and sufficient, which is what ReX calls contrastive.
-        minimal: whether uncovering any one block of `Search.minimal` pixels' side was seen to bring
-            the class back.
+        confidence: of the explained class, with these pixels hidden.
+        suffices: whether these pixels, kept alone, also suffice (ReX: contrastive).
+        minimal: whether uncovering any one block was measured to restore the class.
     """
 
     mask: Mask
@@ -60,14 +59,14 @@ class Contrast:
 
     @property
     def title(self) -> str:
-        """The other class for people."""
-        return self.becomes_name if self.becomes_name is not None else f"class {self.becomes}"
+        """The other class: its name, or "class 7"."""
+        return _title(self.becomes, self.becomes_name)
 
     def __str__(self) -> str:
         if not self.changes:
             return "hiding pixels does not change the class"
-        too = "; they also suffice" if self.suffices else ""
-        return f"without {self.size:.1%} of the image it is {self.title}{too}"
+        also = "; they also suffice" if self.suffices else ""
+        return f"without {self.size:.1%} of the image it is {self.title}{also}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the mask."""
@@ -77,7 +76,7 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """A set of pixels that suffices for the network's answer, and how responsible each pixel is.
+    """A set of pixels that suffices for the network's answer, and each pixel's responsibility.
 
     >>> from convad_fx.explain import explain, occlusion
     >>> import torch
@@ -89,33 +88,28 @@ class Explanation:
     True
 
     Args:
-        mask: (H, W) bool, True = kept; a copy of its own.
-        responsibility: (H, W) float32, >= 0, larger = more responsible; all zero where the search
-            learnt nothing, or was not needed because nothing is; a copy of its own.
+        mask: (H, W) bool, True = kept; copied.
+        responsibility: (H, W) float32, >= 0, larger = more responsible; copied. All zero where no
+            combination of parts passed, or where the empty mask already suffices.
         target: the class explained.
         target_name: its name, where names are known.
         gamma: the share of the whole image's confidence that had to be kept.
         confidence_whole: softmax of the target on the whole image, in [0, 1].
-        confidence_kept: on the kept pixels, in the batch in which they were found.
-        confidence_recheck: on the kept pixels alone, at batch size 1, in a fresh call. It differs
-            from `confidence_kept` by rounding, of the lower precision if there is one.
-        sufficient: whether that last call gave the target with at least
-            `gamma * confidence_whole`.
-        evaluations: masks the network was asked about, all calls together.
+        confidence_kept: on the kept pixels, in the batch in which they were evaluated first.
+        confidence_recheck: on the kept pixels alone, at batch size 1, in the network's own
+            precision.
+        sufficient: whether that call gave the target with at least `gamma * confidence_whole`.
+        evaluations: masks evaluated, all calls together.
         policy: how pixels were hidden: the masker's policy by field, empty if it has none.
         seed: of the random stream, together with the image.
-        search: how much was asked.
+        search: the options of the search.
         image_digest: SHA-256 of the image tensor's dtype, shape and values.
         versions: of this package and of torch.
-        number: how many explanations of the same image were found before it, none of whose pixels
-            it may use (`explain_disjoint`).
-        minimal: whether leaving out any one block of `search.minimal` pixels' side was seen to make
-            the set insufficient.
-        contrast: what must be hidden for the class to change, where that was asked.
+        number: of earlier explanations, whose pixels are excluded (`explain_disjoint`).
+        minimal: whether the set was measured to be insufficient without any one of its blocks.
+        contrast: what must be hidden for the class to change, if requested.
         precision: of the search's arithmetic, "bfloat16" or "float16"; None is the network's own.
-            `confidence_whole` and `confidence_recheck` are always in the network's own.
-        deviation: with a precision, how far logits were from float32's, where compared: on
-            two masks of each size of box.
+        deviation: with a precision, the largest measured difference of logits from float32.
     """
 
     mask: Mask
@@ -140,10 +134,9 @@ class Explanation:
     deviation: float | None = None
 
     def __post_init__(self) -> None:
-        # Copies, and writable: torch.from_numpy warns of arrays that are not.
+        # Writable copies: torch.from_numpy warns of read-only arrays.
         for name, kind in (("mask", np.bool_), ("responsibility", np.float32)):
-            array = np.array(getattr(self, name), dtype=kind)
-            object.__setattr__(self, name, array)
+            object.__setattr__(self, name, np.array(getattr(self, name), dtype=kind))
 
     @property
     def size(self) -> float:
@@ -152,8 +145,8 @@ class Explanation:
 
     @property
     def title(self) -> str:
-        """The target for people: its name, or "class 7"."""
-        return self.target_name if self.target_name is not None else f"class {self.target}"
+        """The target: its name, or "class 7"."""
+        return _title(self.target, self.target_name)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Explanation):
@@ -164,36 +157,31 @@ class Explanation:
         return hash(self.to_json())
 
     def __str__(self) -> str:
-        verdict = "sufficient" if self.sufficient else "NOT sufficient when asked again"
-        what = f"{self.size:.1%} of the image"
+        verdict = "sufficient" if self.sufficient else "NOT sufficient when rechecked"
+        kept = f"{self.size:.1%} of the image"
         if not self.mask.any():
-            what = "nothing: the network gives this class with everything hidden;"
+            kept = "nothing: the network gives this class with everything hidden;"
         elif self.mask.all():
-            what = "the whole image: nothing smaller was found;"
+            kept = "the whole image: nothing smaller was found;"
         if self.minimal:
             verdict += f", minimal in blocks of {self.search.minimal}"
         contrast = f"; {self.contrast}" if self.contrast is not None else ""
-        lower = ""
-        if self.precision is not None:
-            off = (
-                ""
-                if self.deviation is None
-                else f" (logits off by {self.deviation:.2g} where compared)"
-            )
-            lower = f"; searched in {self.precision}{off}"
+        precision = f"; searched in {self.precision}" if self.precision is not None else ""
+        if precision and self.deviation is not None:
+            precision += f" (logits off by {self.deviation:.2g} where compared)"
         return (
-            f"{self.title}: {what} kept, confidence {self.confidence_recheck:.3f} of "
+            f"{self.title}: {kept} kept, confidence {self.confidence_recheck:.3f} of "
             f"{self.confidence_whole:.3f}, {verdict}{contrast}; {self.evaluations} evaluations"
-            f"{lower}"
+            f"{precision}"
         )
 
     def _repr_png_(self) -> bytes:
-        """For Jupyter: responsibility and kept pixels; `report.draw` shows them on the picture."""
-        return display.png(self)
+        """For Jupyter: responsibility and kept pixels; `report.draw` shows them on the image."""
+        return display.png(self.responsibility, self.mask)
 
     def _repr_html_(self) -> str:
-        """For Jupyter: the same, and what `str` says."""
-        return display.page(self, base64.b64encode(self._repr_png_()).decode("ascii"))
+        """For Jupyter: the same with the text of `str`."""
+        return display.figure(str(self), self._repr_png_())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the maps, as plain numbers and strings: for a table or a log."""
@@ -214,22 +202,19 @@ class Explanation:
         }
 
     def to_json(self) -> str:
-        """The whole explanation as JSON text.
+        """The whole explanation as JSON text, lossless.
 
-        The mask is stored as runs, row by row, the first of hidden pixels; the responsibility
-        as base64 of zlib of little-endian float32, row by row, so that it comes back bit for bit.
+        Masks are stored as run lengths (`encode_mask`), the responsibility as base64 of compressed
+        float32 values (`encode_map`).
         """
-        content = {
+        content: dict[str, Any] = {
             "format": FORMAT,
             **self.to_dict(),
             "mask": encode_mask(self.mask),
-            "responsibility": _encode_map(self.responsibility),
+            "responsibility": encode_map(self.responsibility),
         }
         if self.contrast is not None:
-            content["contrast"] = {
-                **self.contrast.to_dict(),
-                "mask": encode_mask(self.contrast.mask),
-            }
+            content["contrast"]["mask"] = encode_mask(self.contrast.mask)
         return json.dumps(content, indent=1, ensure_ascii=False)
 
     @classmethod
@@ -248,7 +233,7 @@ class Explanation:
                 )
             height, width = content["shape"]
             content["mask"] = decode_mask(content["mask"], (height, width))
-            content["responsibility"] = _decode_map(content["responsibility"], (height, width))
+            content["responsibility"] = decode_map(content["responsibility"], (height, width))
             content["search"] = Search(**content["search"])
             if (contrast := content["contrast"]) is not None:
                 contrast["mask"] = decode_mask(contrast["mask"], (height, width))
@@ -265,41 +250,5 @@ class Explanation:
             ) from error
 
 
-def encode_mask(mask: Mask) -> list[int]:
-    """Lengths of runs, row by row, of hidden and kept pixels in turn, hidden first.
-
-    >>> encode_mask(np.array([[True, True, False], [False, False, True]]))
-    [0, 2, 3, 1]
-    """
-    flat = np.concatenate([[False], mask.ravel()])
-    ends = np.flatnonzero(flat[1:] != flat[:-1])
-    runs: list[int] = np.diff(np.concatenate([[0], ends, [mask.size]])).tolist()
-    return runs
-
-
-def decode_mask(runs: list[int], shape: tuple[int, int]) -> Mask:
-    """The mask (H, W) that `encode_mask` wrote.
-
-    >>> decode_mask([0, 2, 3, 1], (2, 3)).tolist()
-    [[True, True, False], [False, False, True]]
-
-    Raises:
-        DamagedExplanation: the runs do not fill the shape.
-    """
-    if any(run < 0 for run in runs) or sum(runs) != shape[0] * shape[1]:
-        raise DamagedExplanation(
-            f"the mask's runs do not fill {shape[0]} x {shape[1]} pixels",
-            hint="the file was cut or edited: make it again",
-        )
-    kept = np.arange(len(runs)) % 2 == 1
-    return np.repeat(kept, runs).reshape(shape)
-
-
-def _encode_map(values: NDArray[np.float32]) -> str:
-    packed = zlib.compress(np.ascontiguousarray(values, "<f4").tobytes(), 9)
-    return base64.b64encode(packed).decode("ascii")
-
-
-def _decode_map(text: str, shape: tuple[int, int]) -> NDArray[np.float32]:
-    packed = zlib.decompress(base64.b64decode(text, validate=True))
-    return np.frombuffer(packed, "<f4").reshape(shape).astype(np.float32)
+def _title(target: int, name: str | None) -> str:
+    return name if name is not None else f"class {target}"

@@ -1,7 +1,7 @@
-"""What can be explained: any callable `(x, mask) -> logits`; and the baseline that paints.
+"""The `Masker` protocol `(x, mask) -> logits`, and the baseline that paints, `occlusion`.
 
-A masked network switches the hidden region off inside; `occlusion` paints over it outside. Both are
-`Masker`s, so everything in this package compares them like with like.
+A masked network switches the hidden region off inside; `occlusion` paints over the image. Both are
+`Masker`s, so the rest of this package treats them alike.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from convad_fx.errors import ImageError, MaskError, ModelError, PolicyError
 from convad_fx.explain.options import check_count
-from convad_fx.explain.paint import Normalisation, blurred, inpainted, noise, normalisation
+from convad_fx.explain.paint import Normalisation, blurred, inpainted, noise
 
 
 class Masker(Protocol):
-    """A classifier that can be told which part of an image to look at.
+    """A classifier of the kept part of an image.
 
     >>> def brightness(x, mask):                         # two classes: dark, bright
     ...     kept = torch.where(mask, x, 0).mean((1, 2, 3))
@@ -29,20 +29,15 @@ class Masker(Protocol):
     >>> brightness(torch.ones(1, 3, 8, 8), torch.ones(5, 1, 8, 8, dtype=torch.bool)).shape
     torch.Size([5, 2])
 
-    Args:
-        x: the image, (1, C, H, W) or (N, C, H, W), floating point.
-        mask: bool (N, 1, H, W), True = kept.
-
-    Returns:
-        Logits (N, classes), before any softmax.
+    x is (1, C, H, W) or (N, C, H, W), floating point; mask is bool (N, 1, H, W), True = kept.
     """
 
     def __call__(self, x: Tensor, mask: Tensor, /) -> Tensor:
-        """Logits of what is kept."""
+        """Logits (N, classes) of the kept pixels, before any softmax."""
         ...
 
 
-#: What `occlusion` paints with, by name.
+#: Names of the paints of `occlusion`.
 PAINTS = (
     "zero",
     "mean",
@@ -54,12 +49,12 @@ PAINTS = (
     "noise",
     "inpaint",
 )
-_LEVELS = {"black": 0.0, "white": 1.0, "grey": 0.5}
+_GREY_LEVELS = {"black": 0.0, "white": 1.0, "grey": 0.5}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Occlusion:
-    """A model that is shown paint where the mask hides; made by `occlusion`."""
+    """A model whose hidden pixels are painted over; created by `occlusion`."""
 
     model: Callable[[Tensor], Tensor]
     value: float | Tensor | str
@@ -69,7 +64,7 @@ class Occlusion:
 
     @property
     def policy(self) -> dict[str, Any]:
-        """What an `Explanation` says about how pixels were hidden."""
+        """How pixels are hidden, for `Explanation.policy`."""
         if isinstance(self.value, Tensor):
             return {"paint": f"tensor {tuple(self.value.shape)}"}
         recorded: dict[str, Any] = {"paint": self.value}
@@ -89,7 +84,7 @@ class Occlusion:
         return self.model(self.painted(x, mask))
 
     def painted(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What the model is shown, (N, C, H, W), in the units of its input.
+        """The painted images (N, C, H, W), in the units of the model's input.
 
         Raises:
             MaskError, ImageError, PolicyError: mask, paint or normalisation do not fit the image.
@@ -101,24 +96,24 @@ class Occlusion:
             )
         if mask.shape[2:] != x.shape[2:]:
             raise MaskError(
-                f"a mask of {_size(mask)} does not fit an image of {_size(x)}",
-                hint="make it at the size of the network's input",
+                f"a mask of {_size_text(mask)} does not fit an image of {_size_text(x)}",
+                hint="resize it to the network's input",
             )
         if self.value == "inpaint":
             return inpainted(x, mask)
-        # `where`, not a product: whatever is hidden, NaN included, must not reach the model.
+        # `where`, not a product: hidden values, NaN included, must not reach the model.
         return torch.where(mask, x, self._paint(x))
 
     def _paint(self, x: Tensor) -> float | Tensor:
         if isinstance(self.value, Tensor):
-            return _fitting(self.value, x)
+            return _broadcastable(self.value, x)
         if not isinstance(self.value, str):
             return self.value
-        if self.value in _LEVELS:
-            pixel = torch.full((1, x.shape[1], 1, 1), _LEVELS[self.value])
+        if self.value in _GREY_LEVELS:
+            pixel = torch.full((1, x.shape[1], 1, 1), _GREY_LEVELS[self.value])
             return self.normalisation.apply(pixel, x)
         if self.value == "noise":
-            # The same for every mask and every image of a size: a background, not a dither.
+            # The same for every mask and every image of the same size.
             return noise(x[:1], np.random.default_rng(self.seed), self.normalisation)
         if self.value == "image-mean":
             return x.mean((2, 3), keepdim=True)
@@ -127,7 +122,7 @@ class Occlusion:
         return 0.0  # "zero" and "mean"
 
 
-def _fitting(value: Tensor, x: Tensor) -> Tensor:
+def _broadcastable(value: Tensor, x: Tensor) -> Tensor:
     paint = value.to(x)
     if paint.ndim == 1:  # one value per channel
         paint = paint[:, None, None]
@@ -150,7 +145,7 @@ def occlusion(
     sigma: float | None = None,
     seed: int = 0,
 ) -> Occlusion:
-    """The baseline: hide pixels by painting over them, as perturbation explainers usually do.
+    """A masker that paints over hidden pixels, as most perturbation explainers do.
 
     >>> half = occlusion(torch.nn.Flatten().eval(), 0.5)
     >>> mask = torch.tensor([[[[True, False]]]])
@@ -163,14 +158,14 @@ def occlusion(
     | name | hidden pixels become |
     |---|---|
     | `"zero"` | 0 in the units of the model's input |
-    | `"mean"` | the colour that the preprocessing subtracts: 0 in those units, whatever it is |
+    | `"mean"` | the mean colour that the preprocessing subtracts, which is 0 in those units |
     | `"black"`, `"white"`, `"grey"` | pixels of 0, 1, 1/2, normalised by `mean` and `std` |
     | `"image-mean"` | the image's own mean colour, hidden pixels included |
     | `"blur"` | the image, blurred by a Gaussian, hidden pixels included |
     | `"noise"` | uniform in [0, 1] per pixel and channel, normalised; the same for every mask |
     | `"inpaint"` | filled from the kept pixels around them (`paint.inpainted`) |
 
-    Through `"image-mean"` and `"blur"` hidden pixels reach the model, by definition.
+    With `"image-mean"` and `"blur"`, hidden pixels influence the model by definition.
 
     Args:
         model: images (N, C, H, W) -> logits (N, classes), in evaluation mode.
@@ -178,13 +173,10 @@ def occlusion(
             for most normalised networks): a number, one number per channel (C,), or a whole image
             (C, H, W).
         mean: what the preprocessing subtracts from pixels in [0, 1]: a number, or one per channel.
-            The default, with that of std, is a network that reads such pixels as they are.
-        std: what it then divides by.
-        sigma: deviation of the blur, in pixels; None: a tenth of the shorter side.
-        seed: of the noise, a non-negative integer.
-
-    Returns:
-        A `Masker`.
+            The defaults of mean and std describe a network that reads such pixels directly.
+        std: what the preprocessing then divides by.
+        sigma: standard deviation of the blur in pixels; None: a tenth of the shorter side.
+        seed: seed of the noise, a non-negative integer.
 
     Raises:
         PolicyError: an unknown name; a mean, std, sigma or seed out of range.
@@ -197,15 +189,17 @@ def occlusion(
         )
     if sigma is not None and not 0 < sigma < math.inf:
         raise PolicyError(
-            f"sigma must be a positive number of pixels, not {sigma!r}", hint="None chooses one"
+            f"sigma must be a positive number of pixels, not {sigma!r}",
+            hint="None means a tenth of the shorter side",
         )
-    check_count("seed", seed, least=0, hint="pass 0")
+    check_count("seed", seed, minimum=0, hint="pass 0")
     paint = value if isinstance(value, Tensor | str) else float(value)
-    return Occlusion(model, paint, normalisation(mean, std), sigma, seed)
+    per_channel = ((v,) if isinstance(v, int | float) else tuple(v) for v in (mean, std))
+    return Occlusion(model, paint, Normalisation(*per_channel), sigma, seed)
 
 
 def policy_of(masker: Any) -> dict[str, Any]:
-    """How `masker` hides pixels, for the record: its `.policy` as a dict, empty where it has none.
+    """How `masker` hides pixels: its `.policy` as a dict, empty where it has none.
 
     >>> policy_of(occlusion(torch.nn.Flatten(), 0.5))
     {'paint': 0.5}
@@ -218,5 +212,5 @@ def policy_of(masker: Any) -> dict[str, Any]:
     return dict(policy) if isinstance(policy, dict) else {"policy": str(policy)}
 
 
-def _size(tensor: Tensor) -> str:
+def _size_text(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape[2:]))

@@ -1,13 +1,12 @@
-"""What the hidden region is painted with: colours in the model's units, blur, noise, in-painting.
+"""Paint for the hidden region: colours in the model's units, blur, noise, in-painting.
 
 A network reads normalised pixels, `(p - mean) / std` for p in [0, 1]. Black is therefore not 0 but
-`-mean / std`; `Normalisation` keeps the two apart.
+`-mean / std`; `Normalisation` converts between the two.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +30,7 @@ class Normalisation:
 
     Args:
         mean: one number per channel, or one for all: (0.5,).
-        std: the same; none of them zero.
+        std: likewise; none of them zero.
 
     Raises:
         PolicyError: a number that is not finite, or a deviation of zero.
@@ -45,11 +44,11 @@ class Normalisation:
             values = tuple(float(v) for v in getattr(self, name))
             if not values or not all(math.isfinite(v) for v in values):
                 raise PolicyError(
-                    f"{name} must be finite numbers, not {values}", hint="one per channel"
+                    f"{name} must be finite numbers, not {values}", hint="pass one per channel"
                 )
             object.__setattr__(self, name, values)
         if 0.0 in self.std:
-            raise PolicyError("std must not be zero", hint="what the preprocessing divides by")
+            raise PolicyError("std must not be zero", hint="pass what the preprocessing divides by")
 
     def apply(self, pixels: Tensor, like: Tensor) -> Tensor:
         """Pixels (N, C, ...) in [0, 1], normalised, with the dtype and device of `like`."""
@@ -71,32 +70,27 @@ class Normalisation:
         return torch.tensor(values, dtype=torch.float64)[:, None, None].expand(channels, 1, 1)
 
 
-def normalisation(mean: float | Sequence[float], std: float | Sequence[float]) -> Normalisation:
-    """A `Normalisation` of numbers, or of one number per channel.
-
-    >>> normalisation(0.5, [0.2, 0.3])
-    Normalisation(mean=(0.5,), std=(0.2, 0.3))
-    """
-    given = ((v,) if isinstance(v, int | float) else tuple(v) for v in (mean, std))
-    return Normalisation(*given)
-
-
 def noise(x: Tensor, random: np.random.Generator, normalisation: Normalisation) -> Tensor:
-    """Every pixel and channel uniform in [0, 1], then normalised; shaped as x."""
+    """Noise shaped as x (N, C, H, W): uniform in [0, 1] per pixel and channel, then normalised."""
     pixels = torch.from_numpy(random.random(tuple(x.shape)))
     return normalisation.apply(pixels, x)
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:
-    """x (N, C, H, W) after a Gaussian of deviation `sigma` pixels; at the border its own mean.
+    """x (N, C, H, W) convolved with a Gaussian of standard deviation `sigma` pixels.
 
     >>> blurred(torch.ones(1, 1, 5, 5), 2.0).round(decimals=5).unique().tolist()
     [1.0]
 
-    Beyond the border there is nothing: the weights inside are divided by their sum.
+    At the border the weights inside the image are divided by their sum.
+
+    Raises:
+        PolicyError: sigma is not a positive finite number.
     """
     if not sigma > 0 or not math.isfinite(sigma):
-        raise PolicyError(f"sigma must be a positive number of pixels, not {sigma!r}")
+        raise PolicyError(
+            f"sigma must be a positive number of pixels, not {sigma!r}", hint="pass 3.0"
+        )
     out = x.to(torch.promote_types(x.dtype, torch.float32))
     for axis in (2, 3):
         weights = _gaussian(x.shape[axis], sigma).to(out)
@@ -105,7 +99,7 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
 
 
 def _gaussian(n: int, sigma: float) -> Tensor:
-    """(n, n): row i holds the weights with which cell i reads the others; rows sum to 1."""
+    """(n, n): row i holds the weights of the inputs of output i; rows sum to 1."""
     cells = torch.arange(n, dtype=torch.float64)
     weights = torch.exp(-0.5 * ((cells[:, None] - cells[None]) / sigma) ** 2)
     return weights / weights.sum(1, keepdim=True)
@@ -120,9 +114,9 @@ def inpainted(x: Tensor, mask: Tensor) -> Tensor:
     tensor([[[[1., 1., 1., 1., 1.]]]])
 
     Push and pull (Gortler et al., *The Lumigraph*, SIGGRAPH 1996, section 3.2.4): the image is
-    halved again and again, each cell the mean of the kept cells under it; what is still empty takes
-    the value of the coarser level. Where nothing at all is kept, the result is 0. Values of hidden
-    pixels, NaN included, do not matter.
+    halved repeatedly, each cell the mean of the kept cells below it; cells without a value take
+    that of the coarser level. Where nothing at all is kept, the result is 0. Values of hidden
+    pixels, NaN included, have no influence.
 
     Args:
         x: (1, C, H, W) or (N, C, H, W).
@@ -130,19 +124,19 @@ def inpainted(x: Tensor, mask: Tensor) -> Tensor:
     """
     n = max(len(x), len(mask))
     values = torch.where(mask, x, 0).expand(n, *x.shape[1:])
-    filled = _pulled(values, mask.expand(n, -1, -1, -1).to(values.dtype))
+    filled = _fill_from_coarser(values, mask.expand(n, -1, -1, -1).to(values.dtype))
     return torch.where(mask, x, filled)
 
 
-def _pulled(values: Tensor, weight: Tensor) -> Tensor:
-    """Means of what is known, everywhere; `values` are zero where `weight` is."""
+def _fill_from_coarser(values: Tensor, weight: Tensor) -> Tensor:
+    """The values where `weight` > 0 (they are 0 elsewhere), and coarser means elsewhere."""
     known = values / weight.clamp(min=torch.finfo(weight.dtype).tiny)
     if values.shape[2:] == (1, 1):
         return known * (weight > 0)
     size = values.shape[2:]
-    # A window is cut off at the border; sums do not mind the zeros beyond it.
+    # Windows are cut off at the border.
     coarse_values = F.avg_pool2d(values, 2, ceil_mode=True, count_include_pad=False)
     coarse_weight = F.avg_pool2d(weight, 2, ceil_mode=True, count_include_pad=False)
-    coarse = _pulled(coarse_values, coarse_weight)
+    coarse = _fill_from_coarser(coarse_values, coarse_weight)
     smooth = F.interpolate(coarse, size=size, mode="nearest")
     return torch.where(weight > 0, known, smooth)

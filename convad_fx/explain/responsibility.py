@@ -1,4 +1,4 @@
-"""How responsible is each pixel for the network's answer? ReX's causal search, many cuts at a time.
+"""`responsibility`: ReX's causal search, many random partitions of the image at a time.
 
 Source: Chockler, Kroening, Sun, *Explanations for Occluded Images* (ICCV 2021), and their tool ReX;
 used in section 5 of the paper (arXiv 2510.01038) to compare switching off with painting.
@@ -10,25 +10,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations, pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from convad_fx.explain.evaluator import Evaluator, Mask
+from convad_fx.explain.budget import EvaluationLimit
+from convad_fx.explain.evaluator import Evaluator, Mask, Scores
 from convad_fx.explain.options import Search
 
-# 1, 1/2 and 1/3 are whole numbers of sixths, and confidences are rounded to sixty-fourths: sums of
-# them are exact, so equal responsibility is equal, and does not depend on the order of summing.
-_UNIT, _FULL = 6, 64
+# Credit is counted in integers: 1, 1/2 and 1/3 are whole numbers of sixths, and confidences are
+# rounded to sixty-fourths. So sums are exact, and equal responsibility compares as equal.
+_SIXTHS, _CONFIDENCE_STEPS = 6, 64
 
-# With `Search.stable`: partitions between two looks at the ranking; even, for two halves.
-ROUND = 4
+#: With `Search.stable`: partitions between two tests of the ranking; even, for two halves.
+PARTITIONS_PER_ROUND = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Rows top..bottom and columns left..right of an image, the ends excluded; in pixels."""
+    """Rows top..bottom and columns left..right, the ends excluded, after `depth` splits."""
 
     top: int
     bottom: int
@@ -43,22 +44,26 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Where it is in an array (H, W)."""
+        """The index of the box in an array (H, W)."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
+    def allowed_area(self, allowed: Mask | None) -> int:
+        """Pixels in `allowed` (H, W); None: all of them."""
+        return self.area if allowed is None else int(allowed[self.slices].sum())
 
-def split(
+
+def split_box(
     box: Box,
     random: np.random.Generator,
     search: Search = Search(),  # noqa: B008 (frozen)
 ) -> tuple[Box, ...]:
-    """Four parts, by one random row and one random column; two if the box is a single line.
+    """Four parts, cut at one random row and one random column; two if the box is a single line.
 
-    >>> parts = split(Box(0, 8, 0, 8), np.random.default_rng(0))
+    >>> parts = split_box(Box(0, 8, 0, 8), np.random.default_rng(0))
     >>> len(parts), sum(part.area for part in parts)
     (4, 64)
 
-    Cuts are drawn from `search.split` over the places that leave no part empty. A single pixel
+    Cuts are drawn from `search.split` over the positions that leave no part empty. A single pixel
     stays one part.
     """
     rows = _cut(box.top, box.bottom, random, search)
@@ -81,7 +86,7 @@ def _cut(start: int, stop: int, random: np.random.Generator, search: Search) -> 
 
 @cache
 def proper_combinations(parts: int) -> tuple[tuple[int, ...], ...]:
-    """All ways to keep some parts but not all, fewest first.
+    """All combinations of some parts but not all, fewest first.
 
     >>> proper_combinations(2)
     ((0,), (1,))
@@ -92,129 +97,119 @@ def proper_combinations(parts: int) -> tuple[tuple[int, ...], ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One box split: which of its parts suffice, with `rest` kept and all else switched off?
+class BoxSplit:
+    """One box split into parts: which combinations of them suffice, with `context` kept?
 
     Args:
-        parts: what the box was split into.
-        rest: boxes that are kept whatever the combination.
-        within: the only pixels that may be kept; None: all.
+        parts: of the box.
+        context: boxes that are kept in every combination.
+        allowed: the only pixels (H, W) that may be kept; None: all.
     """
 
     parts: tuple[Box, ...]
-    rest: tuple[Box, ...]
-    within: Mask | None = None
+    context: tuple[Box, ...]
+    allowed: Mask | None = None
 
     @property
     def combinations(self) -> tuple[tuple[int, ...], ...]:
-        """The combinations of parts asked about, in the order of `masks`."""
+        """The combinations of parts, in the order of `masks`."""
         return proper_combinations(len(self.parts))
 
     def masks(self, shape: tuple[int, int]) -> Iterator[Mask]:
         """One mask (H, W) per combination."""
-        rest = np.zeros(shape, bool)
-        for box in self.rest:
-            rest[box.slices] = True
+        context = np.zeros(shape, bool)
+        for box in self.context:
+            context[box.slices] = True
         for combination in self.combinations:
-            mask = rest.copy()
+            mask = context.copy()
             for part in combination:
                 mask[self.parts[part].slices] = True
-            yield mask if self.within is None else mask & self.within
+            yield mask if self.allowed is None else mask & self.allowed
 
-    def smallest(self, passing: NDArray[np.bool_]) -> tuple[int, ...] | None:
-        """The passing combination of the fewest pixels, then the fewest parts; `None`: none passes.
+    def smallest_first(self, passing: NDArray[np.bool_]) -> list[tuple[int, ...]]:
+        """The passing combinations, by pixels, then by parts.
 
         Confidence decides no tie: it differs by rounding from one batch size to another.
         """
-        return next(iter(self.by_area(passing)), None)
-
-    def by_area(self, passing: NDArray[np.bool_]) -> list[tuple[int, ...]]:
-        """All passing combinations, smallest first."""
-        areas = [visible(part, self.within) for part in self.parts]
+        areas = [part.allowed_area(self.allowed) for part in self.parts]
         return sorted(
             (c for c, passed in zip(self.combinations, passing, strict=True) if passed),
             key=lambda c: (sum(areas[part] for part in c), len(c), c),
         )
 
-    def followed(
+    def continued(
         self, passing: NDArray[np.bool_], queue: str, queue_len: int
     ) -> list[tuple[int, ...]]:
-        """The passing combinations in which the search goes on (`Search.queue`).
-
-        >>> quarters = split(Box(0, 8, 0, 8), np.random.default_rng(0))
-        >>> question = Question(quarters, ())
-        >>> passing = np.array([1 in c or c == (0, 2, 3) for c in question.combinations])
-        >>> [len(question.followed(passing, queue, 2)) for queue in ("area", "all")]
-        [2, 8]
-        >>> all(1 in c for c in question.followed(passing, "intersection", 9))
-        True
-        """
-        found = self.by_area(passing)
-        if queue == "all" or not found:
-            return found
+        """The passing combinations in which the search continues (see `Search.queue`)."""
+        ordered = self.smallest_first(passing)
+        if queue == "all" or not ordered:
+            return ordered
         if queue == "intersection":
-            core = set(found[0]).intersection(*found[1:])
+            core = set(ordered[0]).intersection(*ordered[1:])
             if not core:
-                count = {part: sum(part in c for c in found) for part in range(len(self.parts))}
+                count = {part: sum(part in c for c in ordered) for part in range(len(self.parts))}
                 core = {min(count, key=lambda part: (-count[part], self.parts[part].area, part))}
-            found = [c for c in found if core <= set(c)]
-        return found[:queue_len]
+            ordered = [c for c in ordered if core <= set(c)]
+        return ordered[:queue_len]
 
-
-def visible(box: Box, within: Mask | None) -> int:
-    """How many pixels of the box may be kept."""
-    return box.area if within is None else int(within[box.slices].sum())
+    def credit(self, weights: NDArray[np.int64], total: NDArray[np.int64]) -> None:
+        """Add each combination's weight to `total` (H, W), divided by the number of its parts."""
+        for combination, weight in zip(self.combinations, weights, strict=True):
+            if not weight:
+                continue
+            for part in combination:
+                total[self.parts[part].slices] += _SIXTHS // len(combination) * weight
 
 
 @dataclass(slots=True)
 class Branch:
-    """One way down: what is kept so far passes, and shrinks.
+    """Boxes that pass together; the search makes them smaller.
 
     Args:
-        kept: boxes that may still be split.
-        whole: boxes that stay as they are: too small, or needed whole.
+        open: boxes that may still be split.
+        closed: boxes that stay as they are: too small, or needed as a whole.
     """
 
-    kept: list[Box]
-    whole: list[Box] = field(default_factory=list)
+    open: list[Box]
+    closed: list[Box] = field(default_factory=list)
 
-    def ask(
-        self, search: Search, random: np.random.Generator, within: Mask | None = None
-    ) -> Question | None:
-        """Split the largest box: it has the most to lose. `None`: nothing is left to split."""
+    def split_largest(
+        self, search: Search, random: np.random.Generator, allowed: Mask | None = None
+    ) -> BoxSplit | None:
+        """Split the largest open box, which can lose the most; `None`: none can be split."""
         sizes = {
-            box: visible(box, within)
-            for box in self.kept
+            box: box.allowed_area(allowed)
+            for box in self.open
             if search.depth is None or box.depth < search.depth
         }
         splittable = [box for box in sizes if box.area > 1 and sizes[box] > search.min_box]
         if not splittable:
             return None
-        box = max(splittable, key=sizes.__getitem__)  # the oldest of equals
-        self.kept.remove(box)
-        return Question(split(box, random, search), (*self.kept, *self.whole), within)
+        box = max(splittable, key=sizes.__getitem__)  # the first of equal ones
+        self.open.remove(box)
+        return BoxSplit(split_box(box, random, search), (*self.open, *self.closed), allowed)
 
-    def answer(
-        self, question: Question, passing: NDArray[np.bool_], search: Search
+    def continue_in(
+        self, split: BoxSplit, passing: NDArray[np.bool_], search: Search
     ) -> list[Branch]:
-        """Go on inside passing combinations, or leave the box whole if none passes."""
-        chosen = question.followed(passing, search.queue, search.queue_len)
-        if not chosen:
-            return [Branch(self.kept, [*self.whole, *question.parts])]
+        """A branch per combination to continue in; if none passes, the box is closed whole."""
+        continued = split.continued(passing, search.queue, search.queue_len)
+        if not continued:
+            return [Branch(self.open, [*self.closed, *split.parts])]
         return [
-            Branch([*self.kept, *(question.parts[part] for part in c)], list(self.whole))
-            for c in chosen
+            Branch([*self.open, *(split.parts[part] for part in c)], list(self.closed))
+            for c in continued
         ]
 
 
 @dataclass(slots=True)
 class Partition:
-    """One random partition on its way down.
+    """One random partition in progress.
 
     Args:
-        branches: where the search goes on; a single one unless `Search.queue_len` says otherwise.
-        random: this partition's own stream, so that it does not depend on the others.
-        half: 0 or 1: partitions are summed in two halves, to see whether these agree.
+        branches: where the search continues; one unless `Search.queue_len` or `queue` allow more.
+        random: its own stream, so that partitions do not depend on each other.
+        half: 0 or 1: partitions are summed in two halves, whose agreement is measured.
         splits: boxes split so far, in all branches.
     """
 
@@ -223,24 +218,20 @@ class Partition:
     half: int = 0
     splits: int = 0
 
-    def ask(self, search: Search, within: Mask | None = None) -> list[tuple[Branch, Question]]:
-        """A question for every branch that has one, as long as `Search.max_splits` lasts."""
-        asked = []
+    def next_splits(self, search: Search, allowed: Mask | None = None) -> list[_PendingSplit]:
+        """The next split of every branch that has one, up to `Search.max_splits` in all."""
+        pending: list[_PendingSplit] = []
         for branch in self.branches:
             if self.splits == search.max_splits:
                 break
-            question = branch.ask(search, self.random, within)
-            if question is not None:
+            if (split := branch.split_largest(search, self.random, allowed)) is not None:
                 self.splits += 1
-                asked.append((branch, question))
+                pending.append((self, branch, split))
         self.branches = []
-        return asked
+        return pending
 
-    def answer(
-        self, branch: Branch, question: Question, passing: NDArray[np.bool_], search: Search
-    ) -> None:
-        """Take up what follows from an answer."""
-        self.branches += branch.answer(question, passing, search)
+
+_PendingSplit: TypeAlias = tuple[Partition, Branch, BoxSplit]
 
 
 def responsibility(
@@ -250,118 +241,103 @@ def responsibility(
     search: Search,
     entropy: Sequence[int],
     *,
-    within: Mask | None = None,
+    allowed: Mask | None = None,
     limit: int | None = None,
 ) -> NDArray[np.float32]:
     """The responsibility of every pixel, (H, W), >= 0.
 
     >>> import torch
-    >>> def corner(x, mask):                              # looks at the top left pixels only
-    ...     seen = mask[:, 0, :4, :4].float().mean((1, 2))
-    ...     return torch.stack([0 * seen, 8 * seen - 4], 1)
+    >>> def corner(x, mask):                              # depends on the top left pixels only
+    ...     kept = mask[:, 0, :4, :4].float().mean((1, 2))
+    ...     return torch.stack([0 * kept, 8 * kept - 4], 1)
     >>> evaluator = Evaluator(corner, torch.zeros(1, 32, 32))
-    >>> map = responsibility(evaluator, 1, 0.98, Search(partitions=4), entropy=[0])
-    >>> bool(map[:4, :4].min() > map[16:, 16:].max())
+    >>> values = responsibility(evaluator, 1, 0.98, Search(partitions=4), entropy=[0])
+    >>> bool(values[:4, :4].min() > values[16:, 16:].max())
     True
 
     In each of `search.partitions` random partitions, a box (at first the whole image) is split at
-    random into four, and the network is asked about all 14 proper non-empty combinations of the
-    parts, with the rest switched off. Each passing combination gives each of its parts
-    1 / (number of its parts), and a part's responsibility is the *sum* over the combinations that
-    pass, as in ReX's implementation; every pixel of the part gets it whole (not divided by the
-    part's area: small boxes would outweigh everything), so pixels gather it at every level they
-    survive. The search goes on inside the smallest passing combination (or several: see
-    `Search.queue`): its parts are split
-    in turn, the largest box first, each with all other boxes of the combination kept as they are by
-    then. So what is kept passes at every moment. A box none of whose combinations passes is needed
-    from end to end; it stays whole and gives nothing, since it says nothing about its parts.
+    random into four, and all 14 proper non-empty combinations of the parts are evaluated, with the
+    rest hidden. Each passing combination gives 1 / (number of its parts) to each of its parts, and
+    every pixel of a part collects the *sum* over passing combinations and levels, as in ReX's
+    implementation (not divided by the part's area, or small boxes would dominate). The search
+    continues inside the smallest passing combination (or more: see `Search.queue`): its parts are
+    split in turn, the largest first, with all other boxes of the combination kept. So what is kept
+    passes at every step. A box none of whose combinations passes stays whole and gives nothing.
 
-    All masks of a step, over all partitions, go through the network together; with
-    `search.stable`, over `ROUND` partitions at a time.
+    All masks of a step are evaluated together, over all partitions, or with `search.stable` over
+    `PARTITIONS_PER_ROUND` of them.
 
     Args:
         evaluator: the network and the image.
         target: the class to be kept.
         confidence_whole: its confidence on the whole image.
-        search: how much to ask; a `confidence` left open counts as 0 here.
-        entropy: non-negative integers that the random stream depends on, and nothing else does.
-        within: the only pixels (H, W) that may be kept; the others have responsibility 0.
-        limit: the most masks to ask about, or None. Questions are asked whole or not at all.
+        search: the options; a `confidence` of None counts as 0 here.
+        entropy: non-negative integers that alone determine the random stream.
+        allowed: the only pixels (H, W) that may be kept; the others have responsibility 0.
+        limit: the most masks to evaluate, or None. A split is evaluated completely or not at all.
     """
     height, width = evaluator.shape
     streams = np.random.SeedSequence(list(entropy)).spawn(search.partitions)
-    waiting = [
+    partitions = [
         Partition([Branch([Box(0, height, 0, width)])], np.random.default_rng(stream), number % 2)
         for number, stream in enumerate(streams)
     ]
     halves = np.zeros((2, height, width), np.int64)
-    at_least = (search.confidence or 0.0) * confidence_whole
-    size = ROUND if search.stable is not None else len(waiting)
-    left = limit
-    for first in range(0, len(waiting), size):
-        partitions = waiting[first : first + size]
-        while asked := _affordable(
-            [(p, b, q) for p in partitions for b, q in p.ask(search, within)], left
+    remaining = EvaluationLimit(evaluator, limit)
+    per_round = PARTITIONS_PER_ROUND if search.stable is not None else len(partitions)
+    for first in range(0, len(partitions), per_round):
+        group = partitions[first : first + per_round]
+        while pending := _affordable(
+            [split for partition in group for split in partition.next_splits(search, allowed)],
+            remaining.left,
         ):
-            before = evaluator.evaluations
-            scores = evaluator.scores(
-                (mask for *_, question in asked for mask in question.masks(evaluator.shape)),
-                target,
-            )
-            if left is not None:
-                left -= evaluator.evaluations - before
-            passing = scores.passing(target, at_least)
-            weights = np.full(len(passing), _FULL)
-            if search.weighted:
-                shares = np.rint(_FULL * scores.confidence / confidence_whole)
-                weights = np.clip(shares, 0, _FULL).astype(np.int64)
-            start = 0
-            for partition, branch, question in asked:
-                here = slice(start, start + len(question.combinations))
-                start = here.stop
-                _credit(halves[partition.half], question, weights[here] * passing[here])
-                partition.answer(branch, question, passing[here], search)
-        if search.stable is not None and agreement(halves[0], halves[1]) >= search.stable:
+            masks = (mask for *_, split in pending for mask in split.masks(evaluator.shape))
+            scores = evaluator.scores(masks, target)
+            passing = scores.passing(target, (search.confidence or 0.0) * confidence_whole)
+            weights = passing * _weights(scores, confidence_whole, weighted=search.weighted)
+            ends = np.cumsum([len(split.combinations) for *_, split in pending])[:-1]
+            for (partition, branch, split), passed, weight in zip(
+                pending, np.split(passing, ends), np.split(weights, ends), strict=True
+            ):
+                split.credit(weight, halves[partition.half])
+                partition.branches += branch.continue_in(split, passed, search)
+        if search.stable is not None and reliability(halves[0], halves[1]) >= search.stable:
             break
     total: NDArray[np.int64] = halves.sum(0)
-    if within is not None:
-        total[~within] = 0
-    return (total / (_UNIT * _FULL)).astype(np.float32)
+    if allowed is not None:
+        total[~allowed] = 0
+    return (total / (_SIXTHS * _CONFIDENCE_STEPS)).astype(np.float32)
 
 
-def _affordable(
-    asked: list[tuple[Partition, Branch, Question]], left: int | None
-) -> list[tuple[Partition, Branch, Question]]:
-    """As many questions as can be paid for, in order; the partitions of the others are done."""
+def _affordable(pending: list[_PendingSplit], left: int | None) -> list[_PendingSplit]:
+    """The first splits whose masks are within the limit; the partitions of the others end."""
     if left is None:
-        return asked
-    paid = []
-    for one in asked:
-        left -= len(one[2].combinations)
-        if left < 0:
-            break
-        paid.append(one)
-    return paid
+        return pending
+    costs = np.cumsum([len(split.combinations) for *_, split in pending])
+    return pending[: int(np.searchsorted(costs, left, side="right"))]
 
 
-def agreement(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-    """How reliable the ranking by the sum of two maps is, in [0, 1]; 1 = certain.
+def _weights(scores: Scores, confidence_whole: float, *, weighted: bool) -> NDArray[np.int64]:
+    """(K,): the weight of each combination if it passes, in `_CONFIDENCE_STEPS` per 1."""
+    if not weighted:
+        return np.full(len(scores.confidence), _CONFIDENCE_STEPS)
+    shares = np.rint(_CONFIDENCE_STEPS * scores.confidence / confidence_whole)
+    return np.clip(shares, 0, _CONFIDENCE_STEPS).astype(np.int64)
+
+
+def reliability(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+    """How reliable the ranking by the sum of two maps (H, W) is, in [0, 1]; 1 = certain.
 
     >>> ramp = np.arange(64).reshape(8, 8)
-    >>> round(agreement(ramp, ramp), 6), agreement(ramp, 0 * ramp)
+    >>> round(reliability(ramp, ramp), 6), reliability(ramp, 0 * ramp)
     (1.0, 0.0)
 
     The maps come from two independent halves of the partitions. Spearman's rank correlation r of
-    the halves says how reliable each of them is; their sum's is 2 r / (1 + r) (Spearman-Brown).
+    the halves is the reliability of either; that of their sum is 2 r / (1 + r) (Spearman-Brown).
     """
+    from scipy import stats
+
     if first.min() == first.max() or second.min() == second.max():
         return 0.0
     correlation = float(stats.spearmanr(first.ravel(), second.ravel()).statistic)
     return max(0.0, 2 * correlation / (1 + correlation)) if correlation > 0 else 0.0
-
-
-def _credit(total: NDArray[np.int64], question: Question, weights: NDArray[np.int64]) -> None:
-    for combination, weight in zip(question.combinations, weights, strict=True):
-        if weight:
-            for part in combination:
-                total[question.parts[part].slices] += _UNIT // len(combination) * weight

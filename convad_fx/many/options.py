@@ -71,8 +71,8 @@ class ExplainOptions:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        check_share("gamma", self.gamma, zero=False, hint="0.9 is usual")
-        check_count("seed", self.seed, least=0, hint="pass 0")
+        check_share("gamma", self.gamma, allow_zero=False, hint="0.9 is usual")
+        check_count("seed", self.seed, minimum=0, hint="pass 0")
         if self.seed >= 2**63:
             raise PolicyError(
                 f"seed {self.seed} exceeds the table's 64-bit integers", hint="pass a smaller one"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from convad_fx.errors import Unavailable
 from convad_fx.explain import Explanation
+from convad_fx.explain.encoding import decode_mask, encode_mask
 from convad_fx.explain.evaluator import Mask
-from convad_fx.explain.explanation import decode_mask, encode_mask
 
 if TYPE_CHECKING:
     import pyarrow

@@ -1,4 +1,4 @@
-"""How good is an explanation? Plain functions on any `(x, mask) -> logits`, and the original model.
+"""Measures of explanations: plain functions on any `(x, mask) -> logits` and the original model.
 
 >>> import torch
 >>> from convad_fx import metrics
@@ -10,18 +10,8 @@
 >>> 0 <= rho <= 1 and metrics.size(why.mask) == why.size
 True
 
-| question | function |
-|---|---|
-| does the class survive on other backgrounds, in the original model? | `robustness` |
-| how large is the set, how sure is the network of it? | `size`, `confidence` |
-| is it sufficient, is it minimal? | `confidence(...).sufficient`, `minimality` |
-| is the ranking good? | `insertion`, `deletion` |
-| does it lie on the object? | `localisation` |
-| is what a masker calls sufficient robust? | `agreement` |
-| what may be wrong with it? | `signs` |
-| how sure are we? | `bootstrap`, `paired`; of the best of several: `best_of` |
-
-Everything is asked in batches, seeded where it is random, and refuses what does not fit.
+docs/metrics.md lists which function answers which question. All functions evaluate in batches, and
+everything random is seeded.
 """
 
 from convad_fx.explain.paint import Normalisation
@@ -35,9 +25,9 @@ from convad_fx.metrics.robustness import (
     robustness,
     robustness_by_kind,
 )
-from convad_fx.metrics.sets import Confidence, Minimality, confidence, minimality, size
 from convad_fx.metrics.signs import Signs, signs
 from convad_fx.metrics.statistics import Best, Interval, Paired, best_of, bootstrap, paired
+from convad_fx.metrics.sufficiency import Confidence, Minimality, confidence, minimality, size
 
 __all__ = [
     "Agreement",

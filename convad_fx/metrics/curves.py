@@ -1,4 +1,4 @@
-"""Insertion and deletion: how confidence follows the pixels of a ranking."""
+"""`insertion` and `deletion`: confidence as the pixels of a ranking are shown or hidden."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from convad_fx.errors import ImageError, PolicyError
 from convad_fx.explain.evaluator import Evaluator
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.options import check_count
-from convad_fx.explain.sufficient import order
+from convad_fx.explain.ranking import pixel_ranks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """Confidence of one class as pixels are added or taken away.
+    """Confidence of one class as pixels are shown or hidden.
 
     Args:
-        share: of the pixels that is kept (insertion) or hidden (deletion), ascending from 0 to 1.
-        confidence: softmax of the class there, in [0, 1].
+        share: of the pixels shown (insertion) or hidden (deletion), ascending from 0 to 1.
+        confidence: softmax of the class at each share, in [0, 1].
     """
 
     share: NDArray[np.float64]
@@ -30,7 +30,7 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """Under the curve, by trapezia, in [0, 1]."""
+        """Area under the curve, by the trapezoidal rule, in [0, 1]."""
         return float(integrate.trapezoid(self.confidence, self.share))
 
 
@@ -43,7 +43,7 @@ def insertion(
     steps: int = 50,
     batch_size: int | str = "auto",
 ) -> Curve:
-    """Confidence as the most responsible pixels are shown first; a good ranking has a large area.
+    """Confidence as the most responsible pixels are shown first: large for a good ranking.
 
     >>> import torch
     >>> def corner(x, mask):
@@ -55,20 +55,20 @@ def insertion(
     >>> insertion(corner, image, good, 1).area > 0.9 > insertion(corner, image, -good, 1).area
     True
 
-    Source: Petsiuk, Das, Saenko, *RISE* (BMVC 2018), section 4.2. What is hidden is hidden as
-    `masker` does it, so compare areas under one and the same masker only. Where responsibility is
-    equal, pixels follow as they do in explanations (`convad_fx.explain.sufficient.order`).
+    Source: Petsiuk, Das, Saenko, *RISE* (BMVC 2018), section 4.2. The masker hides the pixels, so
+    compare areas under the same masker only. Pixels of equal responsibility are ordered as in
+    explanations (`convad_fx.explain.ranking.pixel_ranks`).
 
     Args:
         masker: `(x, mask) -> logits`.
         image: (C, H, W) or (1, C, H, W).
         ranking: (H, W), larger = more responsible.
         target: the class.
-        steps: the curve has this many steps, as even as whole pixels allow.
-        batch_size: masks that go through the network at once.
+        steps: of the curve, as even as whole pixels allow.
+        batch_size: masks per call of the network.
 
     Raises:
-        ImageError, ModelError, PolicyError: what does not fit.
+        ImageError, ModelError, PolicyError: an unsuitable argument.
     """
     return _curve(masker, image, ranking, target, steps, batch_size, delete=False)
 
@@ -82,15 +82,12 @@ def deletion(
     steps: int = 50,
     batch_size: int | str = "auto",
 ) -> Curve:
-    """Confidence as the most responsible pixels are hidden first; a good ranking: a small area.
+    """Confidence as the most responsible pixels are hidden first: small for a good ranking.
 
     >>> import torch
-    >>> def corner(x, mask):
-    ...     seen = mask[:, 0, :4, :4].float().mean((1, 2))
-    ...     return torch.stack([0 * seen, 8 * seen - 4], 1)
-    >>> good = np.zeros((16, 16), np.float32)
-    >>> good[:4, :4] = 1
-    >>> deletion(corner, torch.ones(1, 16, 16), good, 1).area < 0.1
+    >>> first_pixel = lambda x, mask: 9 * torch.nn.functional.one_hot(mask[:, 0, 0, 0].long(), 2)
+    >>> first_row_first = np.linspace(1, 0, 64).reshape(8, 8)
+    >>> deletion(first_pixel, torch.ones(1, 8, 8), first_row_first, 1).area < 0.1
     True
 
     Arguments, errors and source as for `insertion`.
@@ -108,7 +105,7 @@ def _curve(
     *,
     delete: bool,
 ) -> Curve:
-    check_count("steps", steps, least=1, hint="50 are usual")
+    check_count("steps", steps, minimum=1, hint="50 is usual")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
     values = np.asarray(ranking)
     if values.shape != evaluator.shape:
@@ -118,7 +115,7 @@ def _curve(
         )
     if not np.isfinite(values).all():
         raise PolicyError("the ranking is not finite", hint="look for NaN in the map")
-    rank = order(values.astype(np.float32))
+    rank = pixel_ranks(values.astype(np.float32))
     counts = np.unique(np.linspace(0, rank.size, steps + 1).round().astype(np.int64))
     masks = ((rank >= n) if delete else (rank < n) for n in counts)
     return Curve(counts / rank.size, evaluator.scores(masks, target).confidence)

@@ -1,9 +1,8 @@
-"""Masks as users have them, in one form; and masks to try a masker on."""
+"""Masks from users as arrays (`as_array`), and random masks."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from convad_fx.errors import MaskError
@@ -14,7 +13,7 @@ from convad_fx.explain.options import check_count
 def as_array(mask: Mask | Tensor, shape: tuple[int, int] | None = None) -> Mask:
     """A mask as a bool array (H, W), from (H, W), (1, H, W) or (1, 1, H, W), array or tensor.
 
-    >>> as_array(torch.ones(1, 1, 2, 3, dtype=torch.bool)).shape
+    >>> as_array(np.ones((1, 1, 2, 3), bool)).shape
     (2, 3)
 
     Raises:
@@ -29,48 +28,41 @@ def as_array(mask: Mask | Tensor, shape: tuple[int, int] | None = None) -> Mask:
         expected = "(H, W)" if shape is None else str(shape)
         raise MaskError(
             f"the mask has shape {tuple(array.shape)}, not {expected}",
-            hint="pass one mask, at the size of the network's input",
+            hint="pass one mask of the size of the network's input",
         )
     return array
 
 
-def as_mask(mask: Mask | Tensor, x: Tensor) -> Tensor:
-    """A mask as a bool tensor (1, 1, H, W) on the image's device."""
-    array = as_array(mask, (int(x.shape[2]), int(x.shape[3])))
-    return torch.from_numpy(np.ascontiguousarray(array))[None, None].to(x.device)
-
-
 def random_masks(shape: tuple[int, int], n: int, seed: int = 0) -> list[Mask]:
-    """Masks to try a masker on: boxes, ellipses, complements of boxes, and cells of a 7 x 7 grid.
+    """Random masks: boxes, ellipses, complements of boxes, and cells of a 7 x 7 grid, in turn.
 
     >>> masks = random_masks((32, 32), n=8)
     >>> len(masks), bool(0 < masks[0].mean() < 1)
     (8, True)
 
-    The four kinds take turns. Each keeps a share of the image drawn uniformly from 5 to 95 %, up to
-    rounding (boxes and ellipses are cut off nowhere, so theirs may be a little less).
+    Each keeps a share of the image drawn uniformly from 5 to 95 %, up to rounding (boxes and
+    ellipses lie inside the image, so theirs may be a little less). The kinds are this project's
+    own, except the grid of RISE (Petsiuk, Das, Saenko, BMVC 2018).
 
     Args:
         shape: (H, W), 1 or more each.
-        n: how many.
-        seed: a non-negative integer; the stream depends on it alone.
-
-    The kinds are this project's own; grids of cells are RISE's (Petsiuk, Das, Saenko, BMVC 2018).
+        n: number of masks.
+        seed: a non-negative integer, which alone determines the stream.
 
     Raises:
         PolicyError: n or seed out of range.
     """
-    check_count("n", n, least=1, hint="32 per image are usual")
-    check_count("seed", seed, least=0, hint="pass 0")
+    check_count("n", n, minimum=1, hint="32 per image are usual")
+    check_count("seed", seed, minimum=0, hint="pass 0")
     random = np.random.default_rng([seed, 7])
     return [_KINDS[i % len(_KINDS)](shape, random.uniform(0.05, 0.95), random) for i in range(n)]
 
 
 def _box(shape: tuple[int, int], share: float, random: np.random.Generator) -> Mask:
     height, width = shape
-    # The aspect is free as far as the image holds the box.
-    h = float(np.exp(random.uniform(np.log(share), 0)))
-    rows = max(1, round(h * height))
+    # The height is log-uniform over what the image can hold.
+    relative_height = float(np.exp(random.uniform(np.log(share), 0)))
+    rows = max(1, round(relative_height * height))
     columns = max(1, min(width, round(share * height * width / rows)))
     top = int(random.integers(0, height - rows + 1))
     left = int(random.integers(0, width - columns + 1))

@@ -1,19 +1,21 @@
-"""Do the kept pixels still give the class on other backgrounds, in the *original* model?"""
+"""`robustness`: is the class kept on other backgrounds, in the original model?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convad_fx.errors import ImageError, ModelError, PolicyError
-from convad_fx.explain.evaluator import Mask, as_batch, at_once, check_batch_size
+from convad_fx.explain.evaluator import Mask, as_batch, check_batch_size, images_per_call
 from convad_fx.explain.options import check_class, check_count
 from convad_fx.explain.paint import Normalisation, blurred, noise
-from convad_fx.metrics.masks import as_mask
+from convad_fx.metrics.masks import as_array
 
 Model = Callable[[Tensor], Tensor]
 
@@ -23,10 +25,10 @@ BACKGROUNDS = ("colours", "images", "noise", "blur")
 
 @dataclass(frozen=True, slots=True)
 class Robustness:
-    """How often the class survived.
+    """On which backgrounds the class survived.
 
     Args:
-        kept: for each background, whether the model gave the class, in order.
+        kept: for each background, whether the model predicted the class.
         confidence: softmax of the class on each background, in [0, 1].
     """
 
@@ -35,7 +37,7 @@ class Robustness:
 
     @property
     def rho(self) -> float:
-        """The share of backgrounds on which the class is given, in [0, 1]."""
+        """The share of backgrounds on which the class survived, in [0, 1]."""
         return float(np.mean(self.kept))
 
     def __float__(self) -> float:
@@ -51,7 +53,7 @@ def backgrounds(
     seed: int = 0,
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
 ) -> Iterator[Tensor]:
-    """Backgrounds (1, C, H, W) of one kind, in the units of the model's input, one after the other.
+    """Backgrounds (1, C, H, W) of one kind, in the units of the model's input.
 
     >>> list(backgrounds(torch.zeros(3, 4, 4), "colours", n=2))[0].shape
     torch.Size([1, 3, 4, 4])
@@ -62,11 +64,10 @@ def backgrounds(
             (arXiv 2510.01038, section 5); "images": other images, drawn without repetition from
             `others`; "noise": every pixel and channel uniform; "blur": the image itself, blurred
             by Gaussians whose deviation grows evenly from 1/32 to 1/4 of its shorter side.
-        n: how many; of "images" at most `len(others)`.
-        others: images of the same shape, as the model reads them. The image itself must not be
-            among them.
-        seed: a non-negative integer. The stream depends on it and on nothing else, so that all
-            images of a study are planted on the same colours.
+        n: number of backgrounds; of "images" at most `len(others)`.
+        others: images of the same shape, as the model reads them, without the image itself.
+        seed: a non-negative integer, which alone determines the stream: all images of a study get
+            the same colours.
         normalisation: mean and deviation that the preprocessing subtracts and divides by: colours
             and noise are uniform in [0, 1] *before* it.
 
@@ -75,8 +76,8 @@ def backgrounds(
         ImageError: shapes that do not fit.
     """
     x = as_batch(image)
-    check_count("n", n, least=1, hint="100 colours are usual")
-    check_count("seed", seed, least=0, hint="pass 0")
+    check_count("n", n, minimum=1, hint="100 colours are usual")
+    check_count("seed", seed, minimum=0, hint="pass 0")
     if kind not in BACKGROUNDS:
         raise PolicyError(
             f"kind must be one of {', '.join(BACKGROUNDS)}, not {kind!r}", hint="pass 'colours'"
@@ -88,22 +89,22 @@ def backgrounds(
                 f"{n} backgrounds cannot be drawn from {len(others)} other images",
                 hint="pass more as `others`, or a smaller n",
             )
-        return _others(x, others, generator.permutation(len(others))[:n].tolist())
-    return _made(x, kind, n, generator, normalisation)
+        return _other_images(x, others, generator.permutation(len(others))[:n].tolist())
+    return _generated(x, kind, n, generator, normalisation)
 
 
-def _others(x: Tensor, others: Sequence[Tensor], order: Sequence[int]) -> Iterator[Tensor]:
-    for i in order:
+def _other_images(x: Tensor, others: Sequence[Tensor], indices: Sequence[int]) -> Iterator[Tensor]:
+    for i in indices:
         other = as_batch(others[i])
         if other.shape != x.shape:
             raise ImageError(
                 f"background {i} has shape {tuple(other.shape)}, the image {tuple(x.shape)}",
-                hint="preprocess all images alike",
+                hint="preprocess all images in the same way",
             )
         yield other.to(x)
 
 
-def _made(
+def _generated(
     x: Tensor, kind: str, n: int, generator: np.random.Generator, normalisation: Normalisation
 ) -> Iterator[Tensor]:
     shorter = min(x.shape[2:])
@@ -131,20 +132,19 @@ def robustness(
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
     batch_size: int | str = "auto",
 ) -> Robustness:
-    """Plant the kept pixels on n backgrounds: how often does the model still give the class?
+    """Paste the kept pixels onto n backgrounds: how often does the model still give the class?
 
     >>> def red(x):                                     # class 1: there is a lot of red
     ...     amount = x[:, 0].mean((1, 2))
     ...     return torch.stack([0.4 - amount, amount - 0.4], 1)
     >>> image, mask = torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.bool)
     >>> image[0], mask[:4] = 1, True                    # red all over; half of it kept
-    >>> robustness(red, image, mask, target=1).rho       # 0.5 of it is already enough
+    >>> robustness(red, image, mask, target=1).rho      # the half alone exceeds 0.4
     1.0
 
     rho = |{b : argmax model(where(mask, image, b)) = target}| / n, as in the paper (arXiv
-    2510.01038, section 5). The model is asked as it is, without any masking: so explanations
-    found by switching off and by painting are judged alike. Larger sets are robust for free; report
-    their size, or compare at equal size.
+    2510.01038, section 5), with the original model, whatever masker explained it. Larger sets are
+    more robust: report the size, or compare at equal size.
 
     Args:
         model: images (N, C, H, W) -> logits (N, classes): the *original* one, in evaluation mode.
@@ -154,20 +154,18 @@ def robustness(
         on: a kind of background, made by `backgrounds` from the remaining arguments; or the
             backgrounds themselves, (1, C, H, W) or (C, H, W) each.
         n, others, seed, normalisation: as in `backgrounds`.
-        batch_size: compositions that go through the model at once; "auto": 16 on a CPU, else 64.
+        batch_size: images per call of the model; "auto": 16 on a CPU, else 64.
 
     Raises:
-        ImageError, MaskError, PolicyError: what does not fit.
+        ImageError, MaskError, PolicyError: an unsuitable argument.
         ModelError: the model is in training mode, or its answers are not finite logits.
     """
     x = as_batch(image)
-    kept = as_mask(mask, x)
+    kept = as_array(mask, (int(x.shape[2]), int(x.shape[3])))
     check_batch_size(batch_size)
     if isinstance(on, str):
         on = backgrounds(x, on, n, others=others, seed=seed, normalisation=normalisation)
-    logits = answers(model, (torch.where(kept, x, as_batch(b).to(x)) for b in on), batch_size)
-    if not len(logits):
-        raise PolicyError("there are no backgrounds", hint="pass one or more")
+    logits = planted_logits(model, x, [kept], on, batch_size)
     check_class(target, logits.shape[1])
     confidence = torch.softmax(logits, 1)[:, target]
     return Robustness(tuple((logits.argmax(1) == target).tolist()), tuple(confidence.tolist()))
@@ -179,72 +177,67 @@ def robustness_by_kind(
     mask: Mask | Tensor,
     target: int,
     kinds: Mapping[str, int],
-    *,
-    others: Sequence[Tensor] = (),
-    seed: int = 0,
-    normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
-    batch_size: int | str = "auto",
+    **options: Any,
 ) -> dict[str, Robustness]:
-    """`robustness` for several kinds of background at once.
+    """`robustness` for each kind of background.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 2)).eval()
-    >>> image, all_of_it = torch.rand(3, 8, 8), np.ones((8, 8), bool)
+    >>> image, everything = torch.rand(3, 8, 8), np.ones((8, 8), bool)
     >>> target = int(model(image[None]).argmax())
-    >>> found = robustness_by_kind(model, image, all_of_it, target, {"colours": 10, "noise": 5})
-    >>> {kind: one.rho for kind, one in found.items()}
+    >>> results = robustness_by_kind(model, image, everything, target, {"colours": 10, "noise": 5})
+    >>> {kind: result.rho for kind, result in results.items()}
     {'colours': 1.0, 'noise': 1.0}
 
     Args:
-        kinds: how many backgrounds of each kind.
-        model, image, mask, target, others, seed, normalisation, batch_size: as in `robustness`.
+        kinds: the number of backgrounds of each kind.
+        model, image, mask, target: as in `robustness`.
+        options: `others`, `seed`, `normalisation`, `batch_size`, as in `robustness`.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: as `robustness`.
     """
     return {
-        kind: robustness(
-            model,
-            image,
-            mask,
-            target,
-            kind,
-            n=n,
-            others=others,
-            seed=seed,
-            normalisation=normalisation,
-            batch_size=batch_size,
-        )
+        kind: robustness(model, image, mask, target, kind, n=n, **options)
         for kind, n in kinds.items()
     }
 
 
-def answers(model: Model, images: Iterator[Tensor], batch_size: int | str) -> Tensor:
-    """Logits (K, classes), float64 on the CPU, of K images (1, C, H, W), in bounded batches."""
+def planted_logits(
+    model: Model,
+    x: Tensor,
+    masks: Sequence[Mask],
+    planted_on: Iterable[Tensor],
+    batch_size: int | str,
+) -> Tensor:
+    """Logits (K * B, classes) of x (1, C, H, W) under each of K masks on each of B backgrounds.
+
+    An iterator of backgrounds serves a single mask.
+    """
+    cells = (torch.from_numpy(np.ascontiguousarray(mask)).to(x.device) for mask in masks)
+    images = (torch.where(mask, x, as_batch(b).to(x)) for mask in cells for b in planted_on)
+    logits = model_logits(model, images, images_per_call(batch_size, x))
+    if not len(logits):
+        raise PolicyError("there are no backgrounds", hint="pass one or more")
+    return logits
+
+
+def model_logits(model: Model, images: Iterable[Tensor], per_call: int) -> Tensor:
+    """Logits (K, classes), float64 on the CPU, of K images (1, C, H, W)."""
     if isinstance(model, nn.Module) and model.training:
         raise ModelError("the model is in training mode", hint="call model.eval() first")
-    found: list[Tensor] = []
-    batch: list[Tensor] = []
-
-    def ask() -> None:
+    images, rows = iter(images), [torch.zeros(0, 0, dtype=torch.float64)]
+    while batch := list(islice(images, per_call)):
         with torch.inference_mode():
-            logits = model(torch.cat(batch))
-        came = tuple(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
-        if not isinstance(came, tuple) or len(came) != 2 or len(logits) != len(batch):
+            logits: object = model(torch.cat(batch))
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
+            answer = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ModelError(
-                f"the model answered {len(batch)} images with {came}, not (N, classes)",
+                f"the model answered {len(batch)} images with {answer}, not (N, classes)",
                 hint="wrap it so that it returns logits alone",
             )
         if not logits.isfinite().all():
             raise ModelError(
                 "the logits are not finite", hint="look for NaN in the images and the weights"
             )
-        found.append(logits.double().cpu())
-        batch.clear()
-
-    for image in images:
-        batch.append(image)
-        if len(batch) == at_once(batch_size, image):
-            ask()
-    if batch:
-        ask()
-    return torch.cat(found) if found else torch.zeros(0, 0, dtype=torch.float64)
+        rows.append(logits.double().cpu())
+    return torch.cat(rows[1:] or rows)

@@ -1,4 +1,4 @@
-"""Signs that switching off has failed on an image, as numbers."""
+"""`signs`: measured signs that switching off has failed on an image."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from torch import Tensor
 from convad_fx.errors import PolicyError
 from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.masker import Masker
+from convad_fx.explain.minimal import grid_blocks
 from convad_fx.explain.options import check_count, check_share
-from convad_fx.explain.sufficient import blocks
 from convad_fx.metrics.masks import as_array
 
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What may be wrong with a set of pixels, or with the masker that calls it sufficient.
+    """Measured signs of failure of a set of pixels, or of the masker for which it suffices.
 
     Args:
-        parts: pieces the set falls into; pixels that touch at a corner are together.
+        parts: connected pieces of the set; pixels that touch at a corner are connected.
         largest: share of the kept pixels in the largest piece, in [0, 1].
-        border: how often the kept pixels lie along the image's border, over how often any pixel
-            does: 1 as by chance, more where they gather there. The border is a sixteenth of each
-            side wide.
-        empty: confidence in the target with nothing kept, over that in the whole image.
-        spared: the same with little hidden, none of it of the set: the mean over several draws.
+        border: share of the kept pixels that lie on the image's border, divided by the share of all
+            pixels that do: 1 by chance. The border is a sixteenth of each side wide.
+        empty: confidence in the target with nothing kept, divided by that on the whole image.
+        spared: the same with a few pixels outside the set hidden: the mean over random draws.
     """
 
     parts: int
@@ -39,14 +38,14 @@ class Signs:
 
     @property
     def seen(self) -> tuple[str, ...]:
-        """Which of them stand out, in words; the limits are those of docs/failure-signs.md."""
+        """The signs beyond the limits of docs/failure-signs.md, in words."""
         rows = (
             (self.parts > 5 and self.largest < 0.5, "scattered: many pieces, none of them large"),
             (self.border > 2, "at the border: more of the set lies there than by chance"),
             (self.empty > 0.5, "bias: nothing kept gives the class as well"),
             (self.spared < 0.7, "over-deactivation: hiding a little elsewhere costs much"),
         )
-        return tuple(text for found, text in rows if found)
+        return tuple(text for exceeded, text in rows if exceeded)
 
 
 def signs(
@@ -69,13 +68,13 @@ def signs(
     ...     return torch.stack([0 * kept, 4 * kept], 1)
     >>> dots = np.zeros((32, 32), bool)
     >>> dots[8:24:4, 8:24:4] = True
-    >>> found = signs(brightness, torch.ones(3, 32, 32), dots, target=1)
-    >>> found.parts, found.largest, round(found.empty, 2), round(found.spared, 2)
+    >>> result = signs(brightness, torch.ones(3, 32, 32), dots, target=1)
+    >>> result.parts, result.largest, round(result.empty, 2), round(result.spared, 2)
     (16, 0.0625, 0.51, 0.99)
-    >>> found.seen
+    >>> result.seen
     ('scattered: many pieces, none of them large', 'bias: nothing kept gives the class as well')
 
-    The definitions are this project's: the method's paper (arXiv 2510.01038) names no such test.
+    The definitions are this project's own; the paper (arXiv 2510.01038) has none.
 
     Args:
         masker: `(x, mask) -> logits`.
@@ -83,27 +82,27 @@ def signs(
         mask: (H, W), bool, True = kept: an explanation.
         target: the class it explains.
         hidden: for `spared`, the share of the pixels outside the set to hide, in (0, 1].
-        draws: how many times.
+        draws: number of random draws for `spared`.
         side: of the blocks that are hidden, in pixels.
         seed: of the draws; a non-negative integer.
-        batch_size: masks that go through the network at once.
+        batch_size: masks per call of the network.
 
     Raises:
-        ImageError, MaskError, ModelError, PolicyError: what does not fit.
+        ImageError, MaskError, ModelError, PolicyError: an unsuitable argument.
     """
-    check_share("hidden", hidden, zero=False, hint="0.1 is usual")
-    check_count("draws", draws, least=1, hint="8 are usual")
-    check_count("side", side, least=1, hint="8 pixels are usual")
-    check_count("seed", seed, least=0, hint="pass 0")
+    check_share("hidden", hidden, allow_zero=False, hint="0.1 is usual")
+    check_count("draws", draws, minimum=1, hint="8 is usual")
+    check_count("side", side, minimum=1, hint="8 pixels are usual")
+    check_count("seed", seed, minimum=0, hint="pass 0")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
     kept = as_array(mask, evaluator.shape)
-    first = [np.ones_like(kept), np.zeros_like(kept)]
-    asked = [*first, *_with_little_hidden(kept, hidden, draws, side, seed)]
-    whole, empty, *spared = evaluator.scores(asked, target).confidence
+    masks = [np.ones_like(kept), np.zeros_like(kept)]
+    masks += _with_little_hidden(kept, hidden, draws, side, seed)
+    whole, empty, *spared = evaluator.scores(masks, target).confidence
     if not whole:
         raise PolicyError(
-            f"the whole image gives class {target} no confidence at all",
-            hint="pass the class the explanation is of: `why.target`",
+            f"class {target} has a confidence of 0 on the whole image",
+            hint="pass the explained class: `why.target`",
         )
     pieces, parts = ndimage.label(kept, np.ones((3, 3)))
     largest = int(np.bincount(pieces[kept]).max()) / int(kept.sum()) if parts else 0.0
@@ -122,10 +121,10 @@ def _border(kept: Mask) -> float:
 def _with_little_hidden(
     kept: Mask, hidden: float, draws: int, side: int, seed: int
 ) -> Iterator[Mask]:
-    """All pixels but some blocks, without those of the set."""
-    label = blocks(kept.shape, side)
-    present = np.unique(label[~kept])
+    """Masks of all pixels but those of random blocks, with the set kept."""
+    grid = grid_blocks(kept.shape, side)
+    present = np.unique(grid[~kept])
     n = max(1, round(hidden * len(present))) if len(present) else 0
     random = np.random.default_rng([seed, 11])
     for _ in range(draws):
-        yield kept | ~np.isin(label, random.permutation(present)[:n])
+        yield kept | ~np.isin(grid, random.permutation(present)[:n])

@@ -1,4 +1,4 @@
-"""How sure can one be? Intervals by bootstrap, and paired tests, for samples that are small."""
+"""Bootstrap intervals, paired tests and the choice of the best, for small samples."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ Numbers = Sequence[float] | NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate and where the truth may lie.
+    """An estimate and its confidence interval.
 
     Args:
         value: of the statistic on the sample.
-        low, high: the ends of the interval.
-        level: the share of such intervals that hold the truth, in the long run.
-        n: how many independent units (images) it is drawn from.
+        low, high, level: the ends of the interval and its confidence level.
+        n: number of independent units (images).
     """
 
     value: float
@@ -45,21 +44,22 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """An interval for a statistic of a sample, by resampling it with replacement.
+    """A confidence interval for a statistic of a sample, by resampling it with replacement.
 
     >>> str(bootstrap([0.5, 0.7, 0.9, 0.6, 0.8]))
     '0.700 [0.580, 0.820]'
 
     Percentile bootstrap (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter
     13). Units must be independent: one number per *image*, not per mask of an image. With fewer
-    than about ten units the interval is too narrow: say n beside it, as `Interval.n` does.
+    than about ten units the interval is too narrow: report n with it. (Unlike
+    `scipy.stats.bootstrap` it accepts a single unit.)
 
     Args:
         values: one number per unit, one or more, finite.
         statistic: of an array (n,); the mean by default. Called once per resample.
         level: in (0, 1).
-        resamples: how many.
-        seed: a non-negative integer; the stream depends on it and on n alone.
+        resamples: number of resamples.
+        seed: a non-negative integer; with n it determines the stream.
 
     Raises:
         PolicyError: an empty sample, numbers that are not finite, or a level out of range.
@@ -68,21 +68,21 @@ def bootstrap(
     _check_resampling(level, resamples, seed)
     random = np.random.default_rng([seed, len(sample)])
     drawn = sample[random.integers(0, len(sample), (resamples, len(sample)))]
-    # at once where it can be: many small samples are the rule
-    found = drawn.mean(1) if statistic is np.mean else np.array([statistic(row) for row in drawn])
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    # The mean is vectorised: small samples are the rule.
+    values = drawn.mean(1) if statistic is np.mean else np.array([statistic(row) for row in drawn])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(statistic(sample)), float(low), float(high), float(level), len(sample))
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Two methods on the same units.
+    """Two methods compared on the same units.
 
     Args:
         difference: mean of first - second, with its bootstrap interval.
-        p_value: of the test that neither is better.
+        p_value: of the null hypothesis that neither is better.
         wins, losses, ties: units where the first is larger, smaller, equal.
-        test: its name.
+        test: name of the test.
     """
 
     difference: Interval
@@ -102,40 +102,39 @@ def paired(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Paired:
-    """Is one method better than another on the same images? Two-sided.
+    """Is one of two methods better on the same images? A two-sided test.
 
     >>> ours, theirs = [0.9, 0.8, 0.95, 0.7, 0.85, 0.9], [0.7, 0.75, 0.9, 0.6, 0.8, 0.6]
-    >>> found = paired(ours, theirs)
-    >>> round(found.p_value, 3), found.wins, found.losses
+    >>> result = paired(ours, theirs)
+    >>> round(result.p_value, 3), result.wins, result.losses
     (0.031, 6, 0)
 
     Args:
         first, second: one number per unit each, in the same order.
         test: "wilcoxon": the signed-rank test (Wilcoxon 1945; scipy.stats.wilcoxon), equal pairs
-            dropped; "permutation": signs of the differences flipped, all ways if there are few,
-            else `resamples` of them (scipy.stats.permutation_test); "sign": wins against losses
+            dropped; "permutation": sign flips of the differences, all of them if there are few,
+            else `resamples` (scipy.stats.permutation_test); "sign": wins against losses
             (scipy.stats.binomtest).
         level, resamples, seed: as in `bootstrap`.
 
     Raises:
-        PolicyError: lists of different lengths, an unknown test, or what `bootstrap` refuses.
+        PolicyError: lists of different lengths, an unknown test, or as `bootstrap`.
     """
     a, b = _sample("first", first), _sample("second", second)
     if len(a) != len(b):
         raise PolicyError(
             f"{len(a)} numbers are not paired with {len(b)}", hint="one of each per image"
         )
-    difference = (a - b).round(_DIGITS)  # equal ones are ties, whatever rounding did to them
+    difference = (a - b).round(_DIGITS)  # so that equal values are ties
     wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
     decided = difference[difference != 0]
     if test not in _TESTS:
         raise PolicyError(
             f"test must be one of {', '.join(_TESTS)}, not {test!r}", hint="pass 'wilcoxon'"
         )
-    p_value = _TESTS[test](decided, resamples, seed) if len(decided) else 1.0
     return Paired(
         bootstrap(difference, level=level, resamples=resamples, seed=seed),
-        p_value,
+        float(_TESTS[test](decided, resamples, seed)) if len(decided) else 1.0,
         wins,
         losses,
         len(difference) - wins - losses,
@@ -145,20 +144,19 @@ def paired(
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best of several methods on the same units, and whether it is more than luck.
+    """The best of several methods on the same units, and whether its lead is significant.
 
     Args:
-        leader: the number of the method with the largest mean; the baseline's if that is largest.
-        baseline: the number of the one that the others are compared with.
-        gain: the leader's mean less the baseline's. Too large as a forecast, because the leader
-            was chosen for it.
-        honest_gain: how much a choice made on a resample gains on the units left out of it: what
-            choosing may gain on new units. NaN with fewer than two units.
-        p_value: how often some method would stand out from the baseline as much as the leader does
+        leader: index of the method with the largest mean; ties go to the baseline.
+        baseline: index of the method that the others are compared with.
+        gain: the leader's mean minus the baseline's: biased upwards by the choice.
+        honest_gain: mean gain of choices made on resamples, on the units left out of them: an
+            estimate for new units. NaN with fewer than two units.
+        p_value: how often the best method would exceed the baseline as much as the leader does
             (by Student's t) if none differed from it.
         wins: for each method, the share of the resamples in which it is the best.
-        level: `decided` wants a p-value of at most 1 - level.
-        n: units.
+        level: `decided` requires a p-value of at most 1 - level.
+        n: number of units.
     """
 
     leader: int
@@ -172,12 +170,12 @@ class Best:
 
     @property
     def decided(self) -> bool:
-        """Whether the leader is better than the baseline by more than luck explains."""
+        """Whether the leader is significantly better than the baseline."""
         return self.leader != self.baseline and self.p_value <= 1 - self.level + _ROUNDING
 
     @property
     def needed(self) -> int:
-        """With fewer units than this nothing can be decided, whatever they say: 2^-n > 1 - level.
+        """The smallest n that can be significant at all: 2^-n <= 1 - level.
 
         >>> best_of([[1, 2, 3], [2, 3, 4]]).needed
         5
@@ -196,27 +194,26 @@ def best_of(
     """Which of several methods is the best on the same units, and is it better than the baseline?
 
     >>> usual, better, worse = [0.7, 0.6, 0.8, 0.5, 0.9, 0.6], [0.8] * 6, [0.5] * 6
-    >>> found = best_of([usual, worse, better])
-    >>> found.leader, round(found.gain, 2), found.decided
+    >>> result = best_of([usual, worse, better])
+    >>> result.leader, round(result.gain, 2), result.decided
     (2, 0.12, False)
     >>> best_of([usual, worse, [value + 0.1 for value in usual]]).decided
     True
 
-    The best of many leads by luck alone, so the test allows for the choice: in every unit the
-    differences of all methods from the baseline change their sign together, at random (in every
-    way, up to 12 units), and the largest of their Student's t is compared with the leader's: the
-    single-step max-t test of Westfall and Young, *Resampling-Based Multiple Testing* (1993), by
-    sign flips, one-sided. Shares of wins and the honest gain repeat the choice in every bootstrap
-    resample of the units.
+    The best of many methods leads by chance alone, so the test corrects for the choice: the
+    one-sided single-step max-t test of Westfall and Young, *Resampling-Based Multiple Testing*
+    (1993). In every unit the differences of all methods from the baseline change their sign
+    together, at random (all patterns up to 12 units), and the largest Student's t is compared with
+    the leader's. Wins and the honest gain repeat the choice in bootstrap resamples of the units.
 
     Args:
         values: for each method, one finite number per unit; larger is better. Ties go to the
-            baseline, then to the method named first.
-        baseline: the number of the method to beat.
+            baseline, then to the first method.
+        baseline: index of the method to beat.
         level, resamples, seed: as in `bootstrap`.
 
     Raises:
-        PolicyError: lists of different lengths, no such baseline, or what `bootstrap` refuses.
+        PolicyError: lists of different lengths, no such baseline, or as `bootstrap`.
     """
     rows = [_sample(f"method {number}", row) for number, row in enumerate(values)]
     if not rows or len({len(row) for row in rows}) > 1:
@@ -230,66 +227,82 @@ def best_of(
         )
     _check_resampling(level, resamples, seed)
     n = len(rows[0])
-    less = np.stack(rows) - rows[baseline]  # (methods, n)
-    # The baseline first: `argmax` gives ties to what comes first.
+    # The baseline first: `argmax` resolves ties in favour of the first.
     order = np.array([baseline, *(k for k in range(len(rows)) if k != baseline)])
-    less = less[order]
+    gains = (np.stack(rows) - rows[baseline])[order]
     random = np.random.default_rng([seed, n])
-    means = less.mean(1)
-    best = int((means > means.max() - _ROUNDING).argmax())
-
-    drawn = random.integers(0, n, (resamples, n))
-    counts = np.zeros((resamples, n))
-    np.add.at(counts, (np.arange(resamples)[:, None], drawn), 1.0)
-    resampled = counts @ less.T / n  # (resamples, methods)
-    chosen = (resampled > resampled.max(1, keepdims=True) - _ROUNDING).argmax(1)
+    means = gains.mean(1)
+    best = int(_first_largest(means))
+    shares, honest_gain = _repeated_choice(gains, resamples, random)
     wins = np.zeros(len(rows))
-    wins[order] = np.bincount(chosen, minlength=len(rows)) / resamples
-    out = counts == 0
-    some = out.any(1)
-    left_out = less[chosen] * out
-    forecast = left_out[some].sum(1) / out[some].sum(1)
-
-    # Mean over root mean square grows with Student's t, and no flip changes what it divides by.
-    scale = np.sqrt((less**2).mean(1))
-    scaled = less / np.where(scale > 0, scale, 1.0)[:, None]
-    flipped = _signs(n, resamples, random) @ scaled.T / n
-    as_good = flipped.max(1) >= scaled[best].mean() - _ROUNDING
+    wins[order] = shares
     return Best(
         leader=int(order[best]),
         baseline=baseline,
         gain=float(means[best]),
-        honest_gain=float(forecast.mean()) if some.any() else float("nan"),
-        p_value=float(as_good.mean()),
+        honest_gain=honest_gain,
+        p_value=_max_t_p_value(gains, best, resamples, random),
         wins=tuple(map(float, wins)),
         level=float(level),
         n=n,
     )
 
 
-#: Differences smaller than this come from the order of additions.
+#: Decimals; smaller differences come from the order of additions.
 _DIGITS = 12
 _ROUNDING = 10.0**-_DIGITS
-_ALL_FLIPS = 12
+#: Up to this many units, all sign patterns are tried.
+_MAX_UNITS_FOR_ALL_FLIPS = 12
 
 
-def _signs(n: int, resamples: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Every way to flip signs of n units, or `resamples` of them; no flip at all is the first."""
-    if n <= _ALL_FLIPS:
-        bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
+def _first_largest(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Index of the first value along the last axis that equals the largest up to rounding."""
+    first: NDArray[np.int64] = (values > values.max(-1, keepdims=True) - _ROUNDING).argmax(-1)
+    return first
+
+
+def _repeated_choice(
+    gains: NDArray[np.float64], resamples: int, random: np.random.Generator
+) -> tuple[NDArray[np.float64], float]:
+    """Share of resamples that each method (methods, n) wins; mean gain on the units left out."""
+    methods, n = gains.shape
+    drawn = random.integers(0, n, (resamples, n))
+    counts = np.zeros((resamples, n))
+    np.add.at(counts, (np.arange(resamples)[:, None], drawn), 1.0)
+    chosen = _first_largest(counts @ gains.T / n)
+    left_out = counts == 0
+    some_left_out = left_out.any(1)
+    totals = (gains[chosen] * left_out)[some_left_out].sum(1)
+    forecast = totals / left_out[some_left_out].sum(1)
+    return (
+        np.bincount(chosen, minlength=methods) / resamples,
+        float(forecast.mean()) if some_left_out.any() else float("nan"),
+    )
+
+
+def _max_t_p_value(
+    gains: NDArray[np.float64], best: int, resamples: int, random: np.random.Generator
+) -> float:
+    """How often the largest t of all methods (methods, n) reaches that of the best, by sign flips.
+
+    The mean over the root mean square grows with Student's t, and no flip changes the latter.
+    """
+    n = gains.shape[1]
+    scale = np.sqrt((gains**2).mean(1))
+    scaled = gains / np.where(scale > 0, scale, 1.0)[:, None]
+    if n <= _MAX_UNITS_FOR_ALL_FLIPS:
+        flips = np.arange(2**n)[:, None] >> np.arange(n) & 1
     else:
-        bits = random.integers(0, 2, (resamples, n))
-        bits[0] = 0
-    return np.where(bits, -1.0, 1.0)
-
-
-def _wilcoxon(decided: NDArray[np.float64], resamples: int, seed: int) -> float:
-    del resamples, seed
-    return float(stats.wilcoxon(decided).pvalue)
+        flips = random.integers(0, 2, (resamples, n))
+        flips[0] = 0  # the data themselves
+    flipped = np.where(flips, -1.0, 1.0) @ scaled.T / n
+    return float((flipped.max(1) >= scaled[best].mean() - _ROUNDING).mean())
 
 
 def _permutation(decided: NDArray[np.float64], resamples: int, seed: int) -> float:
-    found = stats.permutation_test(
+    if len(decided) == 1:  # scipy requires two; both signs are as extreme
+        return 1.0
+    result = stats.permutation_test(
         (decided, np.zeros_like(decided)),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
@@ -297,26 +310,21 @@ def _permutation(decided: NDArray[np.float64], resamples: int, seed: int) -> flo
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
-
-
-def _sign(decided: NDArray[np.float64], resamples: int, seed: int) -> float:
-    del resamples, seed
-    return float(stats.binomtest(int((decided > 0).sum()), len(decided)).pvalue)
+    return float(result.pvalue)
 
 
 _TESTS: dict[str, Callable[[NDArray[np.float64], int, int], float]] = {
-    "wilcoxon": _wilcoxon,
+    "wilcoxon": lambda decided, *_: stats.wilcoxon(decided).pvalue,
     "permutation": _permutation,
-    "sign": _sign,
+    "sign": lambda decided, *_: stats.binomtest(int((decided > 0).sum()), len(decided)).pvalue,
 }
 
 
 def _check_resampling(level: float, resamples: int, seed: int) -> None:
     if not 0 < level < 1:
         raise PolicyError(f"level must lie in (0, 1), not {level!r}", hint="0.95 is usual")
-    check_count("resamples", resamples, least=1, hint="2000 are usual")
-    check_count("seed", seed, least=0, hint="pass 0")
+    check_count("resamples", resamples, minimum=1, hint="2000 is usual")
+    check_count("seed", seed, minimum=0, hint="pass 0")
 
 
 def _sample(name: str, values: Numbers) -> NDArray[np.float64]:
@@ -324,7 +332,7 @@ def _sample(name: str, values: Numbers) -> NDArray[np.float64]:
     if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
         raise PolicyError(
             f"{name} must be one finite number per unit, one or more, not an array of shape "
-            f"{sample.shape}" + ("" if np.isfinite(sample).all() else " with gaps"),
-            hint="leave units without an answer out of both lists, and say how many they were",
+            f"{sample.shape}" + ("" if np.isfinite(sample).all() else " with missing values"),
+            hint="leave units without an answer out of both lists, and report their number",
         )
     return sample

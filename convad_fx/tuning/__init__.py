@@ -1,11 +1,15 @@
-"""Which policy suits a network and its pictures? Measured on a handful of them, with its doubt.
+"""`tune`: which policy suits a network and its images? docs/tune.md explains its result."""
 
-`convad_fx.tune` is the function; docs/tune.md says how to read what it finds.
-"""
-
-from convad_fx.tuning.choice import CRITERIA, Explained, Measured, Trial, Tuning
-from convad_fx.tuning.measure import FEW, FULL, tune
-from convad_fx.tuning.spelling import parse_policy, policy_code, policy_options, policy_text
+from convad_fx.tuning.policies import (
+    FEW,
+    FULL,
+    parse_policy,
+    policy_code,
+    policy_options,
+    policy_text,
+)
+from convad_fx.tuning.result import CRITERIA, Explained, Measured, Trial, Tuning
+from convad_fx.tuning.tuner import tune
 
 __all__ = [
     "CRITERIA",

@@ -1,4 +1,4 @@
-"""The engine: order, counting, duplicates, bounded batches."""
+"""The evaluator: order, counting, duplicates, bounded batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maskers import Counting, share
 
 from convad_fx.errors import ModelError
 from convad_fx.explain import Evaluator
-from convad_fx.explain.evaluator import at_once
+from convad_fx.explain.evaluator import images_per_call
 from convad_fx.explain.responsibility import Box
 
 IMAGE = torch.zeros(2, 6, 5)
@@ -44,8 +44,8 @@ def test_batches_are_small_on_a_cpu_where_no_size_is_asked_for() -> None:
     masker = Counting(share(Box(0, 6, 0, 5)))
     Evaluator(masker, IMAGE).scores(masks_of(list(range(31))), 1)
     assert masker.calls == [16, 15]
-    assert at_once("auto", torch.zeros(1, device="meta")) == 64
-    assert at_once(5, IMAGE) == 5
+    assert images_per_call("auto", torch.zeros(1, device="meta")) == 64
+    assert images_per_call(5, IMAGE) == 5
 
 
 def test_masks_stream() -> None:
@@ -65,17 +65,14 @@ def test_masks_stream() -> None:
     assert len(drawn) == 20
 
 
-def test_a_bar_hears_of_every_evaluation() -> None:
-    class Bar:
-        n = 0
-
-        def update(self, n: int) -> None:
-            self.n += n
-
-    bar = Bar()
-    evaluator = Evaluator(Counting(share(Box(0, 6, 0, 5))), IMAGE, batch_size=3, bar=bar)
+def test_every_evaluation_is_counted_by_the_callback() -> None:
+    counts: list[int] = []
+    evaluator = Evaluator(
+        Counting(share(Box(0, 6, 0, 5))), IMAGE, batch_size=3, on_evaluated=counts.append
+    )
     evaluator.scores(masks_of([1, 2, 2, 3, 4]), 1)
-    assert bar.n == evaluator.evaluations == 4
+    assert counts == [3, 1]
+    assert evaluator.evaluations == 4
 
 
 def test_overflow_under_a_mask_says_how_much_was_kept() -> None:

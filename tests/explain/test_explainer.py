@@ -232,7 +232,7 @@ MASKER = Counting(share(LEFT))
         (PolicyError, "target 3 is no class .* 0 to 2, or None",
          lambda: explain(MASKER, IMAGE, target=3)),
         (PolicyError, "target -1 is no class", lambda: explain(MASKER, IMAGE, target=-1)),
-        (PolicyError, r"does not answer nothing \(0.01.*\) to the whole image but thing \(0.9.*"
+        (PolicyError, r"predicts thing \(0.9.*\) for the whole image, not nothing \(0.01.*"
          "pass target=1 or None", lambda: explain(MASKER, IMAGE, target=0, labels=LABELS)),
         (PolicyError, "2 labels do not name 3 classes; pass one name per class",
          lambda: explain(MASKER, IMAGE, labels=["a", "b"], search=QUICK)),

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from convad_fx.explain import DamagedExplanation, Explanation, Search
-from convad_fx.explain.explanation import decode_mask, encode_mask
+from convad_fx.explain.encoding import decode_mask, encode_mask
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=12)
 
@@ -129,7 +129,7 @@ def edited(**changes: object) -> str:
         ("[]", "not an explanation: TypeError"),
         ('{"format": 3}', "not an explanation: KeyError: 'shape'"),
         (edited(format=99), "format 99, this version reads 3; use the version"),
-        (edited(mask=[3]), "runs do not fill 4 x 6 pixels; the file was cut"),
+        (edited(mask=[3]), "runs do not fill 4 x 6 pixels; the file was truncated"),
         (edited(mask=[30, -6]), "runs do not fill"),
         (edited(responsibility="AAAA"), "not an explanation: error"),
         (edited(responsibility="!"), "not an explanation: Error"),

@@ -15,11 +15,11 @@ from maskers import Counting, both, share, whole
 from convad_fx.explain import Evaluator, Search
 from convad_fx.explain.responsibility import (
     Box,
+    BoxSplit,
     Branch,
-    Question,
     proper_combinations,
     responsibility,
-    split,
+    split_box,
 )
 
 IMAGE = torch.zeros(1, 32, 40)
@@ -41,7 +41,7 @@ def painted(*parts: Box) -> np.ndarray:
 
 @given(boxes, seeds)
 def test_parts_tile_the_box(box: Box, seed: int) -> None:
-    parts = split(box, np.random.default_rng(seed))
+    parts = split_box(box, np.random.default_rng(seed))
     assert np.array_equal(painted(*parts), painted(box))  # every pixel once
     assert all(part.area > 0 for part in parts)
     lines = (box.bottom - box.top > 1) + (box.right - box.left > 1)
@@ -50,7 +50,7 @@ def test_parts_tile_the_box(box: Box, seed: int) -> None:
 
 def test_every_place_to_cut_is_as_likely() -> None:
     random = np.random.default_rng(0)
-    cuts = [split(Box(0, 5, 0, 9), random)[0] for _ in range(4000)]
+    cuts = [split_box(Box(0, 5, 0, 9), random)[0] for _ in range(4000)]
     for ends, places in (([c.bottom for c in cuts], 5), ([c.right for c in cuts], 9)):
         counts = np.bincount(ends, minlength=places)
         assert counts[0] == 0
@@ -70,21 +70,22 @@ def test_proper_combinations_are_all_subsets_but_the_empty_and_the_whole(parts: 
 @given(boxes, seeds)
 def test_masks_keep_the_combination_and_the_rest_alone(box: Box, seed: int) -> None:
     rest = (Box(22, 24, 22, 24),)
-    question = Question(split(box, np.random.default_rng(seed)), rest)
-    masks = list(question.masks((24, 24)))
-    assert len(masks) == len(question.combinations)
-    for mask, combination in zip(masks, question.combinations, strict=True):
-        expected = painted(*rest, *(question.parts[i] for i in combination)) > 0
+    box_split = BoxSplit(split_box(box, np.random.default_rng(seed)), rest)
+    masks = list(box_split.masks((24, 24)))
+    assert len(masks) == len(box_split.combinations)
+    for mask, combination in zip(masks, box_split.combinations, strict=True):
+        expected = painted(*rest, *(box_split.parts[i] for i in combination)) > 0
         assert np.array_equal(mask, expected)
 
 
 def test_the_smallest_passing_combination_is_by_pixels_then_by_parts() -> None:
     # Areas 1, 2, 3, 18.
     parts = Box(0, 1, 0, 1), Box(0, 1, 1, 3), Box(1, 4, 0, 1), Box(1, 7, 1, 4)
-    question = Question(parts, ())
+    box_split = BoxSplit(parts, ())
 
     def smallest(*passing: tuple[int, ...]) -> tuple[int, ...] | None:
-        return question.smallest(np.array([c in passing for c in question.combinations]))
+        passed = np.array([c in passing for c in box_split.combinations])
+        return next(iter(box_split.smallest_first(passed)), None)
 
     assert smallest() is None
     assert smallest((3,), (0, 1, 2)) == (0, 1, 2)
@@ -104,7 +105,7 @@ def by_definition(masker: Counting, search: Search, entropy: list[int]) -> np.nd
                 break
             box = max(large, key=lambda b: b.area)
             splittable.remove(box)
-            parts = split(box, random)
+            parts = split_box(box, random)
             best = None
             for combination in proper_combinations(len(parts)):
                 mask = torch.zeros(1, 1, 32, 40, dtype=torch.bool)
@@ -163,11 +164,11 @@ def test_what_is_kept_passes_at_every_moment() -> None:
     evaluator = Evaluator(masker, IMAGE)
     branch, random, search = Branch([Box(0, 32, 0, 40)]), np.random.default_rng(0), Search()
     areas = []
-    while len(areas) < 12 and (question := branch.ask(search, random)) is not None:
-        scores = evaluator.scores(question.masks((32, 40)), 1)
-        (branch,) = branch.answer(question, scores.passing(1, 0.0), search)
+    while len(areas) < 12 and (box_split := branch.split_largest(search, random)) is not None:
+        scores = evaluator.scores(box_split.masks((32, 40)), 1)
+        (branch,) = branch.continue_in(box_split, scores.passing(1, 0.0), search)
         kept = np.zeros((32, 40), bool)
-        for box in (*branch.kept, *branch.whole):
+        for box in (*branch.open, *branch.closed):
             assert not kept[box.slices].any()
             kept[box.slices] = True
         assert evaluator.scores([kept], 1).top[0] == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,26 +15,19 @@ from maskers import LABELS, Counting, always, both, either, share, whole
 
 from convad_fx.errors import PolicyError
 from convad_fx.explain import Evaluator, Explanation, Search, explain, explain_disjoint
+from convad_fx.explain.goals import Changes, Suffices
+from convad_fx.explain.minimal import grid_blocks, shrink
 from convad_fx.explain.options import ORDERS, QUEUES, SPLITS
+from convad_fx.explain.ranking import pixel_ranks, spatial_ranks
 from convad_fx.explain.responsibility import (
-    ROUND,
+    PARTITIONS_PER_ROUND,
     Box,
-    Question,
-    agreement,
+    BoxSplit,
+    reliability,
     responsibility,
-    split,
+    split_box,
 )
-from convad_fx.explain.sufficient import (
-    Changes,
-    Suffices,
-    blocks,
-    most_questions,
-    order,
-    recheck,
-    shortest,
-    shrink,
-    spatial_order,
-)
+from convad_fx.explain.sufficient import max_prefix_evaluations, recheck, shortest_prefix
 
 IMAGE = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
 LEFT, RIGHT = Box(4, 14, 6, 16), Box(30, 42, 44, 56)
@@ -49,7 +44,7 @@ def passes(masker: Counting, mask: np.ndarray) -> bool:
 @given(st.sampled_from(SPLITS), st.integers(2, 40), st.integers(0, 2**32))
 def test_cuts_leave_no_part_empty(name: str, side: int, seed: int) -> None:
     search = Search(split=name, split_shape=(0.3, 5))
-    parts = split(Box(3, 3 + side, 2, 4), np.random.default_rng(seed), search)
+    parts = split_box(Box(3, 3 + side, 2, 4), np.random.default_rng(seed), search)
     assert len(parts) == 4
     assert all(part.area > 0 for part in parts)
     assert sum(part.area for part in parts) == 2 * side
@@ -60,7 +55,9 @@ def test_split_distributions_are_what_they_are_called() -> None:
     def rows(**options) -> np.ndarray:
         random = np.random.default_rng(0)
         search = Search(**options)
-        return np.array([split(Box(0, 101, 0, 2), random, search)[0].bottom for _ in range(3000)])
+        return np.array(
+            [split_box(Box(0, 101, 0, 2), random, search)[0].bottom for _ in range(3000)]
+        )
 
     uniform, binomial = rows(), rows(split="binomial")
     flat, peaked = (rows(split="beta-binomial", split_shape=(s, s)) for s in (1, 20))
@@ -74,20 +71,20 @@ def test_split_distributions_are_what_they_are_called() -> None:
 def test_the_queue_follows_what_its_name_says() -> None:
     # Areas 1, 2, 3, 18.
     parts = Box(0, 1, 0, 1), Box(0, 1, 1, 3), Box(1, 4, 0, 1), Box(1, 7, 1, 4)
-    question = Question(parts, ())
+    split = BoxSplit(parts, ())
 
-    def followed(queue: str, queue_len: int, *passing: tuple[int, ...]) -> list[tuple[int, ...]]:
-        answers = np.array([c in passing for c in question.combinations])
-        return question.followed(answers, queue, queue_len)
+    def continued(queue: str, queue_len: int, *passing: tuple[int, ...]) -> list[tuple[int, ...]]:
+        answers = np.array([c in passing for c in split.combinations])
+        return split.continued(answers, queue, queue_len)
 
     some = (3,), (0, 3), (0, 1), (1, 3)
-    assert followed("area", 1, *some) == [(0, 1)]
-    assert followed("area", 2, *some) == [(0, 1), (3,)]
-    assert followed("all", 1, *some) == [(0, 1), (3,), (0, 3), (1, 3)]
+    assert continued("area", 1, *some) == [(0, 1)]
+    assert continued("area", 2, *some) == [(0, 1), (3,)]
+    assert continued("all", 1, *some) == [(0, 1), (3,), (0, 3), (1, 3)]
     # No part is in all of them; 3 is in most.
-    assert followed("intersection", 9, *some) == [(3,), (0, 3), (1, 3)]
-    assert followed("intersection", 1, (0, 2), (0, 1, 2), (0, 3)) == [(0, 2)]
-    assert followed("intersection", 9) == []
+    assert continued("intersection", 9, *some) == [(3,), (0, 3), (1, 3)]
+    assert continued("intersection", 1, (0, 2), (0, 1, 2), (0, 3)) == [(0, 2)]
+    assert continued("intersection", 9) == []
 
 
 def test_more_branches_ask_more_and_within_max_splits() -> None:
@@ -130,7 +127,7 @@ def test_weighting_counts_by_confidence() -> None:
 @pytest.mark.parametrize("minimal", [0, 4])
 @pytest.mark.parametrize("contrastive", [False, True])
 def test_a_budget_is_kept(budget: int, minimal: int, contrastive: bool) -> None:
-    least = 2 + 24 + most_questions(48 * 64) * (2 if contrastive else 1) + contrastive
+    least = 2 + 24 + max_prefix_evaluations(48 * 64) * (2 if contrastive else 1) + contrastive
     search = Search(budget=budget, minimal=minimal, order="spatial")
     masker = Counting(both(share(LEFT), share(RIGHT)))
     if budget < least:
@@ -162,7 +159,7 @@ def test_a_stable_ranking_ends_the_search_early() -> None:
     assert strict >= never  # masks that two rounds share are asked twice
     # Not before a round, and a round changes nothing about the partitions in it.
     few = Counting(share(LEFT))
-    responsibility(Evaluator(few, IMAGE), 1, 0.9, Search(partitions=ROUND), [0])
+    responsibility(Evaluator(few, IMAGE), 1, 0.9, Search(partitions=PARTITIONS_PER_ROUND), [0])
     assert loose >= len(few.masks)
 
 
@@ -174,15 +171,15 @@ def test_rounds_change_nothing_but_when_to_stop() -> None:
     assert np.array_equal(found(), found(stable=1.0))
 
 
-def test_agreement_is_the_reliability_of_the_sum() -> None:
+def test_reliability_is_the_reliability_of_the_sum() -> None:
     """Spearman-Brown, on maps whose truth is known."""
     random = np.random.default_rng(0)
     truth = random.normal(size=(60, 60))
     noisy = [np.rint(1000 * (truth + random.normal(size=truth.shape))).astype(int)
              for _ in range(2)]  # fmt: skip
     # Each half has reliability 1/2; their sum 2/3.
-    assert agreement(*noisy) == pytest.approx(2 / 3, abs=0.04)
-    assert agreement(noisy[0], -noisy[0]) == 0
+    assert reliability(*noisy) == pytest.approx(2 / 3, abs=0.04)
+    assert reliability(noisy[0], -noisy[0]) == 0
 
 
 @pytest.mark.parametrize(
@@ -264,8 +261,9 @@ def test_discs_hold_together_what_order_scatters() -> None:
     ranking[8, 8] = 3
     masker = Counting(either(share(LEFT), share(RIGHT)))
     evaluator, goal = Evaluator(masker, IMAGE), Suffices(1, 0.9)
-    scattered = shortest(evaluator, goal, order(ranking)).mask
-    compact = shortest(evaluator, goal, spatial_order(evaluator, goal, order(ranking))).mask
+    ranks = pixel_ranks(ranking)
+    scattered = shortest_prefix(evaluator, goal, ranks).mask
+    compact = shortest_prefix(evaluator, goal, spatial_ranks(evaluator, goal, ranks)).mask
     assert scattered[RIGHT.slices].any()
     assert not compact[RIGHT.slices].any()
     assert compact.sum() < scattered.sum()
@@ -276,10 +274,10 @@ def test_spatial_ranks_are_ranks_and_keep_to_the_smallest_disc(seed: int, limite
     random = np.random.default_rng(seed)
     values = random.random((12, 15)).astype(np.float32)
     within = random.random((12, 15)) < 0.8 if limited else None
-    rank = order(values, within)
+    rank = pixel_ranks(values, within)
     box = Box(0, 12, 0, 15)
     evaluator = Evaluator(Counting(share(box)), torch.zeros(1, 12, 15))
-    ranks = spatial_order(evaluator, Suffices(1, 0.0), rank, within)
+    ranks = spatial_ranks(evaluator, Suffices(1, 0.0), rank, within)
     assert sorted(ranks.ravel().tolist()) == list(range(180))
     row, column = np.argwhere(rank == 0)[0]
     assert ranks[row, column] == 0
@@ -311,7 +309,7 @@ def test_minimal_sets_are_minimal_from_scratch(side: int, strength) -> None:
     assert f"minimal in blocks of {side}" in str(why)
     at_least = why.gamma * why.confidence_whole
     evaluator = Evaluator(Counting(strength), IMAGE)
-    label = blocks((48, 64), side)
+    label = grid_blocks((48, 64), side)
     without = [why.mask & (label != n) for n in np.unique(label[why.mask])]
     assert not evaluator.scores(without, 1).passing(1, at_least).any()
     plain = explain(Counting(strength), IMAGE, search=QUICK)
@@ -322,12 +320,12 @@ def test_minimal_sets_are_minimal_from_scratch(side: int, strength) -> None:
 def test_shrinking_goes_from_everything_to_the_patch() -> None:
     evaluator, goal = Evaluator(Counting(whole(LEFT)), IMAGE), Suffices(1, 0.9)
     everything = recheck(evaluator, goal, np.ones((48, 64), bool), 1.0)
-    rank = order(np.zeros((48, 64), np.float32))
+    rank = pixel_ranks(np.zeros((48, 64), np.float32))
     small = shrink(evaluator, goal, everything, rank, 2)
     assert small.minimal
     expected = np.zeros((48, 64), bool)
     expected[LEFT.slices] = True  # its sides lie on the grid of 2
-    assert np.array_equal(small.found.mask, expected)
+    assert np.array_equal(small.mask, expected)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5, 20, 60])
@@ -335,10 +333,10 @@ def test_a_limit_is_kept_and_the_set_stays_sufficient(limit: int) -> None:
     evaluator, goal = Evaluator(Counting(share(LEFT)), IMAGE), Suffices(1, 0.9)
     everything = recheck(evaluator, goal, np.ones((48, 64), bool), 1.0)
     before = evaluator.evaluations
-    rank = order(np.zeros((48, 64), np.float32))
+    rank = pixel_ranks(np.zeros((48, 64), np.float32))
     small = shrink(evaluator, goal, everything, rank, 2, limit=limit)
     assert evaluator.evaluations - before <= limit
-    assert goal.reached(evaluator.scores([small.found.mask], 1))[0]
+    assert goal.reached(evaluator.scores([small.mask], 1))[0]
     assert not small.minimal
 
 
@@ -351,9 +349,9 @@ def test_of_two_reasons_the_more_responsible_is_kept() -> None:
     for box, other in ((LEFT, RIGHT), (RIGHT, LEFT)):
         ranking = np.zeros((48, 64), np.float32)
         ranking[box.slices] = 1
-        small = shrink(evaluator, goal, everything, order(ranking), 4)
-        assert small.found.mask[box.slices].mean() > 0.7
-        assert not small.found.mask[other.slices].any()
+        small = shrink(evaluator, goal, everything, pixel_ranks(ranking), 4)
+        assert small.mask[box.slices].mean() > 0.7
+        assert not small.mask[other.slices].any()
 
 
 def test_rounding_undoes_the_last_steps_only() -> None:
@@ -366,10 +364,10 @@ def test_rounding_undoes_the_last_steps_only() -> None:
 
     evaluator, goal = Evaluator(Rounding(share(LEFT)), IMAGE), Suffices(1, 0.9)
     everything = recheck(evaluator, goal, np.ones((48, 64), bool), 1.0)
-    small = shrink(evaluator, goal, everything, order(np.zeros((48, 64), np.float32)), 2)
+    small = shrink(evaluator, goal, everything, pixel_ranks(np.zeros((48, 64), np.float32)), 2)
     assert not small.minimal
-    assert small.found.passed
-    assert 300 <= small.found.mask.sum() < 48 * 64
+    assert small.passed
+    assert 300 <= small.mask.sum() < 48 * 64
 
 
 # ----------------------------------------------------------------------------------------- disjoint
@@ -428,7 +426,7 @@ def test_hiding_one_of_two_needed_patches_is_enough() -> None:
     assert contrast.size < why.size
     assert "without" in str(why)
     # minimal: uncover any block, and the class is back
-    label = blocks((48, 64), 2)
+    label = grid_blocks((48, 64), 2)
     for block in np.unique(label[contrast.mask]):
         assert passes(masker, ~(contrast.mask & (label != block)))
 
@@ -469,9 +467,18 @@ def test_not_asked_for_not_found() -> None:
 
 
 def test_the_goal_of_a_contrast_is_any_other_class() -> None:
-    within = np.zeros((48, 64), bool)
-    within[:, :32] = True
     chosen = np.zeros((48, 64), bool)
     chosen[:10] = True
-    assert np.array_equal(Changes(1, within).mask(chosen), ~chosen & within)
     assert np.array_equal(Changes(1).mask(chosen), ~chosen)
+
+
+# ---------------------------------------------------------------------------------------- the page
+def test_the_example_of_the_page_runs(capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    assert "sufficient, minimal in blocks of 4" in capsys.readouterr().out
+
+
+def test_every_option_is_on_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    assert not [name for name in Search.__dataclass_fields__ if f"`{name}`" not in page]

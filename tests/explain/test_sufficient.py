@@ -11,33 +11,35 @@ from hypothesis.extra import numpy as hnp
 from maskers import Counting, share
 
 from convad_fx.explain import Evaluator
+from convad_fx.explain.goals import Suffices
+from convad_fx.explain.ranking import pixel_ranks
 from convad_fx.explain.responsibility import Box
-from convad_fx.explain.sufficient import Suffices, order, shortest
+from convad_fx.explain.sufficient import shortest_prefix
 
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
 
 
 @given(hnp.arrays(np.float32, shapes, elements=st.sampled_from([0, 1 / 3, 0.5, 1, 7])))
 def test_ranks_follow_responsibility_and_are_all_different(values: np.ndarray) -> None:
-    rank = order(values)
+    rank = pixel_ranks(values)
     assert sorted(rank.ravel().tolist()) == list(range(values.size))
     in_order = values.ravel()[np.argsort(rank.ravel())]
     assert (np.diff(in_order) <= 0).all()
-    assert np.array_equal(order(values.copy()), rank)
+    assert np.array_equal(pixel_ranks(values.copy()), rank)
 
 
 def test_a_plateau_fills_from_the_side_of_the_peak() -> None:
     values = np.zeros((64, 64), np.float32)
     values[20:40, 10:60] = 1
     values[28:32, 50:54] = 2
-    rank = order(values)
+    rank = pixel_ranks(values)
     assert rank[28:32, 50:54].max() == 15
     first = np.argwhere(rank < 100)
     assert np.abs(first - [30, 52]).max() < 12
 
 
 def test_without_any_responsibility_the_middle_comes_first() -> None:
-    rank = order(np.zeros((15, 15), np.float32))
+    rank = pixel_ranks(np.zeros((15, 15), np.float32))
     assert rank[7, 7] == 0
 
 
@@ -58,7 +60,9 @@ class Prefixes:
 def test_the_shortest_prefix_of_a_monotone_network_is_found(needed: int) -> None:
     masker = Prefixes(lambda n: n >= needed)
     evaluator = Evaluator(masker, torch.zeros(1, 20, 20))
-    found = shortest(evaluator, Suffices(1, 0.9), order(np.zeros((20, 20), np.float32)))
+    found = shortest_prefix(
+        evaluator, Suffices(1, 0.9), pixel_ranks(np.zeros((20, 20), np.float32))
+    )
     assert found.mask.sum() == needed
     assert found.passed
     assert evaluator.evaluations == len(masker.asked) < 60
@@ -67,10 +71,10 @@ def test_the_shortest_prefix_of_a_monotone_network_is_found(needed: int) -> None
 @given(st.sets(st.integers(0, 143)))
 def test_what_is_promised_where_sufficiency_is_not_monotone(passing: set[int]) -> None:
     masker = Prefixes(lambda n: n in passing or n == 144)
-    found = shortest(
+    found = shortest_prefix(
         Evaluator(masker, torch.zeros(1, 12, 12)),
         Suffices(1, 0.9),
-        order(np.zeros((12, 12), np.float32)),
+        pixel_ranks(np.zeros((12, 12), np.float32)),
     )
     length = int(found.mask.sum())
     assert found.passed
@@ -83,7 +87,7 @@ def test_what_is_promised_where_sufficiency_is_not_monotone(passing: set[int]) -
 def test_kept_pixels_are_the_most_responsible() -> None:
     values = np.random.default_rng(0).random((16, 16)).astype(np.float32)
     evaluator = Evaluator(Counting(share(Box(0, 16, 0, 16))), torch.zeros(1, 16, 16))
-    found = shortest(evaluator, Suffices(1, 0.9), order(values))
+    found = shortest_prefix(evaluator, Suffices(1, 0.9), pixel_ranks(values))
     assert 0 < found.mask.sum() < 256
     assert values[found.mask].min() > values[~found.mask].max()
     assert found.confidence == pytest.approx(found.recheck)

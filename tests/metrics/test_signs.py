@@ -116,5 +116,5 @@ def test_a_class_without_confidence_is_refused() -> None:
     def never(x: Tensor, mask: Tensor) -> Tensor:
         return torch.tensor([[0.0, -math.inf]]).nan_to_num(neginf=-1e30).expand(len(mask), 2)
 
-    with pytest.raises(PolicyError, match="no confidence at all"):
+    with pytest.raises(PolicyError, match="confidence of 0 on the whole image"):
         metrics.signs(never, IMAGE, the_object(), target=1)

@@ -72,13 +72,14 @@ def test_no_difference_at_all_is_no_evidence(test: str) -> None:
     found = metrics.paired([0.3] * 6, [0.3] * 6, test=test)
     assert (found.p_value, found.ties, found.difference.high) == (1.0, 6, 0.0)
     assert metrics.paired([0.1 + 0.2, 0.5], [0.3, 0.4]).ties == 1
+    assert metrics.paired([0.3, 0.5], [0.3, 0.4], test=test).p_value == 1.0
 
 
 @pytest.mark.parametrize(
     ("message", "call"),
     [
         ("values must be one finite number per unit", lambda: metrics.bootstrap([])),
-        ("with gaps", lambda: metrics.bootstrap([1, float("nan")])),
+        ("with missing values", lambda: metrics.bootstrap([1, float("nan")])),
         (r"shape \(2, 2\)", lambda: metrics.bootstrap(np.ones((2, 2)))),
         (r"level must lie in \(0, 1\)", lambda: metrics.bootstrap([1, 2], level=1)),
         ("resamples must be", lambda: metrics.bootstrap([1, 2], resamples=0)),

@@ -90,8 +90,8 @@ def test_a_lead_within_luck_is_called_so_and_the_default_kept() -> None:
     )
     assert found.counted >= 5
     assert (found.leader != 0, found.decided, found.policy) == (True, False, Policy())
-    assert found.verdict.startswith("Cannot tell: ")
-    assert found.verdict.endswith("That is what luck explains: keep default.")
+    assert found.verdict.startswith("Not significant: ")
+    assert found.verdict.endswith(" of resamples of the images. Keep default.")
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -100,7 +100,7 @@ def test_fewer_than_five_images_say_nothing_and_it_says_so(model, count) -> None
     assert found.leader == 1
     assert (found.decided, found.policy) == (False, RENORMALIZE)
     number = "1 image" if count == 1 else "4 images"
-    assert found.verdict.startswith(f"Nothing can be said from {number}: with fewer than 5")
+    assert found.verdict.startswith(f"No conclusion from {number}: with fewer than 5")
     assert found.verdict.endswith("Keep pool=renormalize.")
 
 
@@ -109,7 +109,7 @@ def test_images_without_contrast_do_not_count(model) -> None:
     black = [torch.full((3, 16, 16), 0.001 * k) for k in range(6)]
     found = convad_fx.tune(model, black, policies=[RENORMALIZE], threshold=0.01, **QUICK)
     assert (found.counted, found.best, found.policy) == (0, None, DILUTE)
-    assert "0 images of 6 (the masks of the others all keep the class" in found.verdict
+    assert "0 images of 6 (all masks of the others are robust, or none is)" in found.verdict
     json.dumps(found.to_dict(), allow_nan=False)
     assert str(found).splitlines()[1].split()[1:4] == ["default", "-", "-"]
 
@@ -151,7 +151,7 @@ def test_the_price_of_a_choice_is_shown_and_objects_are_measured(model) -> None:
     assert default.images[2].explained.iou is None
     assert 0 < default.mean("iou") < 1
     assert 0 < default.mean("size") <= 1
-    with pytest.raises(PolicyError, match="nothing called 'colour' was measured"):
+    with pytest.raises(PolicyError, match="no measurement called 'colour'"):
         default.mean("colour")
 
 

@@ -1,22 +1,22 @@
-"""What a set of pixels does by itself: its size, its confidence, and whether it is minimal."""
+"""`size`, `confidence` and `minimality` of a set of kept pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.masker import Masker
+from convad_fx.explain.minimal import grid_blocks
 from convad_fx.explain.options import check_count, check_share
-from convad_fx.explain.sufficient import blocks
 from convad_fx.metrics.masks import as_array
 
 
 def size(mask: Mask | Tensor) -> float:
-    """Share of the pixels kept, in [0, 1].
+    """Share of the pixels that is kept, in [0, 1].
 
     >>> size(np.array([[True, False, False, False]]))
     0.25
@@ -32,13 +32,13 @@ def size(mask: Mask | Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Confidence:
-    """The target's softmax on the kept pixels, and what it is to be compared with.
+    """The target's softmax on the kept pixels and on the whole image.
 
     Args:
         kept: on the kept pixels alone, in [0, 1].
         whole: on the whole image.
-        gamma: the share of `whole` asked for.
-        top: whether the target is the class given on the kept pixels.
+        gamma: the required share of `whole`.
+        top: whether the target is the predicted class on the kept pixels.
     """
 
     kept: float
@@ -48,21 +48,21 @@ class Confidence:
 
     @property
     def relative(self) -> float:
-        """`kept / whole`: 1 = as sure as of the whole image, or even more; NaN if `whole` is 0."""
+        """`kept / whole`; NaN if `whole` is 0."""
         return self.kept / self.whole if self.whole else float("nan")
 
     @property
     def over_threshold(self) -> float:
-        """`kept - gamma * whole`: how far above (or, negative, below) the threshold it ends.
+        """`kept - gamma * whole`: the distance from the threshold, negative below it.
 
-        Near 0 means nothing was kept in vain (arXiv 2510.01038, section 5: explanations by
-        switching off end closer to the threshold).
+        Near 0 means that few pixels are redundant (arXiv 2510.01038, section 5: explanations by
+        switching off are closer to the threshold).
         """
         return self.kept - self.gamma * self.whole
 
     @property
     def sufficient(self) -> bool:
-        """The same class, with at least the confidence asked for."""
+        """Whether the target is predicted with at least the required confidence."""
         return self.top and self.over_threshold >= 0
 
 
@@ -75,15 +75,15 @@ def confidence(
     *,
     batch_size: int | str = "auto",
 ) -> Confidence:
-    """How sure the masker is of the target on the kept pixels, and is that enough?
+    """The masker's confidence in the target on the kept pixels, and whether it suffices.
 
     >>> import torch
     >>> def brightness(x, mask):
     ...     kept = torch.where(mask, x, 0).mean((1, 2, 3))
     ...     return torch.stack([0 * kept, 4 * kept], 1)
     >>> half = np.arange(64).reshape(8, 8) < 32
-    >>> found = confidence(brightness, torch.ones(3, 8, 8), half, target=1)
-    >>> round(found.relative, 2), found.sufficient
+    >>> result = confidence(brightness, torch.ones(3, 8, 8), half, target=1)
+    >>> round(result.relative, 2), result.sufficient
     (0.9, False)
 
     Args:
@@ -91,35 +91,39 @@ def confidence(
         image: (C, H, W) or (1, C, H, W).
         mask: (H, W), bool, True = kept.
         target: the class.
-        gamma: the share of the whole image's confidence asked for, in (0, 1].
-        batch_size: 1 asks by plain calls, as `Explanation.confidence_recheck` does.
+        gamma: the required share of the whole image's confidence, in (0, 1].
+        batch_size: masks per call; 1: direct calls, as for `Explanation.confidence_recheck`.
 
     Raises:
-        ImageError, MaskError, ModelError, PolicyError: what does not fit.
+        ImageError, MaskError, ModelError, PolicyError: an unsuitable argument.
     """
-    check_share("gamma", gamma, zero=False, hint="0.9 is usual")
+    check_share("gamma", gamma, allow_zero=False, hint="0.9 is usual")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
     whole = np.ones(evaluator.shape, bool)
     kept = as_array(mask, evaluator.shape)
-    # One after the other: two masks in a batch may differ by rounding from one alone.
-    plainly = batch_size == 1
-    scores = [evaluator.scores([m], target, plainly=plainly) for m in (kept, whole)]
-    shares = [float(s.confidence[0]) for s in scores]
-    return Confidence(shares[0], shares[1], gamma, bool(scores[0].top[0] == target))
+    # Separate calls: in a batch the result may differ by rounding from that alone.
+    of_kept, of_whole = (
+        evaluator.scores([m], target, direct=batch_size == 1) for m in (kept, whole)
+    )
+    return Confidence(
+        float(of_kept.confidence[0]),
+        float(of_whole.confidence[0]),
+        gamma,
+        bool(of_kept.top[0] == target),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Minimality:
-    """Which blocks of a set it cannot do without.
+    """Which blocks of a set are needed.
 
     Args:
         needed: for every block that holds kept pixels, whether the set fails without it.
-        blocks: (H, W) of integers: the number of the block of each kept pixel, -1 elsewhere; it
-            indexes `needed`.
+        blocks: (H, W) of integers: the index in `needed` of each kept pixel's block, -1 elsewhere.
     """
 
     needed: tuple[bool, ...]
-    blocks: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+    blocks: NDArray[np.int64]
 
     @property
     def share(self) -> float:
@@ -128,7 +132,7 @@ class Minimality:
 
     @property
     def minimal(self) -> bool:
-        """1-minimal: no single block can be left out."""
+        """Whether the set is 1-minimal: no single block can be left out."""
         return all(self.needed)
 
 
@@ -142,7 +146,7 @@ def minimality(
     side: int = 16,
     batch_size: int | str = "auto",
 ) -> Minimality:
-    """Does leaving out any one block break the set?
+    """Which single blocks can be left out of a set?
 
     >>> import torch
     >>> def corner(x, mask):
@@ -154,33 +158,27 @@ def minimality(
 
     A set is 1-minimal if no single element can be removed without losing the property (Zeller and
     Hildebrandt, *Simplifying and Isolating Failure-Inducing Input*, IEEE TSE 2002, Definition 10);
-    the elements are squares of a grid here. Not: no *several* blocks can be left out together.
+    the elements are squares of a grid here. Two blocks together may still be removable.
 
     Args:
         masker: `(x, mask) -> logits`.
         image: (C, H, W) or (1, C, H, W).
         mask: (H, W), bool, True = kept.
         target: the class to be kept.
-        at_least: the confidence to be kept, in [0, 1]; at 0 the class decides alone.
+        at_least: the confidence to be kept, in [0, 1]; at 0 only the class counts.
         side: of the blocks, in pixels.
-        batch_size: masks that go through the network at once.
+        batch_size: masks per call of the network.
 
     Raises:
-        ImageError, MaskError, ModelError, PolicyError: what does not fit.
+        ImageError, MaskError, ModelError, PolicyError: an unsuitable argument.
     """
-    check_count("side", side, least=1, hint="16 pixels are usual")
-    check_share("at_least", at_least, zero=True, hint="a softmax; 0 asks for the class alone")
+    check_count("side", side, minimum=1, hint="16 pixels are usual")
+    check_share("at_least", at_least, allow_zero=True, hint="a softmax; 0 requires the class alone")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
     kept = as_array(mask, evaluator.shape)
-    label = blocks(evaluator.shape, side)
-    present, numbers = np.unique(label[kept], return_inverse=True)
-    where = np.full(evaluator.shape, -1, np.int64)
-    where[kept] = numbers
-
-    def without() -> Iterator[Mask]:
-        for block in present:
-            yield kept & (label != block)
-
-    scores = evaluator.scores(without(), target)
-    passing = scores.passing(target, at_least)
-    return Minimality(tuple((~passing).tolist()), where)
+    grid = grid_blocks(evaluator.shape, side)
+    present, indices = np.unique(grid[kept], return_inverse=True)
+    blocks = np.full(evaluator.shape, -1, np.int64)
+    blocks[kept] = indices
+    scores = evaluator.scores((kept & (grid != block) for block in present), target)
+    return Minimality(tuple((~scores.passing(target, at_least)).tolist()), blocks)
