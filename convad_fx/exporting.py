@@ -112,18 +112,13 @@ def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Pat
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise Unavailable(
-            "ONNX needs the packages onnx and onnxscript",
-            hint="`pip install convad_fx[onnx]`",
+            "ONNX needs the packages onnx and onnxscript", hint="`pip install convad_fx[onnx]`"
         ) from error
     program = export(masked)
     try:
         with quiet():
             onnx = torch.onnx.export(
-                program,
-                input_names=list(INPUTS),
-                output_names=[OUTPUT],
-                dynamo=True,
-                verbose=False,
+                program, input_names=list(INPUTS), output_names=[OUTPUT], dynamo=True, verbose=False
             )
             assert onnx is not None
             shape = onnx.model.graph.inputs[0].shape

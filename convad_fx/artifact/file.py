@@ -43,14 +43,12 @@ _COMPILED = "compiled.pt2"
 _NO_CODE = "nothing in it was run"
 #: What reading wrong content raises.
 _CONTENT_ERRORS = (
-    KeyError,
-    IndexError,
+    LookupError,
     TypeError,
     ValueError,
     AttributeError,
-    RecursionError,
-    RuntimeError,
-    OverflowError,
+    RuntimeError,  # also RecursionError
+    ArithmeticError,
     safetensors.SafetensorError,
 )
 

@@ -14,10 +14,9 @@ import torch
 import torch.fx
 from torch import nn
 
-from convad_fx.compiler.capture import spellings
 from convad_fx.compiler.capture.facts import facts
 from convad_fx.compiler.capture.paths import function_name
-from convad_fx.compiler.capture.spellings import Signature, aten
+from convad_fx.compiler.capture.spellings import TABLES, Signature, aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +154,13 @@ def _parsed(node: torch.fx.Node, root: nn.Module) -> tuple[str, str, Mapping[str
     """Kind, spelling and arguments by name, which may be nodes."""
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     if module is not None:
-        row, spelling = spellings.of_module(module), type(module).__name__
+        row, spelling = TABLES.of_module(module), type(module).__name__
     elif node.target is getattr:
-        row, spelling = spellings.of_attribute(str(node.args[1])), f".{node.args[1]}"
+        row, spelling = TABLES.attributes.get(str(node.args[1])), f".{node.args[1]}"
     elif node.op == "call_method":
-        row, spelling = spellings.of_method(str(node.target)), f".{node.target}()"
+        row, spelling = TABLES.methods.get(str(node.target)), f".{node.target}()"
     else:
-        row, spelling = spellings.of_function(node.target), function_name(node.target)
+        row, spelling = TABLES.of_function(node.target), function_name(node.target)
     if row is None:
         return "unknown", spelling, {"inputs": (*node.args, *node.kwargs.values())}
     signature = Signature.parse(row.signature)

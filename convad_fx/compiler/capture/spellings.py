@@ -148,10 +148,7 @@ _ATEN_SAME_CELL = "_to_copy to contiguous type_as alias lift_fresh_copy hardtanh
 SPELLINGS: tuple[Spelling, ...] = (
     # ---- windows
     Spelling(
-        "conv",
-        "input weight bias=None stride=1 padding=0 dilation=1 groups=1",
-        "Conv#d",
-        "conv#d",
+        "conv", "input weight bias=None stride=1 padding=0 dilation=1 groups=1", "Conv#d", "conv#d"
     ),
     Spelling(
         "conv_same",
@@ -356,12 +353,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     # ---- reductions
     Spelling("linear", "input weight bias=None", "Linear", "linear"),
     Spelling(
-        "matmul",
-        "input other",
-        "",
-        "matmul bmm mm",
-        "matmul bmm mm __matmul__",
-        (operator.matmul,),
+        "matmul", "input other", "", "matmul bmm mm", "matmul bmm mm __matmul__", (operator.matmul,)
     ),
     Spelling("addmm", "third input other beta=1 alpha=1", "", "addmm baddbmm", "addmm baddbmm"),
     Spelling("einsum", "equation *input", "", "einsum"),
@@ -498,6 +490,23 @@ class Tables:
             _enter(self.methods, row.methods.split(), row)
             _enter(self.attributes, row.attributes.split(), row)
 
+    def of_module(self, module: nn.Module) -> Spelling | None:
+        """The row of a module's class or base class.
+
+        A subclass that changes ``forward`` does not get here: capture traces into it.
+        """
+        for base in type(module).__mro__:
+            if (name := f"{base.__module__}.{base.__qualname__}") in self.foreign:
+                return self.foreign[name]
+            if base in self.modules:
+                return self.modules[base]
+        return None
+
+    def of_function(self, function: Any) -> Spelling | None:
+        """The row of a function or aten overload; of other packages' functions by their name."""
+        name = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}"
+        return self.functions.get(function) or self.foreign.get(name)
+
 
 def _enter(table: dict[Any, Spelling], keys: Iterable[Any], row: Spelling) -> None:
     for key in keys:
@@ -506,32 +515,3 @@ def _enter(table: dict[Any, Spelling], keys: Iterable[Any], row: Spelling) -> No
 
 
 TABLES = Tables(SPELLINGS)
-
-
-def of_module(module: nn.Module) -> Spelling | None:
-    """The row of a module's class or base class.
-
-    A subclass that changes ``forward`` does not get here: capture traces into it.
-    """
-    for base in type(module).__mro__:
-        if (name := f"{base.__module__}.{base.__qualname__}") in TABLES.foreign:
-            return TABLES.foreign[name]
-        if base in TABLES.modules:
-            return TABLES.modules[base]
-    return None
-
-
-def of_function(function: Any) -> Spelling | None:
-    """The row of a function or aten overload."""
-    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}"
-    return TABLES.functions.get(function) or TABLES.foreign.get(name)
-
-
-def of_method(name: str) -> Spelling | None:
-    """The row of a method of tensors."""
-    return TABLES.methods.get(name)
-
-
-def of_attribute(name: str) -> Spelling | None:
-    """The row of an attribute of tensors."""
-    return TABLES.attributes.get(name)

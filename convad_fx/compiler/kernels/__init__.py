@@ -5,7 +5,6 @@ have the names of the rules' files in `compiler.analysis.rules`.
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 from convad_fx.compiler.kernels import box, patch
@@ -35,47 +34,17 @@ from convad_fx.compiler.kernels.window import (
     window_renormalise,
 )
 
-__all__ = [
-    "EMITTED_FUNCTIONS",
-    "adaptive_activity",
-    "adaptive_renormalise",
-    "anywhere",
-    "checked_mask",
-    "concatenated",
-    "gate",
-    "index_activity",
-    "intersection",
-    "materialised",
-    "mean_renormalise",
-    "neighbours",
-    "pad_activity",
-    "per_mask",
-    "rearrange",
-    "reshaped",
-    "resize_activity",
-    "same_padded",
-    "share_activity",
-    "spread_as",
-    "sum_activity",
-    "transposed_activity",
-    "union",
-    "upsampled",
-    "window_activity",
-    "window_renormalise",
-]
+
+def _is_emitted(function: Any) -> bool:
+    return getattr(function, "__module__", "").startswith(f"{__name__}.")
 
 
-def _functions(module: ModuleType) -> list[Callable[..., Any]]:
-    return [
+#: Every function that emitted code may call: those imported above, and all of `box` and `patch`.
+EMITTED_FUNCTIONS: tuple[Callable[..., Any], ...] = tuple(
+    dict.fromkeys(
         function
-        for name, function in vars(module).items()
-        if getattr(function, "__module__", "") == module.__name__ and not name.startswith("_")
-    ]
-
-
-#: Every function that emitted code may call.
-EMITTED_FUNCTIONS: tuple[Callable[..., Any], ...] = (
-    *(globals()[name] for name in __all__ if name != "EMITTED_FUNCTIONS"),
-    *_functions(box),
-    *_functions(patch),
+        for names in (dict(globals()), vars(box), vars(patch))
+        for name, function in names.items()
+        if not name.startswith("_") and _is_emitted(function)
+    )
 )

@@ -258,8 +258,7 @@ def _over_window(
         count = (t.shape[axis] - d * (k - 1) - 1) // s + 1
         t = materialised(
             functools.reduce(
-                combine,
-                (_sliced(t, axis, i * d, i * d + (count - 1) * s + 1, s) for i in range(k)),
+                combine, (_sliced(t, axis, i * d, i * d + (count - 1) * s + 1, s) for i in range(k))
             )
         )
     return t != 0 if as_bool and t.dtype != torch.bool else t

@@ -21,7 +21,7 @@ import convad_fx
 from convad_fx import errors
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.rules import registry, window
-from convad_fx.compiler.capture import spellings
+from convad_fx.compiler.capture import op_schema, spellings
 from tests.compiler.broken import (
     BROKEN,
     ESCAPED,
@@ -224,7 +224,7 @@ def test_the_how_to_works_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: dict[str, Any] = {}
     exec(f"rows = ({row})", vars(spellings) | {"rows": ()}, rows)
     tables = spellings.Tables(spellings.SPELLINGS + rows["rows"])
-    monkeypatch.setattr(spellings, "TABLES", tables)
+    monkeypatch.setattr(op_schema, "TABLES", tables)
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     exec(step_rule, vars(window) | {"Expand": steps.Expand})
     torch.manual_seed(0)
