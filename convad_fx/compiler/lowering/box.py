@@ -31,11 +31,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.plan import NodePlan, Plan, Tracked
 from convad_fx.compiler.capture.op_schema import OpView, TensorView
-from convad_fx.compiler.capture.trace import META, Facts, Trace, facts
+from convad_fx.compiler.capture.trace import META, Trace, facts
 from convad_fx.compiler.kernels import box as crop
 from convad_fx.compiler.kernels.activity import gate, same_padding
 from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
-from convad_fx.compiler.passes.insert_gates import Inserted, inside_of_zeros, padding_of, zeroes
+from convad_fx.compiler.passes.roles import (
+    INSERTED,
+    inserted,
+    inside_of_zeros,
+    original_of,
+    padding_of,
+    role_of,
+    zeroes,
+)
 
 Node = torch.fx.Node
 
@@ -249,15 +257,14 @@ class BoxLowering:
             args = (self._whole(value), self._activity(activity), *fill)
             self.wholes[node] = self._call(gate, args, node.name)
             return
-        known = node.meta[META]
-        full = self.plan.activities[known.row].full
+        full = self.plan.activities[inserted(node).row].full
         args = (self._box(value), self._cut_activity(activity, level, full), *fill)
         self.boxes[node] = self._call(gate, args, node.name)
 
     def _is_value(self, node: Node) -> bool:
         """It depends on the image's values, or is a parameter."""
         return facts(node).name in self.plan.nodes or not any(
-            isinstance(n.meta.get(META), Facts) for n in node.all_input_nodes
+            META in n.meta for n in node.all_input_nodes
         )
 
     def _write_operation(self, node: Node) -> None:
@@ -335,12 +342,9 @@ class BoxLowering:
         if not isinstance(level, GridMap) or self._pads(node):
             self.wholes[node] = self._copy(node, whole=True)
             return self.wholes[node]
-        source = node.args[0] if node.target is gate else node
-        while isinstance(source.meta.get(META), Inserted):  # type: ignore[union-attr]
-            source = source.args[0]  # type: ignore[union-attr]
         if node.target is not gate:
             self._hold_active_cells(node, level)
-        shape = facts(source).shape  # type: ignore[arg-type]
+        shape = facts(original_of(node)).shape
         image_size = tuple(shape[axis] for axis in level.axes)
         fill = node.args[2:3] if node.target is gate else ()
         args = (self.boxes[node], self._cells_of(level), level.axes, image_size, *fill)
@@ -354,12 +358,7 @@ class BoxLowering:
         if self.plan.activities[decided.row].is_global:
             return
         for known in self.old.nodes:
-            about = known.meta.get(META)
-            if (
-                isinstance(about, Inserted)
-                and about.role in ("mask", "activity")
-                and about.row == decided.row
-            ):
+            if role_of(known) in ("mask", "activity") and inserted(known).row == decided.row:
                 self._activity(known)
                 self.asked[known] = level
                 return
@@ -453,7 +452,7 @@ class BoxLowering:
     def _sources(self, node: Node) -> Iterator[Node]:
         """The model's nodes that its operands are, or are gates of."""
         for operand in node.all_input_nodes:
-            while isinstance(operand.meta.get(META), Inserted):
+            while INSERTED in operand.meta:
                 operand = operand.args[0]  # type: ignore[assignment]
             yield operand
 
@@ -675,11 +674,11 @@ class BoxLowering:
         image = next(n for n in self.old.nodes if n.op == "placeholder")
 
         def of(node: Node) -> Node:
-            known = node.meta.get(META)
             # the parameter that the image must be like, or an index
-            if node not in copies and (known is None or node.op == "get_attr"):
+            own = META in node.meta
+            if node not in copies and (node.op == "get_attr" or not own):
                 copies[node] = graph.node_copy(node)
-            if node not in copies and isinstance(known, Facts):
+            if node not in copies and own:
                 args = (copies[image], tuple(facts(node).shape[1:]))
                 copies[node] = graph.call_function(crop.shape_only, args)
             return copies[node]
@@ -687,13 +686,12 @@ class BoxLowering:
         wanted, queue = set(self.asked), list(self.asked)
         while queue:
             for source in queue.pop().all_input_nodes:
-                if source not in wanted and isinstance(source.meta.get(META), Inserted):
+                if source not in wanted and INSERTED in source.meta:
                     wanted.add(source)
                     queue.append(source)
         for node in self.old.nodes:
             if node.op == "placeholder" or node in wanted:
-                known = node.meta.get(META)
-                if isinstance(known, Inserted) and known.role == "piece":
+                if role_of(node) == "piece":
                     whole = next(n for n in self.old.nodes if n is node.args[0])
                     args = (copies[image], tuple(facts(whole).shape[node.args[1]][1:]))
                     copies[node] = graph.call_function(crop.shape_only, args)
@@ -805,11 +803,6 @@ class Shapes(torch.fx.Interpreter):
             shape = torch.broadcast_shapes(value.shape, activity.shape)  # type: ignore[no-untyped-call]
             return value if shape == value.shape else value.expand(shape)
         return super().call_function(target, args, kwargs)
-
-
-def role_of(node: Node) -> str:
-    known = node.meta.get(META)
-    return known.role if isinstance(known, Inserted) else ""
 
 
 __all__ = ["BoxLowering", "BoxPlan", "GridMap"]

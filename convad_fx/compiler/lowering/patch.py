@@ -20,13 +20,13 @@ import torch.fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convad_fx.compiler.analysis.plan import Plan
-from convad_fx.compiler.capture.trace import META, Trace, facts
+from convad_fx.compiler.capture.trace import Trace, facts
 from convad_fx.compiler.kernels import patch
 from convad_fx.compiler.kernels.activity import gate
-from convad_fx.compiler.lowering.box import GridMap, Leaves, Passes, Shapes, Unsupported, role_of
+from convad_fx.compiler.lowering.box import GridMap, Leaves, Passes, Shapes, Unsupported
 from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
 from convad_fx.compiler.lowering.patch_windows import PatchLowering, read_by, sides
-from convad_fx.compiler.passes.insert_gates import Inserted
+from convad_fx.compiler.passes.roles import INSERTED, inserted, role_of
 
 Node = torch.fx.Node
 Reach = patch.Reach
@@ -202,7 +202,7 @@ class Patches(PatchLowering):
             return
         self.levels[node], reach = level, self.reaches[value]
         self.reaches[node] = reach
-        full = self.plan.activities[node.meta[META].row].full
+        full = self.plan.activities[inserted(node).row].full
         on_grid = [i for i, axis in enumerate(level.axes) if full[axis]]
         where: tuple[Any, ...] = (
             tuple(self.places[i] for i in on_grid),
@@ -379,7 +379,7 @@ class Patches(PatchLowering):
 
 def _shape(node: Node) -> tuple[int, ...]:
     """Of a value, or of a gate's."""
-    while isinstance(node.meta.get(META), Inserted):
+    while INSERTED in node.meta:
         node = node.args[0]  # type: ignore[assignment]
     shape: tuple[int, ...] = facts(node).shape
     return shape

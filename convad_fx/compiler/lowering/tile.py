@@ -35,11 +35,10 @@ from convad_fx.compiler.lowering.box import (
     Passes,
     Shapes,
     Unsupported,
-    role_of,
 )
 from convad_fx.compiler.lowering.cost_model import CostModel
 from convad_fx.compiler.lowering.patch_windows import PatchLowering, Reach, read_by
-from convad_fx.compiler.passes.insert_gates import inside_of_zeros, zeroes
+from convad_fx.compiler.passes.roles import inserted, inside_of_zeros, role_of, zeroes
 
 Node = torch.fx.Node
 
@@ -465,7 +464,7 @@ class TileLowering(PatchLowering):
         level, activity = self.levels[gated], gated.args[1]
         assert isinstance(level, GridMap)
         assert isinstance(activity, Node)
-        full = self.plan.activities[gated.meta[META].row].full
+        full = self.plan.activities[inserted(gated).row].full
         kept = [i for i, axis in enumerate(level.axes) if full[axis]]
         number = self.activity_numbers[activity]  # boxes are cut by the same gates
         return TileRead(

@@ -1,14 +1,13 @@
-"""From plan to graph: activity nodes and a gate after every operation. `simplify` takes out most.
+"""From the plan to the naive masked graph: activity nodes, and a gate after every operation.
 
-Every node put in carries an `Inserted` under the same meta key as the model's own nodes carry their
-facts, so that the simplifier can ask what a node is for instead of guessing from its target.
+`simplify` removes most of the gates. Every inserted node carries an `Inserted` (`roles`).
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ import torch.fx
 import torch.nn.functional as F
 
 from convad_fx.compiler.analysis.plan import Activity, Derivation, NodePlan, Plan, Tracked
-from convad_fx.compiler.analysis.steps import Pad, Window
-from convad_fx.compiler.capture.trace import META, Facts, Trace, facts
+from convad_fx.compiler.analysis.steps import Window
+from convad_fx.compiler.capture.trace import META, Trace, facts
 from convad_fx.compiler.kernels import activity as tensors
+from convad_fx.compiler.passes.roles import INSERTED, Inserted
 from convad_fx.compiler.policy import Policy
 
 #: Relabellings that are torch's own operation, applied to the activity.
@@ -39,50 +39,9 @@ _CONSUMERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """What a node that is not the model's own is for.
-
-    Attributes:
-        role: "mask", "activity", "exists", "gate", "fill", "refill", "renormalise", "piece" or
-            "per_mask".
-        source: the model's node whose value or activity it is.
-        row: the activity, as a row of the plan.
-    """
-
-    role: str
-    source: str
-    row: int
-
-
 def rewrite(traced: Trace, plan: Plan, policy: Policy) -> torch.fx.Graph:
     """The naive masked graph: ``forward(x, mask=None)``, a gate after every operation."""
     return _Writer(traced, plan, policy).write()
-
-
-def zeroes(node: torch.fx.Node) -> bool:
-    """It is a gate, and what is switched off there is zero."""
-    return node.target is tensors.gate and node.args[2:] in ((), (0.0,))
-
-
-def padding_of(node: torch.fx.Node, plan: Plan) -> Pad | None:
-    """What it adds, if it is explicit padding of the model's."""
-    known = node.meta.get(META)
-    decided = plan.nodes.get(known.name) if isinstance(known, Facts) else None
-    return decided.step if decided and isinstance(decided.step, Pad) else None
-
-
-def pads_zeros(node: torch.fx.Node, plan: Plan) -> bool:
-    """It is explicit padding of the model's, with nothing but zeros."""
-    step = padding_of(node, plan)
-    return step is not None and step.zeros
-
-
-def inside_of_zeros(node: torch.fx.Node, plan: Plan) -> torch.fx.Node:
-    """What explicit zeros have been put around; a node that pads none, itself."""
-    while pads_zeros(node, plan):
-        node = node.args[0] if node.args else node.kwargs["input"]  # type: ignore[assignment]
-    return node
 
 
 class _Writer:
@@ -261,7 +220,7 @@ class _Writer:
         source: str | None = None,
     ) -> torch.fx.Node:
         node = self.graph.create_node("call_function", function, args, kwargs or {}, name=name)
-        node.meta[META] = Inserted(role, source or self.current, row)
+        node.meta[INSERTED] = Inserted(role, source or self.current, row)
         return node
 
     # ---------------------------------------------------------------------------- activities
