@@ -23,8 +23,9 @@ from convad_fx.artifact import allowed
 from convad_fx.artifact.lower import lowered
 from convad_fx.compiler.analysis.plan import Finding
 from convad_fx.compiler.analysis.report import Report
-from convad_fx.compiler.lowering.box import BoxPlan, GridMap
+from convad_fx.compiler.lowering.box import BoxPlan
 from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
+from convad_fx.compiler.lowering.grid_map import GridMap
 from convad_fx.compiler.lowering.patch import PatchPlan
 from convad_fx.compiler.lowering.strategies import Strategies
 from convad_fx.compiler.lowering.tile import TilePlan, TileRead, TileStage

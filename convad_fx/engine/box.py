@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convad_fx.compiler.lowering.box import BoxPlan, GridMap
+from convad_fx.compiler.lowering.box import BoxPlan
+from convad_fx.compiler.lowering.grid_map import GridMap
 from convad_fx.engine.batch_size import LEAST, BatchSize, marked, rows_of
 from convad_fx.engine.bucketing import grouped
 

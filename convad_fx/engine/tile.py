@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convad_fx.compiler.kernels.box import along
-from convad_fx.compiler.lowering.tile import COPY, TilePlan, TileRead, TileStage
+from convad_fx.compiler.lowering.tile import MULTIPLICATIONS_PER_COPY, TilePlan, TileRead, TileStage
 from convad_fx.engine.batch_size import BatchSize, marked
 from convad_fx.engine.box import Boxed, Parts, cells_from, cells_of
 from convad_fx.engine.bucketing import grouped
@@ -190,7 +190,10 @@ class Tiles:
     def cost(self) -> float:
         """The same, and what copying costs."""
         rows = zip(self.share.stages, self.numbers, strict=True)
-        return sum(number * (stage.work + COPY * stage.copied) for stage, number in rows)
+        return sum(
+            number * (stage.work + MULTIPLICATIONS_PER_COPY * stage.copied)
+            for stage, number in rows
+        )
 
     @property
     def held(self) -> float:

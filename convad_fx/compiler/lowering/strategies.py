@@ -9,7 +9,8 @@ import torch.fx
 
 from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.capture.trace import Trace
-from convad_fx.compiler.lowering.box import BoxLowering, BoxPlan
+from convad_fx.compiler.lowering.box import BoxPlan, plan_boxes
+from convad_fx.compiler.lowering.grid_map import Geometry
 from convad_fx.compiler.lowering.patch import PatchPlan, plan_patches
 from convad_fx.compiler.lowering.tile import TilePlan, plan_tiles
 
@@ -67,7 +68,6 @@ class Strategies:
 
 def plan_strategies(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Strategies:
     """Decide on the simplified masked graph how it may run."""
-    boxes = BoxLowering(traced, plan, graph)
-    region = boxes.build()
-    share = plan_tiles(traced, plan, graph, boxes, region)
-    return Strategies(region, plan_patches(traced, plan, graph), share)
+    geometry = Geometry(traced, plan, graph)
+    box, boxes = plan_boxes(geometry)
+    return Strategies(box, plan_patches(geometry), plan_tiles(geometry, boxes, box))

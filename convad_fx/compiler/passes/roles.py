@@ -81,6 +81,11 @@ def padding_of(node: Node, plan: Plan) -> Pad | None:
     return known.step if known is not None and isinstance(known.step, Pad) else None
 
 
+def padded_by(node: Node) -> Node:
+    """What explicit padding is put around."""
+    return node.args[0] if node.args else node.kwargs["input"]  # type: ignore[return-value]
+
+
 def pads_zeros(node: Node, plan: Plan) -> bool:
     """Whether it is explicit padding in the model, with zeros only."""
     step = padding_of(node, plan)
@@ -90,5 +95,5 @@ def pads_zeros(node: Node, plan: Plan) -> bool:
 def inside_of_zeros(node: Node, plan: Plan) -> Node:
     """The tensor that explicit zero padding surrounds; a node that pads no zeros, itself."""
     while pads_zeros(node, plan):
-        node = node.args[0] if node.args else node.kwargs["input"]  # type: ignore[assignment]
+        node = padded_by(node)
     return node

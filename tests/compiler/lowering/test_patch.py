@@ -41,7 +41,7 @@ def hiding_masks() -> Tensor:
 @pytest.fixture
 def eager_to_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patches as far as they go, however little there is to save."""
-    monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+    monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
     monkeypatch.setattr(patched, "COPYING", 0.0)
 
 

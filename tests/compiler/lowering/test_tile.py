@@ -45,9 +45,9 @@ from tests.compiler.toys import Dense, OneColumn, Residual, Shuffle, TwoWindows
 @pytest.fixture
 def eager_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages as far as they go, and every mask by way of them, however little there is to save."""
-    monkeypatch.setattr(region, "WORTHWHILE", 0.0)
-    monkeypatch.setattr(share, "WORTHWHILE", -1e9)
-    monkeypatch.setattr(share, "BOXES", 1e3)
+    monkeypatch.setattr(region, "MIN_SHARE_ON_BOXES", 0.0)
+    monkeypatch.setattr(share, "MIN_SHARE_SAVED", -1e9)
+    monkeypatch.setattr(share, "MEAN_BOX_SHARE", 1e3)
     monkeypatch.setattr(tiles, "SHARING", -1e6)
     monkeypatch.setattr(evaluate, "ENOUGH", 1)
     monkeypatch.setattr(patched, "COPYING", 1e6)  # no patches
@@ -139,7 +139,7 @@ def test_padding_in_the_way_of_tensorflow_gives_the_same(
     if not shared:
         monkeypatch.setattr(patched, "COPYING", 0.0)
         monkeypatch.setattr(tiles, "SHARING", 1e6)
-        monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+        monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
     masked = convad_fx.convert(Net(body, 4).eval().double(), x)
     # the weights of the last are made when it is called
     assert masked.strategies.tile.until == "body.3"
@@ -204,7 +204,7 @@ def test_all_masks_share_or_some_of_them_run_on_patches(
     all_share: bool, eager_to_share: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patched, "COPYING", 1.0)
-    monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+    monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
@@ -315,7 +315,7 @@ def test_a_call_whose_first_masks_go_on_patches_goes_on_looking_for_tiles(
     eager_to_share: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patched, "COPYING", 0.0)
-    monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+    monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
     monkeypatch.setattr(evaluate, "CHUNK", 16)
     monkeypatch.setattr(evaluate, "ENOUGH", 4)
     torch.manual_seed(0)
@@ -553,7 +553,7 @@ def test_without_memory_for_tiles_masks_run_on_boxes(
 
 
 def test_where_masks_share_little_it_is_not_sought_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(share, "WORTHWHILE", -1e9)
+    monkeypatch.setattr(share, "MIN_SHARE_SAVED", -1e9)
     torch.manual_seed(0)
     x = torch.randn(1, 3, 64, 64)
     masked = convad_fx.convert(torchvision.models.resnet18(num_classes=5).eval(), x)
