@@ -185,13 +185,13 @@ class BoxWriter(PartWriter):
         if record.crop:
             assert isinstance(record.grid, GridMap)
             args = (copied, self._cells_of(record.grid), record.grid.axes)
-            copied = self.call(box.fitted, args, f"{node.name}_fitted")
+            copied = self.call(box.fit_to_box, args, f"{node.name}_fitted")
         if record.mean_of:
             source = next(n for n in node.all_input_nodes if n in self.parts)
             grid = self.grids[source]
             assert isinstance(grid, GridMap)
             args = (copied, self.parts[source], grid.axes, record.mean_of)
-            copied = self.call(box.of_whole, args, f"{node.name}_of_whole")
+            copied = self.call(box.mean_over_grid, args, f"{node.name}_of_whole")
         return copied
 
     def _widened(self, source: Node, append: tuple[int, ...]) -> Node:
@@ -223,13 +223,15 @@ class BoxWriter(PartWriter):
             kept = [i for i, axis in enumerate(grid.axes) if full[axis]]
             every = (self._cells_of(grid), grid.axes, grid.extra)
             args = (whole, *(tuple(each[i] for i in kept) for each in every))
-            self._cuts[activity, grid] = self.call(box.cut_activity, args, f"{activity.name}_box")
+            self._cuts[activity, grid] = self.call(
+                box.cut_activity_box, args, f"{activity.name}_box"
+            )
         return part, self._cuts[activity, grid]
 
     def cut(self, node: Node, grid: GridMap) -> Node:
         """The box of a whole tensor."""
         args = (self.wholes[node], self._cells_of(grid), grid.axes, grid.extra)
-        return self.call(box.cut, args, f"{node.name}_box")
+        return self.call(box.cut_box, args, f"{node.name}_box")
 
     def put_back(self, node: Node, grid: GridMap) -> Node:
         """A box on the whole grid."""
@@ -238,7 +240,7 @@ class BoxWriter(PartWriter):
         fill = node.args[2:3] if is_gate(node) else ()
         size = self.geometry.size(node, grid)
         args = (self.parts[node], self._cells_of(grid), grid.axes, size, *fill)
-        return self.call(box.placed, args, f"{node.name}_whole")
+        return self.call(box.paste_box, args, f"{node.name}_whole")
 
     def _hold_active_cells(self, node: Node, grid: GridMap) -> None:
         """An ungated value goes back to whole grids: the box must hold its active cells."""

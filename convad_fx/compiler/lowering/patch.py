@@ -263,19 +263,19 @@ class PatchWriter(PartWriter):
         kept = [i for i, axis in enumerate(grid.axes) if full[axis]]
         every: tuple[tuple[Any, ...], ...] = (self.places, grid.axes, grid.strides, reach)
         args = (self.activity(activity), *(tuple(each[i] for i in kept) for each in every))
-        cut = self.call(patch.active, args, f"{activity.name}_patch")
+        cut = self.call(patch.cut_activity_patch, args, f"{activity.name}_patch")
         return self.part(value), cut
 
     def cut(self, node: Node, grid: GridMap) -> Node:
         """The patch of a tensor that no mask has changed."""
         args = (self._unmasked(node), self.places, grid.axes, grid.strides, self.reach(node))
-        return self.call(patch.around, args, f"{node.name}_patch")
+        return self.call(patch.cut_patch, args, f"{node.name}_patch")
 
     def put_back(self, node: Node, grid: GridMap) -> Node:
         """A patch in its place on the unmasked grid."""
         where = (self.places, grid.axes, grid.strides, self.reach(node))
         args = (self.parts[node], self._unmasked(node), *where)
-        return self.call(patch.restored, args, f"{node.name}_whole")
+        return self.call(patch.paste_patch, args, f"{node.name}_whole")
 
     def _widened(self, node: Node, wanted: Reach, fill: float = 0.0) -> Node:
         part, reach = self.part(node), self.reach(node)
@@ -287,7 +287,7 @@ class PatchWriter(PartWriter):
             assert isinstance(grid, GridMap)
             where = (self.places, grid.axes, grid.strides, reach, wanted)
             args = (part, self._unmasked(node), *where, fill)
-            self._surrounded[key] = self.call(patch.surrounded, args, f"{node.name}_wider")
+            self._surrounded[key] = self.call(patch.widen_patch, args, f"{node.name}_wider")
         return self._surrounded[key]
 
     def _unmasked(self, node: Node) -> Node:

@@ -446,7 +446,7 @@ class _Stage:
 
     def _trimmed(self, z: Node, grid: GridMap, reach: Reach, wanted: Reach) -> Node:
         less = tuple((a - c, b - d) for (a, b), (c, d) in zip(reach, wanted, strict=True))
-        return self._call(box.trimmed, (z, grid.axes, less), f"{z.name}_part")
+        return self._call(box.trim, (z, grid.axes, less), f"{z.name}_part")
 
     def _copied(self, node: Node, reach: Reach) -> Node:
         """An operation cell by cell, on tensors of its own reach."""
