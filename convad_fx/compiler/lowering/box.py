@@ -169,14 +169,13 @@ class BoxWriter(PartWriter):
 
     # ------------------------------------------------------------------------------ operations
 
-    def why_whole(self, node: Node, record: GridStep, on_parts: bool) -> str:
-        """Why an operation leaves boxes."""
+    def _why_whole(self, node: Node, record: GridStep, on_parts: bool) -> str:
         why = (record.ungated if on_parts else "") or record.no_box
         if why and on_parts:
             self.leaves[facts(node).path] = why
         return why
 
-    def on_parts(self, node: Node, record: GridStep) -> Node:
+    def _on_parts(self, node: Node, record: GridStep) -> Node:
         """An operation on boxes: with more zeros behind them, cropped, scaled as it needs."""
         if record.granularity:
             self._granularity.append(record.granularity)
@@ -203,18 +202,16 @@ class BoxWriter(PartWriter):
         args = (given, pads, "constant", fill)
         return self.call(torch.nn.functional.pad, args, f"{source.name}_wider")
 
-    def extra(self, node: Node) -> tuple[tuple[int, int], ...]:
-        """What explicit padding has added."""
+    def _extra(self, node: Node) -> tuple[tuple[int, int], ...]:
         grid = self.grids[node]
         assert isinstance(grid, GridMap)
         return grid.extra
 
     # ------------------------------------------------------------------- boxes and whole grids
 
-    def gated_part(
+    def _gated_part(
         self, gated: Node, value: Node, activity: Node, grid: GridMap
     ) -> tuple[Node, Node]:
-        """A box, and its activity."""
         part = self.part(value)
         if (activity, grid) not in self._cuts:
             whole = self.activity(activity)
@@ -228,13 +225,11 @@ class BoxWriter(PartWriter):
             )
         return part, self._cuts[activity, grid]
 
-    def cut(self, node: Node, grid: GridMap) -> Node:
-        """The box of a whole tensor."""
+    def _cut(self, node: Node, grid: GridMap) -> Node:
         args = (self.wholes[node], self._cells_of(grid), grid.axes, grid.extra)
         return self.call(box.cut_box, args, f"{node.name}_box")
 
-    def put_back(self, node: Node, grid: GridMap) -> Node:
-        """A box on the whole grid."""
+    def _put_back(self, node: Node, grid: GridMap) -> Node:
         if not is_gate(node):
             self._hold_active_cells(node, grid)
         fill = node.args[2:3] if is_gate(node) else ()

@@ -132,6 +132,15 @@ class GridStep:
     mean_of: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Operand:
+    """The operand of an operation: its grid, and whether inactive cells read as a constant."""
+
+    item: TensorView
+    grid: GridMap
+    gated: bool
+
+
 class NoGridMap(Exception):
     """Where the result's grid lies is not known, or not for one of the strategies."""
 
@@ -216,11 +225,7 @@ class Geometry:
         return self._steps[key]
 
     def _through(
-        self,
-        node: Node,
-        known: NodePlan,
-        direct: Sequence[Grids],
-        by_name: Mapping[str, Grids],
+        self, node: Node, known: NodePlan, direct: Sequence[Grids], by_name: Mapping[str, Grids]
     ) -> GridStep | None:
         step, op = known.step, known.op
         padded = any(isinstance(grid, GridMap) and not grid.aligned for grid in direct)
@@ -249,30 +254,22 @@ class Geometry:
             raise NoGridMap("it joins grids of different size")  # of one cell, for every other
         if isinstance(step, steps.Join | steps.Concat | steps.SameCell):
             _check_others(op, grid, [each for each, _ in on_grid])
-        gated = any(name == item.node for name, _ in known.reads)
+        operand = _Operand(item, grid, any(name == item.node for name, _ in known.reads))
         match step:
             case steps.Window():
-                return self._window(node, step, op, item, grid, gated)
+                return self._window(node, step, op, operand)
             case steps.Pad():
                 return self._pad(node, step, grid)
             case steps.AdaptivePool(sizes, reads):
-                if set(sizes) != {1} or not gated:
+                if set(sizes) != {1} or not operand.gated:
                     raise NoGridMap("it pools to a grid of fixed size")
                 return _reduced(reads, item, grid)
             case steps.Reduce():
-                return _reduce(step, op, item, grid, gated)
+                return _reduce(step, op, operand)
         return _relabelled(step, op, item, grid)
 
-    def _window(
-        self,
-        node: Node,
-        step: steps.Window,
-        op: OpView,
-        item: TensorView,
-        grid: GridMap,
-        gated: bool,
-    ) -> GridStep:
-        dims = len(step.kernel)
+    def _window(self, node: Node, step: steps.Window, op: OpView, operand: _Operand) -> GridStep:
+        grid, gated, dims = operand.grid, operand.gated, len(step.kernel)
         if grid.axes != tuple(range(2, 2 + dims)):
             raise NoGridMap("its grid is not the image's")
         if step.transposed or step.mode != "constant":
@@ -282,7 +279,7 @@ class Geometry:
         cell_by_cell = step.one_cell and grid.aligned
         window = None
         if not (cell_by_cell and set(step.stride) == {1}):
-            window = _window_map(step, op, item, grid)
+            window = _window_map(step, op, operand)
         ungated = "it reads cells that are not gated"
         no_patch = self._no_patch(node, op, step, grid, window)
         record = GridStep(
@@ -293,7 +290,7 @@ class Geometry:
             window=window,
         )
         try:
-            return _on_box(record, result, step, op, item, grid)
+            return _on_box(record, strides, step, op, operand)
         except NoGridMap as error:
             return replace(record, no_box=str(error))
 
@@ -380,16 +377,14 @@ def _relabelled(step: steps.Step, op: OpView, item: TensorView, grid: GridMap) -
                 raise NoGridMap("it repeats positions")
             more = len(op.output) - item.rank
             return GridStep(replace(grid, axes=tuple(a + more for a in grid.axes)))
-        case steps.Take():
-            taken = _taken(step, grid)
-            strided = taken.strides != grid.strides
+        case steps.Take() | steps.Pieces():
+            takes = (step,) if isinstance(step, steps.Take) else step.takes
+            taken = tuple(_taken(take, grid) for take in takes)
+            strided = any(piece.strides != grid.strides for piece in taken)
             why = "it takes every so many cells" if strided else ""
-            return GridStep(taken, no_patch=why, no_tile=why, crop=strided)
-        case steps.Pieces(takes):
-            pieces = tuple(_taken(take, grid) for take in takes)
-            strided = any(piece.strides != grid.strides for piece in pieces)
-            why = "it takes every so many cells" if strided else ""
-            return GridStep(pieces, no_patch=why, no_tile=why)
+            if isinstance(step, steps.Take):
+                return GridStep(taken[0], no_patch=why, no_tile=why, crop=strided)
+            return GridStep(taken, no_patch=why, no_tile=why)
         case steps.Flip(axes):
             if set(axes) & set(grid.axes):
                 raise NoGridMap("it turns positions round")
@@ -443,15 +438,14 @@ def _reduced(reads: str, item: TensorView, grid: GridMap) -> GridStep:
     raise NoGridMap("it combines all positions in a way that zeros around a box may change")
 
 
-def _reduce(
-    step: steps.Reduce, op: OpView, item: TensorView, grid: GridMap, gated: bool
-) -> GridStep:
+def _reduce(step: steps.Reduce, op: OpView, operand: _Operand) -> GridStep:
+    item, grid = operand.item, operand.grid
     mixed = set(step.axes) & set(grid.axes)
     if not mixed:
         kept = [a for a in range(item.rank) if step.keepdim or a not in step.axes]
         moved = _moved(grid, {a: i for i, a in enumerate(kept)})
         return GridStep((moved,) * step.results if step.results else moved)
-    if mixed != set(grid.axes) or step.results or not gated:
+    if mixed != set(grid.axes) or step.results or not operand.gated:
         raise NoGridMap("it combines positions along some axes only, or ungated")
     return GridStep(None) if op.kind == "sum" else _reduced(step.reads, item, grid)
 
@@ -459,12 +453,10 @@ def _reduce(
 # -------------------------------------------------------------------------------------- windows
 
 
-def _window_map(step: steps.Window, op: OpView, item: TensorView, grid: GridMap) -> WindowMap:
+def _window_map(step: steps.Window, op: OpView, operand: _Operand) -> WindowMap:
     """The window with padding in numbers, of this grid, explicit padding before it included."""
-    rows = zip(
-        item.shape[2:], step.kernel, step.stride, step.dilation, step.padding, grid.extra,
-        strict=True,
-    )  # fmt: skip
+    sizes, extra = operand.item.shape[2:], operand.grid.extra
+    rows = zip(sizes, step.kernel, step.stride, step.dilation, step.padding, extra, strict=True)
     padding, span = [], []
     for size, kernel, stride, dilation, pair, (before, after) in rows:
         low, high = same_padding(size, kernel, stride, dilation) if pair is steps.SAME else pair
@@ -475,14 +467,10 @@ def _window_map(step: steps.Window, op: OpView, item: TensorView, grid: GridMap)
 
 
 def _on_box(
-    record: GridStep,
-    result: GridMap,
-    step: steps.Window,
-    op: OpView,
-    item: TensorView,
-    grid: GridMap,
+    record: GridStep, strides: tuple[int, ...], step: steps.Window, op: OpView, operand: _Operand
 ) -> GridStep:
     """The record of a window, with what it needs on boxes."""
+    grid = operand.grid
     if step.reads == "max" and not grid.aligned:
         raise NoGridMap("a maximum over padding is not a maximum over nothing")
     if step.ceil_mode if step.reads == "sum" else step.reads == "mean" and _counts_cells(step, op):
@@ -492,7 +480,7 @@ def _on_box(
     for i, (kernel, stride, pair) in enumerate(
         zip(step.kernel, step.stride, step.padding, strict=True)
     ):
-        span, size = step.dilation[i] * (kernel - 1), item.shape[2 + i]
+        span, size = step.dilation[i] * (kernel - 1), operand.item.shape[2 + i]
         if span >= size and span:
             raise NoGridMap("its window is as large as the grid")
         if pair is steps.SAME:
@@ -500,7 +488,7 @@ def _on_box(
             if not grid.aligned or len(same) > 1:
                 raise NoGridMap("its padding depends on the size of the grid")
             append.append(0)
-            granularity[i] = result.strides[i] if stride > 1 else 1
+            granularity[i] = strides[i] if stride > 1 else 1
             continue
         # Of a box of n * stride cells the result has n + 1 + floor(surplus / stride) cells
         # (with ceil_mode: ceil); n are wanted.
@@ -511,7 +499,7 @@ def _on_box(
         # Where a box ends with only one cell of a stride, the result has n + floor((1 +
         # surplus) / stride) cells.
         if stride > 1 and 1 + surplus <= (-stride if step.ceil_mode else -1):
-            granularity[i] = result.strides[i]
+            granularity[i] = strides[i]
     return replace(record, append=tuple(append), crop=crop, granularity=tuple(granularity))
 
 

@@ -87,18 +87,18 @@ class PartWriter(ABC):
             args = (self.whole(value), self.activity(activity), *fill)
             self.wholes[node] = self.call(gate, args, node)
         else:
-            args = (*self.gated_part(node, value, activity, grid), *fill)
+            args = (*self._gated_part(node, value, activity, grid), *fill)
             self.parts[node] = self.call(gate, args, node)
 
     def _write_operation(self, node: Node) -> None:
         record = self.geometry.at(node, self.grids)
         on_parts = any(n in self.parts for n in node.all_input_nodes) and record is not None
-        why = "" if record is None else self.why_whole(node, record, on_parts)
+        why = "" if record is None else self._why_whole(node, record, on_parts)
         grid = self.grids[node] = None if why or record is None else record.grid
         on_parts &= not why
         self._count(node, grid, on_parts)
         if on_parts and record is not None:
-            (self.wholes if grid is None else self.parts)[node] = self.on_parts(node, record)
+            (self.wholes if grid is None else self.parts)[node] = self._on_parts(node, record)
         else:
             self.wholes[node] = self.copy(node, self.whole)
 
@@ -109,7 +109,7 @@ class PartWriter(ABC):
             return
         if on_parts and isinstance(grid, GridMap):
             each = work / math.prod(self.geometry.size(node, grid))
-            cost = OpCost(each, grid.strides, tuple(map(sum, self.extra(node))))
+            cost = OpCost(each, grid.strides, tuple(map(sum, self._extra(node))))
         self.costs.append((node, work, cost))
 
     def cost_model(self) -> CostModel:
@@ -125,32 +125,32 @@ class PartWriter(ABC):
     # ---------------------------------------------------------- what boxes and patches differ in
 
     @abstractmethod
-    def why_whole(self, node: Node, record: GridStep, on_parts: bool) -> str:
+    def _why_whole(self, node: Node, record: GridStep, on_parts: bool) -> str:
         """Why an operation is written on whole grids; "" where it need not be."""
 
     @abstractmethod
-    def on_parts(self, node: Node, record: GridStep) -> Node:
+    def _on_parts(self, node: Node, record: GridStep) -> Node:
         """Write an operation on parts."""
 
     @abstractmethod
-    def gated_part(
+    def _gated_part(
         self, gated: Node, value: Node, activity: Node, grid: GridMap
     ) -> tuple[Node, Node]:
         """What a gate takes on parts."""
 
     @abstractmethod
-    def cut(self, node: Node, grid: GridMap) -> Node:
+    def _cut(self, node: Node, grid: GridMap) -> Node:
         """Write the part of a whole tensor."""
 
     @abstractmethod
-    def put_back(self, node: Node, grid: GridMap) -> Node:
+    def _put_back(self, node: Node, grid: GridMap) -> Node:
         """Write the whole tensor of a part."""
 
     @abstractmethod
-    def extra(self, node: Node) -> tuple[tuple[int, int], ...]:
+    def _extra(self, node: Node) -> tuple[tuple[int, int], ...]:
         """Cells of an operation's result beside those of the box, (before, after)."""
 
-    def is_padding(self, node: Node) -> bool:
+    def _is_padding(self, node: Node) -> bool:
         """Whether it is put around whole grids once more."""
         return self.geometry.pads(node)
 
@@ -161,7 +161,7 @@ class PartWriter(ABC):
         if node not in self.parts:
             grid = self.grids[node]
             assert isinstance(grid, GridMap)
-            self.parts[node] = self.cut(node, grid)
+            self.parts[node] = self._cut(node, grid)
         return self.parts[node]
 
     def whole(self, node: Node) -> Node:
@@ -172,8 +172,8 @@ class PartWriter(ABC):
             return self._number(node, whole=True)
         grid = self.grids[node]
         # several tensors are taken apart once more, of whole grids; these are padded, too
-        again = not isinstance(grid, GridMap) or self.is_padding(node)
-        self.wholes[node] = self.copy(node, self.whole) if again else self.put_back(node, grid)  # type: ignore[arg-type]
+        again = not isinstance(grid, GridMap) or self._is_padding(node)
+        self.wholes[node] = self.copy(node, self.whole) if again else self._put_back(node, grid)  # type: ignore[arg-type]
         return self.wholes[node]
 
     def operand(self, node: Node) -> Node:

@@ -197,8 +197,7 @@ class PatchWriter(PartWriter):
 
     # ------------------------------------------------------------------------------ operations
 
-    def why_whole(self, node: Node, record: GridStep, on_parts: bool) -> str:
-        """Why an operation is given whole grids."""
+    def _why_whole(self, node: Node, record: GridStep, on_parts: bool) -> str:
         if not on_parts:
             return record.no_patch
         if self.ended or record.grid is None:
@@ -210,9 +209,9 @@ class PatchWriter(PartWriter):
                 return "it is joined with what has changed everywhere"
         return record.no_patch or (record.ungated if self.geometry.pads(node) else "")
 
-    def on_parts(self, node: Node, record: GridStep) -> Node:
+    def _on_parts(self, node: Node, record: GridStep) -> Node:
         """An operation on patches: a window on wider ones, all others on those of equal reach."""
-        if self.is_padding(node):
+        if self._is_padding(node):
             return self.parts[padded_by(node)]
         reach = self.reach(node)
         if record.window is None:
@@ -244,21 +243,19 @@ class PatchWriter(PartWriter):
         assert record is not None
         return widest if record.window is None else record.window.changes(widest)
 
-    def extra(self, node: Node) -> Reach:
-        """What may change beyond the hidden box."""
+    def _extra(self, node: Node) -> Reach:
         return self.reach(node)
 
-    def is_padding(self, node: Node) -> bool:
+    def _is_padding(self, node: Node) -> bool:
         """Whether it is explicit padding of the grid: nothing on a patch."""
         grid = self.grids.get(node)
         return isinstance(grid, GridMap) and not grid.aligned and self.geometry.pads(node)
 
     # ----------------------------------------------------------------- patches and whole grids
 
-    def gated_part(
+    def _gated_part(
         self, gated: Node, value: Node, activity: Node, grid: GridMap
     ) -> tuple[Node, Node]:
-        """A patch, and its activity."""
         full, reach = self.geometry.full(gated), self.reach(value)
         kept = [i for i, axis in enumerate(grid.axes) if full[axis]]
         every: tuple[tuple[Any, ...], ...] = (self.places, grid.axes, grid.strides, reach)
@@ -266,12 +263,12 @@ class PatchWriter(PartWriter):
         cut = self.call(patch.cut_activity_patch, args, f"{activity.name}_patch")
         return self.part(value), cut
 
-    def cut(self, node: Node, grid: GridMap) -> Node:
+    def _cut(self, node: Node, grid: GridMap) -> Node:
         """The patch of a tensor that no mask has changed."""
         args = (self._unmasked(node), self.places, grid.axes, grid.strides, self.reach(node))
         return self.call(patch.cut_patch, args, f"{node.name}_patch")
 
-    def put_back(self, node: Node, grid: GridMap) -> Node:
+    def _put_back(self, node: Node, grid: GridMap) -> Node:
         """A patch in its place on the unmasked grid."""
         where = (self.places, grid.axes, grid.strides, self.reach(node))
         args = (self.parts[node], self._unmasked(node), *where)
@@ -292,7 +289,7 @@ class PatchWriter(PartWriter):
 
     def _unmasked(self, node: Node) -> Node:
         """A tensor without a mask, and without padding, handed in."""
-        while self.is_padding(node):
+        while self._is_padding(node):
             node = padded_by(node)
         if node.op == "placeholder":
             return self.wholes[node]

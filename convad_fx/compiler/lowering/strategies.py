@@ -1,4 +1,4 @@
-"""What a masked graph was rewritten to, so that `evaluate` computes less than whole images."""
+"""How a masked network may run with less arithmetic than on whole images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Strategies:
 
     def graphs(self) -> dict[str, torch.fx.Graph]:
         """Those that there are, by name."""
-        found = {
+        known = {
             "box": self.box.values,
             "box_activities": self.box.activities,
             "patch": self.patch.values,
@@ -40,26 +40,23 @@ class Strategies:
             "tile_rest": self.tile.rest,
             **{f"tile_stage_{i}": stage.values for i, stage in enumerate(self.tile.stages)},
         }
-        return {name: graph for name, graph in found.items() if graph is not None}
+        return {name: graph for name, graph in known.items() if graph is not None}
 
     def with_graphs(self, graphs: Mapping[str, torch.fx.Graph]) -> Strategies:
         """The same with these graphs."""
-        region = replace(
-            self.box, values=graphs.get("box"), activities=graphs.get("box_activities")
-        )
-        reuse = replace(
+        get = graphs.get
+        box = replace(self.box, values=get("box"), activities=get("box_activities"))
+        patch = replace(
             self.patch,
-            values=graphs.get("patch"),
-            activities=graphs.get("patch_activities"),
-            kept=graphs.get("patch_base"),
+            values=get("patch"),
+            activities=get("patch_activities"),
+            kept=get("patch_base"),
         )
         stages = tuple(
-            replace(stage, values=graphs.get(f"tile_stage_{i}"))
+            replace(stage, values=get(f"tile_stage_{i}"))
             for i, stage in enumerate(self.tile.stages)
         )
-        return Strategies(
-            region, reuse, replace(self.tile, stages=stages, rest=graphs.get("tile_rest"))
-        )
+        return Strategies(box, patch, replace(self.tile, stages=stages, rest=get("tile_rest")))
 
     def __str__(self) -> str:
         shared = f"; {self.tile}" if self.tile.ok else ""
