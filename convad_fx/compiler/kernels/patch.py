@@ -58,12 +58,12 @@ def _flat(value: Any) -> Any:
 
 def _like_patch(whole: Tensor, *args: Any) -> Tensor:
     places, axes, strides, reach, *_ = args
-    return _of_size(whole, places, axes, _frame(places, strides, reach)[1])
+    return _empty_patches(whole, places, axes, _frame(places, strides, reach)[1])
 
 
 def _like_widened(*args: Any) -> Tensor:
     _, whole, places, axes, strides, _, wanted, *_ = args
-    return _of_size(whole, places, axes, _frame(places, strides, wanted)[1])
+    return _empty_patches(whole, places, axes, _frame(places, strides, wanted)[1])
 
 
 def _like_whole(z: Tensor, whole: Tensor, *_: Any) -> Tensor:
@@ -87,11 +87,11 @@ def cut_patch(
     """
     starts, sizes = _frame(places, strides, reach)
     if _one_by_one(whole):
-        z = _of_size(whole, places, axes, sizes).fill_(fill)
-        return _laid(z, starts, whole, None, axes, whole)
+        z = _empty_patches(whole, places, axes, sizes).fill_(fill)
+        return _copy_cells(z, starts, whole, None, axes, whole)
     dims = len(axes)
     cells = [
-        along((start + _count(n, whole)).clamp(0, whole.shape[axis] - 1), 1 + i, 1 + dims)
+        along((start + _arange(n, whole)).clamp(0, whole.shape[axis] - 1), 1 + i, 1 + dims)
         for i, (start, n, axis) in enumerate(zip(starts, sizes, axes, strict=True))
     ]
     grid_first = whole[0].movedim([axis - 1 for axis in axes], list(range(dims)))
@@ -109,11 +109,11 @@ def _cut_activity_patch(
 ) -> Tensor:
     starts, sizes = _frame(places, strides, reach)
     if _one_by_one(activity):
-        z = _of_size(activity, places, axes, sizes).fill_(False)
-        return _laid(z, starts, activity, None, axes, activity)
+        z = _empty_patches(activity, places, axes, sizes).fill_(False)
+        return _copy_cells(z, starts, activity, None, axes, activity)
     z = activity
     for start, n, axis in zip(starts, sizes, axes, strict=True):
-        z = gather_cells(z, (start + _count(n, z)).clamp(0, activity.shape[axis] - 1), axis)
+        z = gather_cells(z, (start + _arange(n, z)).clamp(0, activity.shape[axis] - 1), axis)
     return z & _on_grid(starts, sizes, axes, activity)
 
 
@@ -148,9 +148,9 @@ def widen_patch(
     starts, _ = _frame(places, strides, reach)
     frame, most = _frame(places, strides, wanted)
     if _one_by_one(z):
-        return _laid(result, frame, z, starts, axes, whole)
+        return _copy_cells(result, frame, z, starts, axes, whole)
     inside = _on_grid(frame, most, axes, whole)
-    return _overlaid(z, result, [f - s for f, s in zip(frame, starts, strict=True)], inside, axes)
+    return _overlay(z, result, [f - s for f, s in zip(frame, starts, strict=True)], inside, axes)
 
 
 @_operation(_like_whole)
@@ -171,9 +171,9 @@ def paste_patch(
     starts, _ = _frame(places, strides, reach)
     if _one_by_one(z):
         result = whole.repeat(len(z), *[1] * (whole.dim() - 1))
-        return _laid(result, None, z, starts, axes, whole)
+        return _copy_cells(result, None, z, starts, axes, whole)
     inside = torch.ones((), dtype=torch.bool, device=z.device)
-    return _overlaid(z, whole, [-start for start in starts], inside, axes)
+    return _overlay(z, whole, [-start for start in starts], inside, axes)
 
 
 # --------------------------------------------------------------------------- where patches lie
@@ -183,19 +183,19 @@ def _one_by_one(z: Tensor) -> bool:
     return z.device.type == "cpu"
 
 
-def _overlaid(
+def _overlay(
     z: Tensor, under: Tensor, starts: list[Tensor], inside: Tensor, axes: Sequence[int]
 ) -> Tensor:
     """Patches over others, of which each starts at some cell of the patch, by index."""
     over = z
     for start, axis in zip(starts, axes, strict=True):
-        cell, n = start + _count(under.shape[axis], z), z.shape[axis]
+        cell, n = start + _arange(under.shape[axis], z), z.shape[axis]
         over = gather_cells(over, cell.clamp(0, n - 1), axis)
         inside = inside & along((cell >= 0) & (cell < n), axis, z.dim())
     return torch.where(inside, over, under)
 
 
-def _laid(
+def _copy_cells(
     to: Tensor,
     frame: list[Tensor] | None,
     of: Tensor,
@@ -230,7 +230,7 @@ def _frame(
     ]
 
 
-def _of_size(
+def _empty_patches(
     whole: Tensor, places: Sequence[Tensor], axes: Sequence[int], sizes: Sequence[int]
 ) -> Tensor:
     """Patches without values."""
@@ -240,7 +240,7 @@ def _of_size(
     return whole.new_empty(shape)
 
 
-def _count(n: int, like: Tensor) -> Tensor:
+def _arange(n: int, like: Tensor) -> Tensor:
     return torch.arange(n, device=like.device)
 
 
@@ -250,6 +250,6 @@ def _on_grid(
     """Which cells of patches lie on the grid."""
     inside = torch.ones((), dtype=torch.bool, device=whole.device)
     for start, n, axis in zip(starts, sizes, axes, strict=True):
-        cell = start + _count(n, whole)
+        cell = start + _arange(n, whole)
         inside = inside & along((cell >= 0) & (cell < whole.shape[axis]), axis, whole.dim())
     return inside

@@ -127,7 +127,7 @@ class BoxWriter(PartWriter):
         self.graph.lint()
         tile, work = self.steps(), self.cost_model()
         if not tile:
-            raise NoPlan("nothing in it is read through gates on the image's grid")
+            raise NoPlan("no operation reads gated input on the image's grid")
         if work.on_boxes < MIN_SHARE_ON_BOXES:
             where = "".join(f"; {path}: {why}" for path, why in list(self.leaves.items())[:1])
             raise NoPlan(f"only {work.on_boxes:.0%} of its arithmetic could run on boxes{where}")
@@ -245,12 +245,13 @@ class BoxWriter(PartWriter):
         row = known.result.row
         if self.geometry.plan.activities[row].is_global:
             return
-        for other in self.geometry.graph.nodes:
-            if role_of(other) in ("mask", "activity") and inserted(other).row == row:
-                self.activity(other)
-                self._levels[other] = grid
-                return
-        raise NoPlan(f"{facts(node).path} leaves boxes, and nothing reads its activity")
+        nodes = self.geometry.graph.nodes
+        known_activities = (n for n in nodes if role_of(n) in ("mask", "activity"))
+        activity = next((n for n in known_activities if inserted(n).row == row), None)
+        if activity is None:
+            raise NoPlan(f"{facts(node).path} leaves boxes, and nothing reads its activity")
+        self.activity(activity)
+        self._levels[activity] = grid
 
     def _cells_of(self, grid: GridMap) -> tuple[Node, ...]:
         """Where boxes lie in such a grid, handed in before the activities."""

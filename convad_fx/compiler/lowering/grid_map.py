@@ -193,6 +193,10 @@ class Geometry:
         """Whether it is explicit padding, of whatever axes."""
         return padding_of(node, self.plan) is not None
 
+    def pads_grid(self, node: Node, grid: Grids) -> bool:
+        """Whether it is explicit padding of the grid: nothing on a patch, nor on a tile."""
+        return isinstance(grid, GridMap) and not grid.aligned and self.pads(node)
+
     def full(self, gated: Node) -> tuple[bool, ...]:
         """For each axis of a gate's activity, whether it may differ along it."""
         return self.plan.activities[inserted(gated).row].full
@@ -235,7 +239,7 @@ class Geometry:
         if direct and isinstance(direct[0], tuple):
             return GridStep(_picked(node, direct[0]))
         if step is None or op is None:
-            raise NoGridMap("nothing is known of it")
+            raise NoGridMap("no rule describes it")
         if op.sized and not isinstance(step, steps.Reshape | steps.Expand):
             raise NoGridMap("it uses the size of the grid")
         on_grid = []
@@ -302,7 +306,7 @@ class Geometry:
         if op.kind not in ("conv", "conv_same", "max_pool", "max_pool_same", "avg_pool"):
             return f"no patch is known for {op.spelling}"
         if step.reads == "max" and not grid.aligned:
-            return "a maximum over padding is not a maximum over nothing"
+            return "its maximum would read explicit padding"
         if op.kind == "avg_pool" and (op.get("divisor_override") or _counts_cells(step, op)):
             return "it divides by another number of cells at the border"
         if window is not None and node.op == "call_module":
@@ -319,7 +323,7 @@ class Geometry:
             if not step.zeros:
                 raise NoGridMap("it pads with something other than zeros")
             if any(n < 0 for pair in pairs for n in pair):
-                raise NoGridMap("it cuts positions off")
+                raise NoGridMap("it crops positions")
             if not gated:
                 ungated = "what it pads is not gated: a box may hold more than the grid"
             extra = tuple((a + c, b + d) for (a, b), (c, d) in zip(grid.extra, pairs, strict=True))
@@ -340,7 +344,7 @@ def _picked(node: Node, grids: tuple[GridMap | None, ...]) -> GridMap:
         picked = grids[node.args[1]]
         if picked is not None:
             return picked
-    raise NoGridMap("it takes several tensors apart in another way than by number")
+    raise NoGridMap("it takes one of several tensors other than by a constant index")
 
 
 def _check_others(op: OpView, grid: GridMap, on_grid: list[TensorView]) -> None:
@@ -352,7 +356,7 @@ def _check_others(op: OpView, grid: GridMap, on_grid: list[TensorView]) -> None:
                 continue
             shape = (1,) * (on_grid[0].rank - item.rank) + item.shape
             if item.rank > 1 and any(shape[axis] > 1 for axis in grid.axes):
-                raise NoGridMap("it is joined with a grid that is not cut")
+                raise NoGridMap("it is joined with a grid of which no box is known")
 
 
 # ------------------------------------------------------------------------------ axes and cells
@@ -381,17 +385,17 @@ def _relabelled(step: steps.Step, op: OpView, item: TensorView, grid: GridMap) -
             takes = (step,) if isinstance(step, steps.Take) else step.takes
             taken = tuple(_taken(take, grid) for take in takes)
             strided = any(piece.strides != grid.strides for piece in taken)
-            why = "it takes every so many cells" if strided else ""
+            why = "it takes a strided slice" if strided else ""
             if isinstance(step, steps.Take):
                 return GridStep(taken[0], no_patch=why, no_tile=why, crop=strided)
             return GridStep(taken, no_patch=why, no_tile=why)
         case steps.Flip(axes):
             if set(axes) & set(grid.axes):
-                raise NoGridMap("it turns positions round")
+                raise NoGridMap("it reverses positions")
             return GridStep(grid)
         case steps.Concat(axis, new):
             if axis in grid.axes and not new:
-                raise NoGridMap("it puts grids side by side")
+                raise NoGridMap("it concatenates along positions")
             return GridStep(replace(grid, axes=tuple(a + (new and a >= axis) for a in grid.axes)))
     raise NoGridMap(f"no box is known for a {type(step).__name__}")
 
@@ -416,10 +420,10 @@ def _taken(step: steps.Take, grid: GridMap) -> GridMap:
                 or index.start not in (None, 0)
                 or index.stop is not None
             ):
-                raise NoGridMap("it cuts positions off")
+                raise NoGridMap("it crops positions")
             by = index.step or 1
             if by != 1 and not grid.aligned:
-                raise NoGridMap("it takes every so many cells of a padded grid")
+                raise NoGridMap("it takes a strided slice of a padded grid")
             axes[i], strides[i] = after, strides[i] * by
         before, after = before + 1, after + (not isinstance(index, int))
     rest = {a: a - before + after for a in grid.axes if a >= before}
@@ -472,7 +476,7 @@ def _on_box(
     """The record of a window, with what it needs on boxes."""
     grid = operand.grid
     if step.reads == "max" and not grid.aligned:
-        raise NoGridMap("a maximum over padding is not a maximum over nothing")
+        raise NoGridMap("its maximum would read explicit padding")
     if step.ceil_mode if step.reads == "sum" else step.reads == "mean" and _counts_cells(step, op):
         raise NoGridMap("it divides by the number of cells at the border")
     append, crop = [], set(step.stride) != {1}

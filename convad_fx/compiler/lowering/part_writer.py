@@ -210,14 +210,24 @@ class PartWriter(ABC):
         return node
 
     def call(self, function: Any, args: tuple[Any, ...], name: Node | str) -> Node:
-        """A call of a function, with a name of its own or that of a node."""
-        return self.graph.create_node("call_function", function, args, {}, name=str(name))
+        """As `call`, in the graph that is written."""
+        return call(self.graph, function, args, name)
 
     def copy(self, node: Node, operand: Callable[[Node], Node]) -> Node:
-        """The same operation, of other operands."""
-        copied = self.graph.node_copy(node, operand)
-        copied.meta = {}
-        return copied
+        """As `copied`, in the graph that is written."""
+        return copied(self.graph, node, operand)
+
+
+def call(graph: torch.fx.Graph, function: Any, args: tuple[Any, ...], name: Node | str) -> Node:
+    """A call of a function, with a name of its own or that of a node."""
+    return graph.create_node("call_function", function, args, {}, name=str(name))
+
+
+def copied(graph: torch.fx.Graph, node: Node, operand: Callable[[Node], Node]) -> Node:
+    """The same operation, of other operands."""
+    copy = graph.node_copy(node, operand)
+    copy.meta = {}
+    return copy
 
 
 def call_window(
@@ -240,16 +250,16 @@ def call_window(
         return given(source)
 
     dims = len(step.kernel)
-    call: Any
+    function: Any
     args: tuple[Any, ...]
     if step.reads == "sum":
         weight, bias = parameter("weight", 1), parameter("bias", 2)
-        call = getattr(torch, f"conv{dims}d")
+        function = getattr(torch, f"conv{dims}d")
         args = (z, weight, bias, step.stride, 0, step.dilation, step.groups)
     elif step.reads == "max":
-        call = getattr(torch, f"max_pool{dims}d")
+        function = getattr(torch, f"max_pool{dims}d")
         args = (z, step.kernel, step.stride, 0, step.dilation)
     else:
-        call = getattr(F, f"avg_pool{dims}d")
+        function = getattr(F, f"avg_pool{dims}d")
         args = (z, step.kernel, step.stride)
-    return graph.create_node("call_function", call, args, {}, name=node.name)
+    return call(graph, function, args, node)

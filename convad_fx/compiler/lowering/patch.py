@@ -247,9 +247,7 @@ class PatchWriter(PartWriter):
         return self.reach(node)
 
     def _is_padding(self, node: Node) -> bool:
-        """Whether it is explicit padding of the grid: nothing on a patch."""
-        grid = self.grids.get(node)
-        return isinstance(grid, GridMap) and not grid.aligned and self.geometry.pads(node)
+        return self.geometry.pads_grid(node, self.grids.get(node))
 
     # ----------------------------------------------------------------- patches and whole grids
 

@@ -25,8 +25,8 @@ from convad_fx.compiler.kernels.activity import gate, written
 from convad_fx.compiler.kernels.patch import Reach
 from convad_fx.compiler.lowering.box import BoxPlan, BoxWriter
 from convad_fx.compiler.lowering.cost_model import CostModel
-from convad_fx.compiler.lowering.grid_map import GATES, Geometry, GridMap, Grids
-from convad_fx.compiler.lowering.part_writer import call_window
+from convad_fx.compiler.lowering.grid_map import GATES, Geometry, GridMap, Grids, WindowMap
+from convad_fx.compiler.lowering.part_writer import call, call_window, copied
 from convad_fx.compiler.lowering.subgraph import NoPlan, extract, shapes_of
 from convad_fx.compiler.passes.roles import is_gate, is_original, padded_by, role_of
 
@@ -168,10 +168,11 @@ def plan_tiles(geometry: Geometry, boxes: BoxWriter, box_plan: BoxPlan) -> TileP
 
 
 class TileTensors:
-    """The tensors of a graph that tiles of can be computed, and what they need of one another.
+    """The tensors of a graph of which tiles can be computed, and what these read of one another.
 
     Attributes:
         grids: of these; None for tensors that depend on the image and have no tiles.
+        windows: operations that read more than their own cell.
         works: multiplications per cell.
         total: multiplications of the whole network.
     """
@@ -179,6 +180,7 @@ class TileTensors:
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
         self.grids: dict[Node, Grids] = {}
+        self.windows: dict[Node, WindowMap] = {}
         self.works: dict[Node, float] = {}
         self.total = 0.0
         self._index = {node: i for i, node in enumerate(geometry.graph.nodes)}
@@ -201,26 +203,23 @@ class TileTensors:
             self.grids[node] = grid
         work = self.geometry.work(node)
         self.total += work
+        if record is not None and record.window is not None:
+            self.windows[node] = record.window
         if isinstance(grid, GridMap):
             self.works[node] = work / math.prod(self.geometry.size(node, grid))
 
     def grid(self, node: Node) -> GridMap:
-        """Of a tensor that has one."""
+        """The grid of a tensor that has one."""
         grid = self.grids[node]
         assert isinstance(grid, GridMap)
         return grid
 
     def size(self, node: Node) -> tuple[int, ...]:
-        """Cells of the whole grid."""
+        """Cells of the whole grid, along each axis."""
         return self.geometry.size(node, self.grid(node))
 
-    def is_padding(self, node: Node) -> bool:
-        """Whether it is explicit padding of the grid: nothing on a tile."""
-        grid = self.grids.get(node)
-        return isinstance(grid, GridMap) and not grid.aligned and self.geometry.pads(node)
-
     def operands(self, node: Node) -> list[Node]:
-        """What a value depends on, but for activities."""
+        """Operands of a value, without activities."""
         if role_of(node) in GATES:
             return node.all_input_nodes[:1]
         known = node.op == "output" or node in self.grids or is_original(node)
@@ -228,11 +227,10 @@ class TileTensors:
 
     def reads(self, node: Node, reach: Reach) -> Reach:
         """Cells that a tile of a tensor with so many around it reads of its operands."""
-        record = self.geometry.at(node, self.grids) if self.geometry.is_value(node) else None
-        return reach if record is None or record.window is None else record.window.reads(reach)
+        return self.windows[node].reads(reach) if node in self.windows else reach
 
     def between(self, start: Node, end: Node) -> dict[Node, Reach]:
-        """What tiles of `end` need, cells before and after, of each tensor down to `start`."""
+        """Cells before and after that tiles of `end` read, of each tensor down to `start`."""
         if end not in self._needs:
             self._needs[end] = self._needed(end)
         # all else that comes later depends on start: it is a dominator
@@ -264,7 +262,7 @@ class TileTensors:
         )
 
     def channels(self, node: Node) -> int:
-        """Of a tensor."""
+        """Channels of a tensor."""
         return int(facts(node).shape[1])
 
     def copied(self, start: Node, end: Node, tile: tuple[int, ...]) -> int:
@@ -332,7 +330,7 @@ def best_chain(tensors: TileTensors, boxes: BoxWriter) -> list[Node]:
         gains[end] = MEAN_BOX_SHARE * work - best[end][0] - copies
     last = max(gains, key=gains.__getitem__, default=None)
     if last is None or gains[last] < MIN_SHARE_SAVED * tensors.total:
-        raise NoPlan("too little of its arithmetic depends on little of the image")
+        raise NoPlan("too little of its arithmetic has a small receptive field")
     chain = [last]
     while (before := best[chain[-1]][1]) is not None:
         chain.append(before)
@@ -418,19 +416,18 @@ class _Stage:
         """An operation, on tensors that reach as far as it reads."""
         tensors = self.tensors
         if is_gate(node):
-            cut = self._call(written, (self.gates[self._read_of(node, reach)],), "cut")
+            cut = call(self.graph, written, (self.gates[self._read_of(node, reach)],), "cut")
             part = self._part(node.all_input_nodes[0], reach)
-            return self._call(gate, (part, cut, *node.args[2:]), node.name)
+            return call(self.graph, gate, (part, cut, *node.args[2:]), node)
         if role_of(node) == "per_mask":
             return self._part(node.all_input_nodes[0], reach)
-        if tensors.is_padding(node):
+        if tensors.geometry.pads_grid(node, tensors.grids[node]):
             return self._part(padded_by(node), reach)
-        record = tensors.geometry.at(node, tensors.grids)
-        if record is None or record.window is None:
+        if node not in tensors.windows:
             return self._copied(node, reach)
         source = next(n for n in node.all_input_nodes if isinstance(tensors.grids.get(n), GridMap))
-        z = self._part(source, record.window.reads(reach))
-        return call_window(self.graph, node, record.window, z, self._parameter_or_number)
+        z = self._part(source, tensors.reads(node, reach))
+        return call_window(self.graph, node, tensors.windows[node], z, self._parameter_or_number)
 
     def _part(self, source: Node, wanted: Reach) -> Node:
         """So many cells before and after the tile, of a tensor that may have more."""
@@ -446,28 +443,23 @@ class _Stage:
 
     def _trimmed(self, z: Node, grid: GridMap, reach: Reach, wanted: Reach) -> Node:
         less = tuple((a - c, b - d) for (a, b), (c, d) in zip(reach, wanted, strict=True))
-        return self._call(box.trim, (z, grid.axes, less), f"{z.name}_part")
+        return call(self.graph, box.trim, (z, grid.axes, less), f"{z.name}_part")
 
     def _copied(self, node: Node, reach: Reach) -> Node:
         """An operation cell by cell, on tensors of its own reach."""
-        copied = self.graph.node_copy(node, lambda source: self._part(source, reach))
-        copied.meta = {}
-        _allow_any_order(copied)
+        z = copied(self.graph, node, lambda source: self._part(source, reach))
+        _allow_any_order(z)
         grid = self.tensors.grids[node]
         for source in node.all_input_nodes:
             # of several tensors, of which others may reach further
             if isinstance(self.tensors.grids.get(source), tuple) and isinstance(grid, GridMap):
-                copied = self._trimmed(copied, grid, self.reaches[source], reach)
-        return copied
+                z = self._trimmed(z, grid, self.reaches[source], reach)
+        return z
 
     def _parameter_or_number(self, node: Node) -> Node:
         if node not in self.tiles:
-            self.tiles[node] = self.graph.node_copy(node, self._parameter_or_number)
-            self.tiles[node].meta = {}
+            self.tiles[node] = copied(self.graph, node, self._parameter_or_number)
         return self.tiles[node]
-
-    def _call(self, function: object, args: tuple[object, ...], name: str) -> Node:
-        return self.graph.create_node("call_function", function, args, {}, name=name)  # type: ignore[arg-type]
 
 
 def _allow_any_order(node: Node) -> None:

@@ -87,9 +87,9 @@ def test_where_the_grid_of_a_result_lies(body: nn.Module, grid: GridMap | None) 
     ([nn.Conv2d(3, 4, (1, 13), padding=(0, 6))], "as large as the grid", "", ""),
     ([nn.ConvTranspose2d(3, 4, 2, 2)], "transposed", "transposed", "transposed"),
     ([nn.GroupNorm(1, 3)], "whole grid", "whole grid", "whole grid"),
-    ([Sliced(*EVERY_SECOND)], "", "every so many", "every so many"),
-    ([nn.ZeroPad2d(1), nn.MaxPool2d(3)], "maximum over padding", "maximum over padding",
-     "maximum over padding"),
+    ([Sliced(*EVERY_SECOND)], "", "strided slice", "strided slice"),
+    ([nn.ZeroPad2d(1), nn.MaxPool2d(3)], "explicit padding", "explicit padding",
+     "explicit padding"),
     ([nn.ZeroPad2d(1), nn.Sigmoid()], "further padding", "further padding", "further padding"),
 ])  # fmt: skip
 def test_why_an_operation_runs_on_no_part(
