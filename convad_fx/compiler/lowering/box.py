@@ -125,7 +125,7 @@ class BoxWriter(PartWriter):
     def plan(self) -> BoxPlan:
         """The plan, once all is written. Raises `NoPlan`."""
         self.graph.lint()
-        tile, work = self.steps(), self.cost_model()
+        tile, work = self.alignment(), self.cost_model()
         if not tile:
             raise NoPlan("no operation reads gated input on the image's grid")
         if work.on_boxes < MIN_SHARE_ON_BOXES:

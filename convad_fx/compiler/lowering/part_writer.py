@@ -116,8 +116,8 @@ class PartWriter(ABC):
         """What each mask multiplies."""
         return CostModel.of((work, cost) for _, work, cost in self.costs)
 
-    def steps(self) -> tuple[int, ...]:
-        """Least common multiples of the strides of all parts, in image positions."""
+    def alignment(self) -> tuple[int, ...]:
+        """Image positions at whose multiples parts start: common multiples of all their strides."""
         grids = (self.grids.get(node) for node in self.parts)
         known = (g for some in grids for g in (some if isinstance(some, tuple) else (some,)) if g)
         return tuple(math.lcm(*column) for column in zip(*(g.strides for g in known), strict=True))
@@ -151,7 +151,7 @@ class PartWriter(ABC):
         """Cells of an operation's result beside those of the box, (before, after)."""
 
     def _is_padding(self, node: Node) -> bool:
-        """Whether it is put around whole grids once more."""
+        """Whether whole grids of it are padded again, instead of put together from parts."""
         return self.geometry.pads(node)
 
     # -------------------------------------------------------------------- parts and whole grids

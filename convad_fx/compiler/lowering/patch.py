@@ -161,7 +161,7 @@ class PatchWriter(PartWriter):
             self.graph,
             activity_graph(self.geometry, self.activities),
             extract(self.geometry.graph, tuple(self._kept))[0],
-            self.steps(),
+            self.alignment(),
             self.geometry.traced.grid,
             self.cost_model(),
             "the end" if self.until.op == "output" else facts(self.until).path,
