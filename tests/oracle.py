@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from convad_fx.compiler.analysis.plan import Plan, Tracked
 from convad_fx.compiler.analysis.propagate import plan
-from convad_fx.compiler.capture.facts import META, Facts, facts
+from convad_fx.compiler.capture.facts import facts
 from convad_fx.compiler.capture.op_schema import op_view
 from convad_fx.compiler.capture.trace import Trace, trace
-from convad_fx.compiler.passes.insert_gates import Inserted, rewrite
+from convad_fx.compiler.passes.insert_gates import rewrite
+from convad_fx.compiler.passes.roles import inserted, is_original, role_of
 from convad_fx.compiler.passes.simplify import simplify
 from convad_fx.compiler.policy import Policy
 from tests.cases import CASES, Case, Sample
@@ -353,7 +354,7 @@ def _judge_policy(
     batch = x.expand(len(masks), *x.shape[1:])
     run = _run(traced.module, graph, torch.where(masks, batch, math.nan), masks)
     again = _run(traced.module, graph, torch.where(masks, batch, 0.3 - batch), masks)
-    own = {n.meta[META].name: n for n in graph.nodes if isinstance(n.meta.get(META), Facts)}
+    own = {facts(n).name: n for n in graph.nodes if is_original(n)}
     given = {}
     for node, stored in zip(operation.operands, operands.active, strict=True):
         value = run.env[own[node.name]].expand(len(masks), *facts(node).shape[1:])
@@ -414,9 +415,8 @@ def activities(
     image = next(n.name for n in traced.module.graph.nodes if n.op == "placeholder")
     found = {image: masks}
     for node in graph.nodes:
-        known = node.meta.get(META)
-        if isinstance(known, Inserted) and known.role == "refill":
-            found[known.source] = env[node.args[1]]
+        if role_of(node) == "refill":
+            found[inserted(node).source] = env[node.args[1]]
     return found
 
 

@@ -64,7 +64,7 @@ FAULTS = (
     Fault(
         "every gate that is not the last is dropped",
         "compiler/passes/simplify.py",
-        "        if any(_needs(user, _inserted(node).source, plan) for user in node.users):\n"
+        "        if any(_needs(user, inserted(node).source, plan) for user in node.users):\n"
         "            continue\n",
         "",
         HIDDEN,
@@ -138,7 +138,7 @@ FAULTS = (
     Fault(
         "pixels are hoisted past a size that is read",
         "compiler/passes/simplify.py",
-        "            if not _broadcasts(user, plan):\n                return 0\n",
+        "        if not _broadcasts(node, plan):\n            return 0\n",
         "",
         "tests/compiler/test_golden.py::test_a_size_read_before_the_first_gate_is_the_mask_batch",
     ),
@@ -151,10 +151,9 @@ FAULTS = (
     ),
     Fault(
         "a box takes what lies outside a grid for the zeros that were put around it",
-        "compiler/lowering/box.py",
-        "if self._padded(self.at) in self.boxes and not zeroes("
-        "inside_of_zeros(self.at, self.plan)):",
-        "if False:",
+        "compiler/lowering/grid_map.py",
+        "            if not gated:\n",
+        "            if False:\n",
         f"{BOXES}::test_a_box_that_ends_beyond_a_padded_grid_gives_the_same",
     ),
     Fault(

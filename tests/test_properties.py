@@ -223,7 +223,7 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         assert masked.strategies.box.ok or masked.strategies.patch.ok or found.area == 1
     # all of them on the largest box, from where their own starts: many end beyond the image
     with (
-        mock.patch.object(region, "WORTHWHILE", 1e-9),
+        mock.patch.object(region, "MIN_SHARE_ON_BOXES", 1e-9),
         mock.patch.object(BatchSize, "call_cost", property(lambda _: 1e9)),
         torch.no_grad(),
     ):
@@ -232,7 +232,7 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         assert_same_to_rounding(found.logits, masked(x, many), "large boxes against whole images")
     # masks that hide a box: patches as far as they go, however little there is to save
     with (
-        mock.patch.object(reuse.Patches, "best_end", reuse.Patches.last_end),
+        mock.patch.object(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end),
         mock.patch.object(patched, "PATCH_OVERHEAD", 0.0),
         torch.no_grad(),
     ):
@@ -242,8 +242,8 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         assert_same_to_rounding(found.logits, masked(x, ~many), "changes against whole images")
     # tiles that masks share, as far as they go
     with (
-        mock.patch.object(share, "WORTHWHILE", -1e9),
-        mock.patch.object(share, "BOXES", 1e3),
+        mock.patch.object(share, "MIN_SHARE_SAVED", -1e9),
+        mock.patch.object(share, "MEAN_BOX_SHARE", 1e3),
         mock.patch.object(tiles, "TILE_OVERHEAD", -1e9),
         mock.patch.object(choose, "MIN_MASKS_FOR_TILING", 1),
         mock.patch.object(patched, "PATCH_OVERHEAD", 1e9),

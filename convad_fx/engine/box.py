@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convad_fx.compiler.lowering.box import BoxPlan, GridMap
+from convad_fx.compiler.lowering.box import BoxPlan
+from convad_fx.compiler.lowering.grid_map import GridMap
 from convad_fx.engine.batch_size import MIN_ROWS, BatchSize
 from convad_fx.engine.bucketing import Size
 from convad_fx.engine.chunk import Chunk, mark_dynamic, rows_of

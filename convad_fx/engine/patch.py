@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convad_fx.compiler.lowering.box import GridMap
+from convad_fx.compiler.lowering.grid_map import GridMap
 from convad_fx.compiler.lowering.patch import PatchPlan
 from convad_fx.engine.batch_size import MIN_ROWS, BatchSize
 from convad_fx.engine.box import active_spans

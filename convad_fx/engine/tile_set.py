@@ -18,7 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convad_fx.compiler.kernels.box import along
-from convad_fx.compiler.lowering.tile import COPY, TilePlan, TileRead, TileStage
+from convad_fx.compiler.lowering.tile import (
+    MULTIPLICATIONS_PER_COPY,
+    TilePlan,
+    TileRead,
+    TileStage,
+)
 from convad_fx.engine.batching import PrepareCall
 from convad_fx.engine.box import axis_cells
 from convad_fx.engine.bucketing import Size
@@ -111,7 +116,10 @@ class TileSet:
     @property
     def cost(self) -> float:
         """In multiplications, copying included."""
-        return sum(n * (stage.work + COPY * stage.copied) for stage, n in self._stages())
+        return sum(
+            n * (stage.work + MULTIPLICATIONS_PER_COPY * stage.copied)
+            for stage, n in self._stages()
+        )
 
     @property
     def peak_values(self) -> float:

@@ -16,10 +16,10 @@ from torch import nn
 from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.analysis.propagate import plan
 from convad_fx.compiler.analysis.steps import Pad
-from convad_fx.compiler.capture.facts import META, Facts, facts
+from convad_fx.compiler.capture.facts import facts
 from convad_fx.compiler.capture.trace import trace
-from convad_fx.compiler.kernels.gating import gate
 from convad_fx.compiler.passes.insert_gates import rewrite
+from convad_fx.compiler.passes.roles import is_original, role_of
 from convad_fx.compiler.passes.simplify import simplify
 from convad_fx.compiler.policy import Policy
 from convad_fx.convert import convert
@@ -42,11 +42,7 @@ def test_plan_and_code(name: str, request: pytest.FixtureRequest) -> None:
 
 def is_gate(node: torch.fx.Node) -> bool:
     """Before a reader; not one that puts zeros where a maximum had nothing to choose from."""
-    return node.target is gate and node.meta[META].role == "gate"
-
-
-def is_original(node: torch.fx.Node) -> bool:
-    return isinstance(node.meta.get(META), Facts)
+    return role_of(node) == "gate"
 
 
 def _step_of(node: torch.fx.Node, decided: Plan) -> Any:

@@ -1,4 +1,4 @@
-"""What a network multiplies, as it depends on the size of a box."""
+"""Multiplications of a network, as a function of the size of a box."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sizes = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class OpCost:
-    """What operations on boxes multiply.
+    """Multiplications of operations on boxes.
 
     Attributes:
         each: multiplications for one cell.
@@ -34,13 +34,13 @@ class OpCost:
         array([150.])
         """
         cells = -(-sizes // np.array(self.strides)) + np.array(self.reach)
-        found: NDArray[np.float64] = self.each * cells.prod(1)
-        return found
+        result: NDArray[np.float64] = self.each * cells.prod(1)
+        return result
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """What a network multiplies for one mask; unless said otherwise, all of it on whole images.
+    """Multiplications of a network for one mask; by default, all on whole images.
 
     Attributes:
         costs: of the operations on boxes.
@@ -53,11 +53,11 @@ class CostModel:
     total: float = 1.0
 
     @classmethod
-    def of(cls, found: Iterable[tuple[float, OpCost | None]]) -> CostModel:
-        """From the multiplications of each operation, on a whole image and, or not, on a box."""
+    def of(cls, operations: Iterable[tuple[float, OpCost | None]]) -> CostModel:
+        """From each operation's multiplications on a whole image, and its cost on a box if any."""
         alike: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = defaultdict(float)
         rest = total = 0.0
-        for work, cost in found:
+        for work, cost in operations:
             total += work
             if cost is None:
                 rest += work
@@ -72,13 +72,13 @@ class CostModel:
 
     def multiplied(self, sizes: Sizes) -> NDArray[np.float64]:
         """For boxes of these sizes, (K,)."""
-        done = np.full(len(sizes), self.rest)
+        total = np.full(len(sizes), self.rest)
         for cost in self.costs:
-            done += cost.of(sizes)
-        return done
+            total += cost.of(sizes)
+        return total
 
     def shares(self, sizes: Sizes) -> NDArray[np.float64]:
-        """Of the whole image's, for boxes of these sizes, (K,); 1 at most."""
+        """As shares of a whole image's, for boxes of these sizes, (K,); 1 at most."""
         return np.minimum(1.0, self.multiplied(sizes) / self.total)
 
     def share(self, size: tuple[int, ...]) -> float:

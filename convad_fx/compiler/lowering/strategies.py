@@ -1,4 +1,4 @@
-"""What a masked graph was rewritten to, so that `evaluate` computes less than whole images."""
+"""How a masked network may run with less arithmetic than on whole images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch.fx
 
 from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.capture.trace import Trace
-from convad_fx.compiler.lowering.box import BoxLowering, BoxPlan
+from convad_fx.compiler.lowering.box import BoxPlan, plan_boxes
+from convad_fx.compiler.lowering.grid_map import Geometry
 from convad_fx.compiler.lowering.patch import PatchPlan, plan_patches
 from convad_fx.compiler.lowering.tile import TilePlan, plan_tiles
 
@@ -30,7 +31,7 @@ class Strategies:
 
     def graphs(self) -> dict[str, torch.fx.Graph]:
         """Those that there are, by name."""
-        found = {
+        known = {
             "box": self.box.values,
             "box_activities": self.box.activities,
             "patch": self.patch.values,
@@ -39,26 +40,23 @@ class Strategies:
             "tile_rest": self.tile.rest,
             **{f"tile_stage_{i}": stage.values for i, stage in enumerate(self.tile.stages)},
         }
-        return {name: graph for name, graph in found.items() if graph is not None}
+        return {name: graph for name, graph in known.items() if graph is not None}
 
     def with_graphs(self, graphs: Mapping[str, torch.fx.Graph]) -> Strategies:
         """The same with these graphs."""
-        region = replace(
-            self.box, values=graphs.get("box"), activities=graphs.get("box_activities")
-        )
-        reuse = replace(
+        get = graphs.get
+        box = replace(self.box, values=get("box"), activities=get("box_activities"))
+        patch = replace(
             self.patch,
-            values=graphs.get("patch"),
-            activities=graphs.get("patch_activities"),
-            kept=graphs.get("patch_base"),
+            values=get("patch"),
+            activities=get("patch_activities"),
+            kept=get("patch_base"),
         )
         stages = tuple(
-            replace(stage, values=graphs.get(f"tile_stage_{i}"))
+            replace(stage, values=get(f"tile_stage_{i}"))
             for i, stage in enumerate(self.tile.stages)
         )
-        return Strategies(
-            region, reuse, replace(self.tile, stages=stages, rest=graphs.get("tile_rest"))
-        )
+        return Strategies(box, patch, replace(self.tile, stages=stages, rest=get("tile_rest")))
 
     def __str__(self) -> str:
         shared = f"; {self.tile}" if self.tile.ok else ""
@@ -67,7 +65,6 @@ class Strategies:
 
 def plan_strategies(traced: Trace, plan: Plan, graph: torch.fx.Graph) -> Strategies:
     """Decide on the simplified masked graph how it may run."""
-    boxes = BoxLowering(traced, plan, graph)
-    region = boxes.build()
-    share = plan_tiles(traced, plan, graph, boxes, region)
-    return Strategies(region, plan_patches(traced, plan, graph), share)
+    geometry = Geometry(traced, plan, graph)
+    box, boxes = plan_boxes(geometry)
+    return Strategies(box, plan_patches(geometry), plan_tiles(geometry, boxes, box))

@@ -5,54 +5,44 @@ few places each, so in the first layers most tiles (squares of cells) of one mas
 others, too: each different tile is computed once. A stage computes tiles of one tensor from patches
 (tiles and what windows read around them) of the one before; between stages patches are put together
 from the tiles that each mask has. Tensors between stages are those that everything later depends on
-alone: dominators of the graph. The rest runs on boxes, as in `region`, from the last of them on.
+alone: dominators of the graph. The rest runs on boxes from the last of them on.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import networkx as nx
 import torch
 import torch.fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from convad_fx.compiler.analysis import steps
-from convad_fx.compiler.analysis.plan import NodePlan, Plan
-from convad_fx.compiler.capture.facts import META, facts
-from convad_fx.compiler.capture.op_schema import OpView, TensorView
-from convad_fx.compiler.capture.trace import Trace
-from convad_fx.compiler.kernels import box as crop
-from convad_fx.compiler.kernels.gating import gate, materialised
-from convad_fx.compiler.lowering.box import (
-    BoxLowering,
-    BoxPlan,
-    GridMap,
-    Leaves,
-    Passes,
-    Shapes,
-    Unsupported,
-    role_of,
-)
+from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.kernels import box
+from convad_fx.compiler.kernels.gating import gate
+from convad_fx.compiler.kernels.patch import Reach
+from convad_fx.compiler.lowering.box import BoxPlan, BoxWriter
 from convad_fx.compiler.lowering.cost_model import CostModel
-from convad_fx.compiler.lowering.patch_windows import PatchLowering, Reach, read_by
-from convad_fx.compiler.passes.insert_gates import inside_of_zeros, zeroes
+from convad_fx.compiler.lowering.grid_map import GATES, Geometry, GridMap, Grids, WindowMap
+from convad_fx.compiler.lowering.part_writer import call, call_window, copied
+from convad_fx.compiler.lowering.subgraph import NoPlan, extract, shapes_of
+from convad_fx.compiler.passes.roles import is_gate, is_original, padded_by, role_of
 
 Node = torch.fx.Node
+Reaches = Mapping[Node, Reach]
 
-#: The side of a tile, as a share of the image's, about.
-SIDE = 1 / 7
+#: The side of a tile, as a share of the image's, rounded to a multiple of the strides.
+TILE_SIDE = 1 / 7
 #: What copying a value costs, in multiplications.
-COPY = 100.0
-#: What boxes save of the same arithmetic, on average over a search.
-BOXES = 0.55
-#: A stage passes at most so many tensors at which it could end.
-LONGEST = 12
-#: Less of the network's arithmetic than this to be saved, and sharing is not worth its while.
-WORTHWHILE = 0.05
+MULTIPLICATIONS_PER_COPY = 100.0
+#: What boxes multiply of the whole image's, on average over a search.
+MEAN_BOX_SHARE = 0.55
+#: At most so many tensors at which it could end lie within a stage.
+MAX_CANDIDATES_PER_STAGE = 12
+#: With less of the network's arithmetic saved, looking for equal tiles costs more.
+MIN_SHARE_SAVED = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +50,7 @@ class TileRead:
     """The patch of an activity that a tile depends on.
 
     Attributes:
-        activity: its number among those of `BoxPlan`.
+        activity: its index among those of `BoxPlan`.
         axes: of the activity, those on the image's grid.
         grid: which axis of the image each of them is.
         strides: image positions per cell.
@@ -80,16 +70,16 @@ class TileStage:
 
     Attributes:
         values: graph of ``(patch, *activities) -> tile``.
-        strides: of the grid of the patch's tensor.
+        strides: image positions per cell of the patch's tensor.
         grid: its cells along each axis.
         reach: cells of the patch around the tile.
-        cuts: the activities that values reads.
-        depends: what tells tiles apart: every activity on their way from the image on.
-        result: strides of the grid of the tile's tensor.
+        cuts: the activities that ``values`` reads.
+        depends: all activities that a tile depends on, from the image on.
+        result: image positions per cell of the tile's tensor.
         cells: its cells along each axis.
         channels: of that tensor.
         copied: values of a patch and of a tile.
-        work: what a tile multiplies.
+        work: multiplications for a tile.
     """
 
     values: torch.fx.Graph | None
@@ -107,16 +97,16 @@ class TileStage:
 
 @dataclass(frozen=True, slots=True)
 class TilePlan:
-    """How masks share what they have alike, if they do.
+    """How masks share tiles, if they do.
 
     Attributes:
         stages: from the image on.
         rest: graph of ``(box, *cells, *activities) -> answer``, activities as in `BoxPlan`.
         tile: image positions of a tile.
-        canvas: the image size this holds for.
+        image_size: the only one this holds for.
         work: what the rest multiplies on a box, as a share of the whole network.
         until: path of the operation whose tiles are shared last.
-        why: what keeps masks from sharing anything, or "".
+        why: why masks share nothing, or "".
     """
 
     stages: tuple[TileStage, ...]
@@ -151,142 +141,110 @@ class TilePlan:
         return f"masks share tiles of {tile} positions that they keep alike, until {self.until}"
 
 
-def plan_tiles(
-    traced: Trace, plan: Plan, graph: torch.fx.Graph, boxes: BoxLowering, region: BoxPlan
-) -> TilePlan:
+def plan_tiles(geometry: Geometry, boxes: BoxWriter, box_plan: BoxPlan) -> TilePlan:
     """Decide whether, and until where, masks share tiles of a simplified masked graph."""
-    none = TilePlan((), None, (1,) * len(traced.grid), traced.grid, CostModel())
-    if not region.ok:
+    grid = geometry.traced.grid
+    none = TilePlan((), None, (1,) * len(grid), grid, CostModel())
+    if not box_plan.ok:
         return replace(none, why="it runs on no boxes")
     try:
-        return TileLowering(traced, plan, graph, boxes).built()
-    except Unsupported as unsupported:
-        return replace(none, why=str(unsupported))
+        tensors = TileTensors(geometry)
+        chain = best_chain(tensors, boxes)
+        tile = tensors.tile_of(chain[-1])
+        activities = {node: i for i, node in enumerate(boxes.activities)}
+        stages = tuple(
+            _Stage(tensors, activities, start, end).plan(tile, boxes.activity_shapes)
+            for start, end in itertools.pairwise(chain)
+        )
+    except NoPlan as why:
+        return replace(none, why=str(why))
+    shared = set(tensors.between(geometry.image, chain[-1]))
+    left = ((work, cost) for node, work, cost in boxes.costs if node not in shared)
+    work = replace(CostModel.of(left), total=tensors.total)
+    rest = extract(boxes.graph, boxes.graph.output_node().args[0], start=boxes.parts[chain[-1]])[0]
+    for node in rest.nodes:
+        _allow_any_order(node)
+    return TilePlan(stages, rest, tile, grid, work, facts(chain[-1]).path)
 
 
-class TileLowering(PatchLowering):
-    """Writes what lies between tensors that everything later depends on alone, on tiles."""
+class TileTensors:
+    """The tensors of a graph of which tiles can be computed, and what these read of one another.
 
-    def __init__(
-        self, traced: Trace, plan: Plan, graph: torch.fx.Graph, boxes: BoxLowering
-    ) -> None:
-        super().__init__(traced, plan, graph)
-        self.on_boxes, self.unmasked = boxes, boxes.unmasked
-        self.image = next(n for n in graph.nodes if n.op == "placeholder" and n.name != "mask")
-        self.works: dict[Node, float] = {}  # multiplications per cell
+    Attributes:
+        grids: of these; None for tensors that depend on the image and have no tiles.
+        windows: operations that read more than their own cell.
+        works: multiplications per cell.
+        total: multiplications of the whole network.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.grids: dict[Node, Grids] = {}
+        self.windows: dict[Node, WindowMap] = {}
+        self.works: dict[Node, float] = {}
         self.total = 0.0
-        self.activity_numbers = {node: i for i, node in enumerate(boxes.asked)}
-        self.place = {node: i for i, node in enumerate(graph.nodes)}
-        self.needs: dict[Node, dict[Node, Reach]] = {}  # of tiles of a tensor, down to the image
-        # of the stage that is written: its tensors, those cut to less, its activities, its reaches
-        self.made: dict[Node, Node] = {}
-        self.narrowed: dict[tuple[Node, Reach], Node] = {}
-        self.gates: dict[TileRead, Node] = {}
-        self.reaches: dict[Node, Reach] = {}
+        self._index = {node: i for i, node in enumerate(geometry.graph.nodes)}
+        self._needs: dict[Node, dict[Node, Reach]] = {}  # of tiles of a tensor, down to the image
+        for node in geometry.graph.nodes:
+            if node is geometry.image:
+                self.grids[node] = GridMap.of_image(len(geometry.traced.grid))
+            elif role_of(node) in GATES:
+                self.grids[node] = self.grids.get(node.args[0])
+            elif geometry.is_value(node):
+                self._add(node)
 
-    # ------------------------------------------------------------------- what each tensor is
-
-    def survey(self) -> None:
-        """Levels of all tensors on tiles, in order; from the first that is on none, None."""
-        dims = len(self.traced.grid)
-        for node in self.old.nodes:
-            role = role_of(node)
-            if node is self.image:
-                self.levels[node] = GridMap(
-                    tuple(range(2, 2 + dims)), (1,) * dims, ((0, 0),) * dims
-                )
-            elif role in ("gate", "per_mask", "refill"):
-                self.levels[node] = self.levels.get(node.args[0])
-            elif node.op in ("placeholder", "output") or role or META not in node.meta:
-                continue
-            elif facts(node).has_tensors and self._is_value(node):
-                self._survey_operation(node)
-
-    def _survey_operation(self, node: Node) -> None:
-        decided = self.plan.nodes.get(facts(node).name)
-        operands = list(node.all_input_nodes)
-        passes = None
-        with contextlib.suppress(Leaves):
-            passes = None if decided is None else self._through(node, decided)
-        level = passes.level if passes is not None else None
-        depends = [n for n in operands if n in self.levels]
-        if depends and not all(isinstance(self.levels[n], GridMap | tuple) for n in depends):
-            level = None
+    def _add(self, node: Node) -> None:
+        record = self.geometry.at(node, self.grids)
+        grid = None if record is None or record.no_tile else record.grid
+        depends = [n for n in node.all_input_nodes if n in self.grids]
+        if any(self.grids[n] is None for n in depends):
+            grid = None
         if depends:
-            self.levels[node] = level
-        work = self._work(node)
+            self.grids[node] = grid
+        work = self.geometry.work(node)
         self.total += work
-        if isinstance(level, GridMap):
-            cells = math.prod(facts(node).shape[axis] for axis in level.axes)
-            self.works[node] = work / cells
+        if record is not None and record.window is not None:
+            self.windows[node] = record.window
+        if isinstance(grid, GridMap):
+            self.works[node] = work / math.prod(self.geometry.size(node, grid))
 
-    def _window(
-        self, step: steps.Window, op: OpView, item: TensorView, level: GridMap, decided: NodePlan
-    ) -> Passes:
-        if not (self._gated(item, decided) or (step.one_cell and level.aligned)):
-            raise Leaves("it reads cells that are not gated")
-        return super()._window(step, op, item, level, decided)
+    def grid(self, node: Node) -> GridMap:
+        """The grid of a tensor that has one."""
+        grid = self.grids[node]
+        assert isinstance(grid, GridMap)
+        return grid
 
-    def _pad(self, step: steps.Pad, level: GridMap) -> GridMap:
-        padded = super()._pad(step, level)
-        assert self.at is not None
-        if not padded.aligned and not zeroes(inside_of_zeros(self.at, self.plan)):
-            raise Leaves("what it pads is not gated: a tile may hold more than the grid")
-        return padded
+    def size(self, node: Node) -> tuple[int, ...]:
+        """Cells of the whole grid, along each axis."""
+        return self.geometry.size(node, self.grid(node))
 
-    # ---------------------------------------------------------------------- where to cut
+    def operands(self, node: Node) -> list[Node]:
+        """Operands of a value, without activities."""
+        if role_of(node) in GATES:
+            return node.all_input_nodes[:1]
+        known = node.op == "output" or node in self.grids or is_original(node)
+        return node.all_input_nodes if known else []
 
-    def candidates(self) -> list[Node]:
-        """Tensors on the grid that everything later depends on alone, from the image on."""
-        import networkx as nx  # slow to import
-
-        values = nx.DiGraph()
-        output = next(n for n in self.old.nodes if n.op == "output")
-        for node in self.old.nodes:
-            for operand in self._operands(node):
-                values.add_edge(operand, node)
-        if output not in values or self.image not in values:
-            return []
-        above = nx.immediate_dominators(values, self.image)
-        chain, node = [], output
-        while node is not self.image:
-            node = above[node]
-            chain.append(node)
-        tensors = self.on_boxes.boxes
-        return [self.image] + [
-            n for n in reversed(chain[:-1])
-            if isinstance(self.levels.get(n), GridMap) and n.target is not gate and n in tensors
-            and role_of(n) != "per_mask" and not self._pads(n)  # the gate is before the padding
-            and self.levels[n].axes == self.levels[self.image].axes  # type: ignore[union-attr]
-            and self.levels[n].aligned  # type: ignore[union-attr]
-        ]  # fmt: skip
-
-    def _operands(self, node: Node) -> Iterable[Node]:
-        """What a value depends on, but for activities."""
-        if node.op == "output":
-            return node.all_input_nodes
-        if role_of(node) in ("gate", "per_mask", "refill"):
-            return [node.args[0]]  # type: ignore[list-item]
-        if node in self.levels or (META in node.meta and not role_of(node)):
-            return node.all_input_nodes
-        return []
+    def reads(self, node: Node, reach: Reach) -> Reach:
+        """Cells that a tile of a tensor with so many around it reads of its operands."""
+        return self.windows[node].reads(reach) if node in self.windows else reach
 
     def between(self, start: Node, end: Node) -> dict[Node, Reach]:
-        """What tiles of `end` need, cells before and after, of each tensor down to `start`."""
-        if end not in self.needs:
-            self.needs[end] = self._needed(end)
+        """Cells before and after that tiles of `end` read, of each tensor down to `start`."""
+        if end not in self._needs:
+            self._needs[end] = self._needed(end)
         # all else that comes later depends on start: it is a dominator
-        first = self.place[start]
-        return {n: reach for n, reach in self.needs[end].items() if self.place[n] >= first}
+        first = self._index[start]
+        return {n: reach for n, reach in self._needs[end].items() if self._index[n] >= first}
 
     def _needed(self, end: Node) -> dict[Node, Reach]:
-        reaches: dict[Node, Reach] = {end: ((0, 0),) * len(self.traced.grid)}
-        for node in reversed(list(self.place)[: self.place[end] + 1]):
+        reaches: dict[Node, Reach] = {end: ((0, 0),) * len(self.geometry.traced.grid)}
+        for node in reversed(list(self._index)[: self._index[end] + 1]):
             if node not in reaches:
                 continue
-            reads = self._reads(node, reaches[node])
-            for operand in self._operands(node):
-                if not isinstance(self.levels.get(operand), GridMap | tuple):
+            reads = self.reads(node, reaches[node])
+            for operand in self.operands(node):
+                if self.grids.get(operand) is None:
                     continue
                 known = reaches.get(operand, reads)
                 reaches[operand] = tuple(
@@ -294,261 +252,217 @@ class TileLowering(PatchLowering):
                 )
         return reaches
 
-    def _reads(self, node: Node, reach: Reach) -> Reach:
-        return read_by(self.windows[node][0], reach) if node in self.windows else reach
-
-    def cost(self, start: Node, end: Node, tile: tuple[int, ...]) -> float:
-        """Of a tile, in multiplications."""
-        reaches = self.between(start, end)
-        copied = self._copied_values(start, end, reaches, tile)
-        return self._work_on(start, reaches, tile) + COPY * copied
-
-    def _copied_values(
-        self, start: Node, end: Node, reaches: dict[Node, Reach], tile: tuple[int, ...]
-    ) -> int:
-        """Of a patch and its tile."""
-        some = (self._channels(n) * self._cells(n, reaches[n], tile) for n in (start, end))
-        return sum(some)
-
-    def _work_on(self, start: Node, reaches: dict[Node, Reach], tile: tuple[int, ...]) -> float:
-        """Multiplications between tensors, for a tile."""
-        some = [node for node in reaches if node in self.works and node is not start]
-        return sum(self.works[node] * self._cells(node, reaches[node], tile) for node in some)
-
-    def _grid(self, node: Node) -> tuple[int, ...]:
-        if node is self.image:
-            return self.traced.grid
-        level = self.levels[node]
-        assert isinstance(level, GridMap)
-        return tuple(facts(node).shape[axis] for axis in level.axes)
-
-    def _channels(self, node: Node) -> int:
-        return int(facts(node).shape[1])
-
-    def _cells(self, node: Node, reach: Reach, tile: tuple[int, ...]) -> int:
-        level = self.levels[node]
-        assert isinstance(level, GridMap)
-        rows = zip(tile, level.strides, reach, strict=True)
-        return math.prod(t // s + a + b for t, s, (a, b) in rows)
-
-    def plan_stages(self) -> list[Node]:
-        """Where to cut: what stages give, the image first; [] where nothing is saved."""
-        known = self.candidates()
-        best: dict[Node, tuple[float, Node | None]] = {self.image: (0.0, None)}
-        gains: dict[Node, float] = {}
-        for k, end in enumerate(known[1:], 1):
-            tile = self.tile_of(end)
-            behind = self.between(self.image, end)
-            size = zip(tile, behind[self.image], self.traced.grid, strict=True)
-            different = min(1.0, math.prod((t + a + b) / n for t, (a, b), n in size))
-            if different >= 1:
-                break
-            per_image = math.prod(-(-n // t) for n, t in zip(self.traced.grid, tile, strict=True))
-            options = [
-                (best[start][0] + self.cost(start, end, tile) * per_image * different, start)
-                for start in known[max(0, k - LONGEST) : k]
-            ]
-            best[end] = min(options, key=lambda option: option[0])
-            some = (node for node in behind if node in self.works)
-            work = sum(self.works[node] * math.prod(self._grid(node)) for node in some)
-            copies = COPY * BOXES * self._channels(end) * math.prod(self._grid(end))
-            gains[end] = BOXES * work - best[end][0] - copies
-        if not gains:
-            return []
-        last = max(gains, key=gains.__getitem__)
-        if gains[last] < WORTHWHILE * self.total:
-            return []
-        chain: list[Node] = [last]
-        while (before := best[chain[-1]][1]) is not None:
-            chain.append(before)
-        return chain[::-1]
+    # ---------------------------------------------------------------------------------- costs
 
     def tile_of(self, end: Node) -> tuple[int, ...]:
         """Image positions of a tile: a multiple of the strides, about a seventh of the image."""
-        level = self.levels[end]
-        assert isinstance(level, GridMap)
         return tuple(
-            s * max(1, round(n * SIDE / s))
-            for n, s in zip(self.traced.grid, level.strides, strict=True)
+            s * max(1, round(n * TILE_SIDE / s))
+            for n, s in zip(self.geometry.traced.grid, self.grid(end).strides, strict=True)
         )
 
-    # --------------------------------------------------------------------------- the graphs
+    def channels(self, node: Node) -> int:
+        """Channels of a tensor."""
+        return int(facts(node).shape[1])
 
-    def built(self) -> TilePlan:
-        """The stages, where they save enough."""
-        self.survey()
-        chain = self.plan_stages()
-        if not chain:
-            raise Unsupported("too little of its arithmetic depends on little of the image")
-        tile = self.tile_of(chain[-1])
-        stages = tuple(self._stage(a, b, tile) for a, b in itertools.pairwise(chain))
-        self._check_shapes(stages, chain, tile)
-        rest = self._rest(chain[-1])
-        behind = set(self.between(self.image, chain[-1]))
-        left = [(work, cost) for node, work, cost in self.on_boxes.done if node not in behind]
-        work = replace(CostModel.of(left), total=self.total)
-        return TilePlan(stages, rest, tile, self.traced.grid, work, facts(chain[-1]).path)
-
-    def _check_shapes(
-        self, stages: tuple[TileStage, ...], chain: list[Node], tile: tuple[int, ...]
-    ) -> None:
-        """Run stages without values, on two tiles: each must be as large as said."""
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            x = self._image()
-            for stage, (start, end) in zip(stages, itertools.pairwise(chain), strict=True):
-                rows = zip(tile, stage.strides, stage.reach, strict=True)
-                patch = x.new_empty(
-                    2, self._channels(start), *(t // s + a + b for t, s, (a, b) in rows)
-                )
-                try:
-                    cuts = (self._fake_cut(read, tile, x.device) for read in stage.cuts)
-                    assert stage.values is not None
-                    answer = Shapes(self._root(), stage.values).run(patch, *cuts)
-                except Exception as error:
-                    why = f"it does not run on another size than the example's ({error})"
-                    raise Unsupported(why) from error
-                sides = tuple(t // s for t, s in zip(tile, stage.result, strict=True))
-                if tuple(answer.shape) != (2, self._channels(end), *sides):
-                    raise Unsupported(f"{end.name} has another size on a tile than its windows say")
-
-    def _fake_cut(
-        self, read: TileRead, tile: tuple[int, ...], device: torch.device
-    ) -> torch.Tensor:
-        """An activity, cut to tiles."""
-        shape = list(self.on_boxes.shapes[read.activity])
-        rows = zip(read.axes, read.grid, read.strides, read.reach, strict=True)
-        for axis, grid, stride, reach in rows:
-            shape[axis] = tile[grid] // stride + sum(reach)
-        return torch.empty(shape, dtype=torch.bool, device=device)
-
-    def _stage(self, start: Node, end: Node, tile: tuple[int, ...]) -> TileStage:
+    def copied(self, start: Node, end: Node, tile: tuple[int, ...]) -> int:
+        """Values of a patch and its tile."""
         reaches = self.between(start, end)
-        level, result = self.levels[start], self.levels[end]
-        assert isinstance(level, GridMap)
-        assert isinstance(result, GridMap)
-        return TileStage(
-            values=self._written(start, end, reaches),
-            strides=level.strides,
-            grid=self._grid(start),
-            reach=reaches[start],
-            cuts=tuple(self.gates),
-            depends=widest(self._reads_of_gates(self.between(self.image, end))),
-            result=result.strides,
-            cells=self._grid(end),
-            channels=self._channels(end),
-            copied=self._copied_values(start, end, reaches, tile),
-            work=self._work_on(start, reaches, tile),
-        )
+        return sum(self.channels(n) * self._cells(n, reaches[n], tile) for n in (start, end))
 
-    def _written(self, start: Node, end: Node, reaches: dict[Node, Reach]) -> torch.fx.Graph:
-        """The graph of a stage."""
-        graph = self.graph = torch.fx.Graph()
-        self.made, self.narrowed, self.reaches = {start: graph.placeholder("patch")}, {}, reaches
-        after = {node: reach for node, reach in reaches.items() if node is not start}
-        reads = self._reads_of_gates(after)
-        self.gates = {read: graph.placeholder(f"activity_{i}") for i, read in enumerate(reads)}
-        for node in self.old.nodes:
+    def work(self, start: Node, end: Node, tile: tuple[int, ...]) -> float:
+        """Multiplications for a tile."""
+        reaches = self.between(start, end)
+        some = [node for node in reaches if node in self.works and node is not start]
+        return sum(self.works[node] * self._cells(node, reaches[node], tile) for node in some)
+
+    def _cells(self, node: Node, reach: Reach, tile: tuple[int, ...]) -> int:
+        rows = zip(tile, self.grid(node).strides, reach, strict=True)
+        return math.prod(t // s + a + b for t, s, (a, b) in rows)
+
+
+# -------------------------------------------------------------------------------- where to cut
+
+
+def candidates(tensors: TileTensors, boxes: BoxWriter) -> list[Node]:
+    """Tensors on the grid that everything later depends on alone, from the image on."""
+    graph, image = tensors.geometry.graph, tensors.geometry.image
+    values = nx.DiGraph((n, node) for node in graph.nodes for n in tensors.operands(node))
+    output = graph.output_node()
+    if output not in values or image not in values:
+        return []
+    above = nx.immediate_dominators(values, image)
+    chain = [output]
+    while chain[-1] is not image:
+        chain.append(above[chain[-1]])
+    return [image] + [
+        n for n in chain[-2:0:-1]
+        if isinstance(grid := tensors.grids.get(n), GridMap) and grid.aligned
+        and grid.axes == tensors.grid(image).axes and n in boxes.parts
+        and not is_gate(n) and role_of(n) != "per_mask"
+        and not tensors.geometry.pads(n)  # the gate is before the padding
+    ]  # fmt: skip
+
+
+def best_chain(tensors: TileTensors, boxes: BoxWriter) -> list[Node]:
+    """Where to cut: what stages give, the image first. Raises `NoPlan` where nothing is saved."""
+    image, grid = tensors.geometry.image, tensors.geometry.traced.grid
+    known = candidates(tensors, boxes)
+    best: dict[Node, tuple[float, Node | None]] = {image: (0.0, None)}
+    gains: dict[Node, float] = {}
+    for k, end in enumerate(known[1:], 1):
+        tile, needs = tensors.tile_of(end), tensors.between(image, end)
+        size = zip(tile, needs[image], grid, strict=True)
+        different = min(1.0, math.prod((t + a + b) / n for t, (a, b), n in size))
+        if different >= 1:
+            break
+        per_image = math.prod(-(-n // t) for n, t in zip(grid, tile, strict=True))
+        options = []
+        for start in known[max(0, k - MAX_CANDIDATES_PER_STAGE) : k]:
+            copies = MULTIPLICATIONS_PER_COPY * tensors.copied(start, end, tile)
+            cost = tensors.work(start, end, tile) + copies
+            options.append((best[start][0] + cost * per_image * different, start))
+        best[end] = min(options, key=lambda option: option[0])
+        on_grid = (node for node in needs if node in tensors.works)
+        work = sum(tensors.works[node] * math.prod(tensors.size(node)) for node in on_grid)
+        values = tensors.channels(end) * math.prod(tensors.size(end))
+        copies = MULTIPLICATIONS_PER_COPY * MEAN_BOX_SHARE * values
+        gains[end] = MEAN_BOX_SHARE * work - best[end][0] - copies
+    last = max(gains, key=gains.__getitem__, default=None)
+    if last is None or gains[last] < MIN_SHARE_SAVED * tensors.total:
+        raise NoPlan("too little of its arithmetic has a small receptive field")
+    chain = [last]
+    while (before := best[chain[-1]][1]) is not None:
+        chain.append(before)
+    return chain[::-1]
+
+
+# ---------------------------------------------------------------------------------- the graphs
+
+
+class _Stage:
+    """Writes tiles of one tensor from patches of another."""
+
+    def __init__(
+        self, tensors: TileTensors, activities: Mapping[Node, int], start: Node, end: Node
+    ) -> None:
+        self.tensors, self.activities, self.start, self.end = tensors, activities, start, end
+        self.reaches = tensors.between(start, end)
+        self.graph = torch.fx.Graph()
+        self.tiles = {start: self.graph.placeholder("patch")}
+        self.narrowed: dict[tuple[Node, Reach], Node] = {}
+        after = {node: reach for node, reach in self.reaches.items() if node is not start}
+        self.gates = {
+            read: self.graph.placeholder(f"activity_{i}")
+            for i, read in enumerate(self._reads_of_gates(after))
+        }
+        for node in tensors.geometry.graph.nodes:
             if node in after:
-                self.made[node] = self._on_tile(node, after[node])
-        graph.output(self.made[end])
-        graph.lint()
-        return graph
+                self.tiles[node] = self._on_tile(node, after[node])
+        self.graph.output(self.tiles[end])
+        self.graph.lint()
 
-    def _reads_of_gates(self, reaches: dict[Node, Reach]) -> list[TileRead]:
-        gates = (node for node in self.old.nodes if node in reaches)
-        found = (
-            self._read_of(node, reaches[node])
-            for node in gates
-            if role_of(node) in ("gate", "refill")
+    def plan(self, tile: tuple[int, ...], activity_shapes: list[tuple[int, ...]]) -> TileStage:
+        """The stage, if every tensor is as large as its windows say; else raises `NoPlan`."""
+        tensors, start, end = self.tensors, self.start, self.end
+        behind = tensors.between(tensors.geometry.image, end)
+        stage = TileStage(
+            values=self.graph,
+            strides=tensors.grid(start).strides,
+            grid=tensors.size(start),
+            reach=self.reaches[start],
+            cuts=tuple(self.gates),
+            depends=widest(self._reads_of_gates(behind)),
+            result=tensors.grid(end).strides,
+            cells=tensors.size(end),
+            channels=tensors.channels(end),
+            copied=tensors.copied(start, end, tile),
+            work=tensors.work(start, end, tile),
         )
-        return list(dict.fromkeys(found))
+
+        def inputs(x: torch.Tensor) -> list[torch.Tensor]:
+            rows = zip(tile, stage.strides, stage.reach, strict=True)
+            patch = (2, tensors.channels(start), *(t // s + a + b for t, s, (a, b) in rows))
+            cuts = [list(activity_shapes[read.activity]) for read in stage.cuts]
+            for read, shape in zip(stage.cuts, cuts, strict=True):
+                for axis, grid, stride, reach in zip(
+                    read.axes, read.grid, read.strides, read.reach, strict=True
+                ):
+                    shape[axis] = tile[grid] // stride + sum(reach)
+            return [x.new_empty(patch), *(x.new_empty(cut, dtype=torch.bool) for cut in cuts)]
+
+        shapes = shapes_of(tensors.geometry.traced, self.graph, inputs)
+        sides = tuple(t // s for t, s in zip(tile, stage.result, strict=True))
+        if shapes[self.tiles[end]] != (2, stage.channels, *sides):
+            raise NoPlan(f"{end.name} has another size on a tile than its windows say")
+        return stage
+
+    def _reads_of_gates(self, reaches: Reaches) -> list[TileRead]:
+        gates = (n for n in self.tensors.geometry.graph.nodes if n in reaches and is_gate(n))
+        return list(dict.fromkeys(self._read_of(node, reaches[node]) for node in gates))
 
     def _read_of(self, gated: Node, reach: Reach) -> TileRead:
-        level, activity = self.levels[gated], gated.args[1]
-        assert isinstance(level, GridMap)
-        assert isinstance(activity, Node)
-        full = self.plan.activities[gated.meta[META].row].full
-        kept = [i for i, axis in enumerate(level.axes) if full[axis]]
-        number = self.activity_numbers[activity]  # boxes are cut by the same gates
+        grid, full = self.tensors.grid(gated), self.tensors.geometry.full(gated)
+        kept = [i for i, axis in enumerate(grid.axes) if full[axis]]
         return TileRead(
-            number,
-            tuple(level.axes[i] for i in kept),
+            self.activities[gated.all_input_nodes[1]],  # boxes are cut by the same gates
+            tuple(grid.axes[i] for i in kept),
             tuple(kept),
-            tuple(level.strides[i] for i in kept),
+            tuple(grid.strides[i] for i in kept),
             tuple(reach[i] for i in kept),
         )
 
     def _on_tile(self, node: Node, reach: Reach) -> Node:
         """An operation, on tensors that reach as far as it reads."""
-        role = role_of(node)
-        if role in ("gate", "refill"):
-            value, _, *fill = node.args
-            cut = self._call(materialised, (self.gates[self._read_of(node, reach)],), "cut")
-            return self._call(gate, (self._part(value, reach), cut, *fill), node.name)  # type: ignore[arg-type]
-        if role == "per_mask":
-            return self._part(node.args[0], reach)  # type: ignore[arg-type]
-        if self._is_padding(node):
-            return self._part(self._padded(node), reach)
-        if node in self.windows:
-            some = self._operands(node)
-            source = next(n for n in some if isinstance(self.levels.get(n), GridMap))
-            z = self._part(source, self._reads(node, reach))
-            return self._call_window(node, z, self._parameter_or_number)
-        return self._copied(node, reach)
+        tensors = self.tensors
+        if is_gate(node):
+            cut = call(self.graph, materialised, (self.gates[self._read_of(node, reach)],), "cut")
+            part = self._part(node.all_input_nodes[0], reach)
+            return call(self.graph, gate, (part, cut, *node.args[2:]), node)
+        if role_of(node) == "per_mask":
+            return self._part(node.all_input_nodes[0], reach)
+        if tensors.geometry.pads_grid(node, tensors.grids[node]):
+            return self._part(padded_by(node), reach)
+        if node not in tensors.windows:
+            return self._copied(node, reach)
+        source = next(n for n in node.all_input_nodes if isinstance(tensors.grids.get(n), GridMap))
+        z = self._part(source, tensors.reads(node, reach))
+        return call_window(self.graph, node, tensors.windows[node], z, self._parameter_or_number)
 
     def _part(self, source: Node, wanted: Reach) -> Node:
         """So many cells before and after the tile, of a tensor that may have more."""
-        level = self.levels.get(source)
-        if level is None:
+        grid = self.tensors.grids.get(source)
+        if grid is None:
             return self._parameter_or_number(source)
-        have = self.reaches[source]
-        if have == wanted or not isinstance(level, GridMap):
-            return self.made[source]
+        reach = self.reaches[source]
+        if reach == wanted or not isinstance(grid, GridMap):
+            return self.tiles[source]
         if (source, wanted) not in self.narrowed:
-            self.narrowed[source, wanted] = self._trimmed(self.made[source], level, have, wanted)
+            self.narrowed[source, wanted] = self._trimmed(self.tiles[source], grid, reach, wanted)
         return self.narrowed[source, wanted]
 
-    def _trimmed(self, z: Node, level: GridMap, have: Reach, wanted: Reach) -> Node:
-        less = tuple((a - c, b - d) for (a, b), (c, d) in zip(have, wanted, strict=True))
-        return self._call(crop.trimmed, (z, level.axes, less), f"{z.name}_part")
+    def _trimmed(self, z: Node, grid: GridMap, reach: Reach, wanted: Reach) -> Node:
+        less = tuple((a - c, b - d) for (a, b), (c, d) in zip(reach, wanted, strict=True))
+        return call(self.graph, box.trim, (z, grid.axes, less), f"{z.name}_part")
 
     def _copied(self, node: Node, reach: Reach) -> Node:
         """An operation cell by cell, on tensors of its own reach."""
-        copied = self.graph.node_copy(node, lambda source: self._part(source, reach))
-        copied.meta = {}
-        _in_any_order(copied)
-        level = self.levels[node]
+        z = copied(self.graph, node, lambda source: self._part(source, reach))
+        _allow_any_order(z)
+        grid = self.tensors.grids[node]
         for source in node.all_input_nodes:
             # of several tensors, of which others may reach further
-            if isinstance(self.levels.get(source), tuple) and isinstance(level, GridMap):
-                copied = self._trimmed(copied, level, self.reaches[source], reach)
-        return copied
+            if isinstance(self.tensors.grids.get(source), tuple) and isinstance(grid, GridMap):
+                z = self._trimmed(z, grid, self.reaches[source], reach)
+        return z
 
     def _parameter_or_number(self, node: Node) -> Node:
-        if node not in self.made:
-            self.made[node] = self.graph.node_copy(node, self._parameter_or_number)
-            self.made[node].meta = {}
-        return self.made[node]
-
-    def _rest(self, last: Node) -> torch.fx.Graph:
-        """The graph on boxes, from this tensor on."""
-        graph, copies = torch.fx.Graph(), dict[Node, Node]()
-        box, shared = self.on_boxes.boxes[last], graph.placeholder("shared")
-        for node in self.on_boxes.graph.nodes:
-            if node is box:
-                copies[node] = shared
-                continue
-            if node is self.on_boxes.heads["x"]:
-                continue  # nothing is left that reads it
-            if all(operand in copies for operand in node.all_input_nodes):
-                copies[node] = graph.node_copy(node, lambda n: copies[n])
-                _in_any_order(copies[node])
-        graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
-        graph.lint()
-        return graph
+        if node not in self.tiles:
+            self.tiles[node] = copied(self.graph, node, self._parameter_or_number)
+        return self.tiles[node]
 
 
-def _in_any_order(node: Node) -> None:
+def _allow_any_order(node: Node) -> None:
     """Patches lie in memory by cells, whatever the model's order: a view of them may be a copy."""
     if node.op == "call_method" and node.target == "view":
         node.target = "reshape"

@@ -1,14 +1,13 @@
-"""From plan to graph: activity nodes and a gate after every operation. `simplify` takes out most.
+"""From the plan to the naive masked graph: activity nodes, and a gate after every operation.
 
-Every node put in carries an `Inserted` under the same meta key as the model's own nodes carry their
-facts, so that the simplifier can ask what a node is for instead of guessing from its target.
+`simplify` removes most of the gates. Every inserted node carries an `Inserted` (`roles`).
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,11 +15,14 @@ import torch.fx
 import torch.nn.functional as F
 
 from convad_fx.compiler import kernels as tensors
-from convad_fx.compiler.analysis.plan import Activity, Derivation, NodePlan, Plan, Tracked
-from convad_fx.compiler.analysis.steps import Pad, Window
-from convad_fx.compiler.capture.facts import META, Facts, facts
+from convad_fx.compiler.analysis.plan import Derivation, NodePlan, Plan, Tracked
+from convad_fx.compiler.analysis.steps import Window
+from convad_fx.compiler.capture.facts import META, facts
 from convad_fx.compiler.capture.trace import Trace
+from convad_fx.compiler.passes.roles import INSERTED, Inserted
 from convad_fx.compiler.policy import Policy
+
+Node = torch.fx.Node
 
 #: Relabellings that are torch's own operation, applied to the activity.
 _TORCH_OWN = {
@@ -30,7 +32,8 @@ _TORCH_OWN = {
     "channel_shuffle": torch.channel_shuffle,
     "take": operator.getitem,
 }
-_CONSUMERS = (
+#: Activities that count only elements that exist.
+_COUNTING = (
     "window_activity",
     "transposed_activity",
     "adaptive_activity",
@@ -40,61 +43,19 @@ _CONSUMERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """What a node that is not the model's own is for.
-
-    Attributes:
-        role: "mask", "activity", "exists", "gate", "fill", "refill", "renormalise", "piece" or
-            "per_mask".
-        source: the model's node whose value or activity it is.
-        row: the activity, as a row of the plan.
-    """
-
-    role: str
-    source: str
-    row: int
-
-
 def rewrite(traced: Trace, plan: Plan, policy: Policy) -> torch.fx.Graph:
     """The naive masked graph: ``forward(x, mask=None)``, a gate after every operation."""
-    return _Writer(traced, plan, policy).write()
+    return _GateInserter(traced, plan, policy).write()
 
 
-def zeroes(node: torch.fx.Node) -> bool:
-    """It is a gate, and what is switched off there is zero."""
-    return node.target is tensors.gate and node.args[2:] in ((), (0.0,))
-
-
-def padding_of(node: torch.fx.Node, plan: Plan) -> Pad | None:
-    """What it adds, if it is explicit padding of the model's."""
-    known = node.meta.get(META)
-    decided = plan.nodes.get(known.name) if isinstance(known, Facts) else None
-    return decided.step if decided and isinstance(decided.step, Pad) else None
-
-
-def pads_zeros(node: torch.fx.Node, plan: Plan) -> bool:
-    """It is explicit padding of the model's, with nothing but zeros."""
-    step = padding_of(node, plan)
-    return step is not None and step.zeros
-
-
-def inside_of_zeros(node: torch.fx.Node, plan: Plan) -> torch.fx.Node:
-    """What explicit zeros have been put around; a node that pads none, itself."""
-    while pads_zeros(node, plan):
-        node = node.args[0] if node.args else node.kwargs["input"]  # type: ignore[assignment]
-    return node
-
-
-class _Writer:
+class _GateInserter:
     def __init__(self, traced: Trace, plan: Plan, policy: Policy):
         self.traced, self.plan, self.policy = traced, plan, policy
         self.graph = torch.fx.Graph()
-        self.own: dict[torch.fx.Node, torch.fx.Node] = {}  # the model's node -> its copy
-        self.read: dict[torch.fx.Node, torch.fx.Node] = {}  # -> what readers get: mostly a gate
-        self.by_name: dict[str, torch.fx.Node] = {}
-        self.activities: dict[int, torch.fx.Node] = {}
-        self.existing: dict[int, torch.fx.Node] = {}
+        self.read: dict[Node, Node] = {}  # the model's node -> what readers get: mostly a gate
+        self.by_name: dict[str, Node] = {}
+        self.activities: dict[int, Node] = {}
+        self.existing: dict[int, Node] = {}
         self.current = ""
 
     def write(self) -> torch.fx.Graph:
@@ -109,7 +70,7 @@ class _Writer:
         self.graph.lint()
         return self.graph
 
-    def _write_inputs(self, node: torch.fx.Node) -> None:
+    def _write_inputs(self, node: Node) -> None:
         x = self.graph.placeholder("x")
         mask = self.graph.placeholder("mask", default_value=None)
         x.meta[META] = replace(facts(node), name=node.name)
@@ -120,29 +81,19 @@ class _Writer:
         }
         if self.traced.like:
             options["like"] = self.graph.get_attr(self.traced.like)
-        checked = self._insert(
-            "mask",
-            tensors.checked_mask,
-            (x, mask),
-            options,
-            row=0,
-            name="kept",
-        )
+        checked = self._insert("mask", tensors.checked_mask, (x, mask), options, name="kept")
         self.activities[0] = checked
-        if self.policy.input == "raw":
-            seen = self._insert(
-                "per_mask", tensors.per_mask, (x, checked), row=0, name="x_per_mask"
-            )
-        else:
-            seen = self._insert("gate", tensors.gate, (x, checked), row=0, name="x_gated")
-        self.own[node] = self.by_name[node.name] = x
-        self.read[node] = seen
+        raw = self.policy.input == "raw"
+        role, function = ("per_mask", tensors.per_mask) if raw else ("gate", tensors.gate)
+        name = "x_per_mask" if raw else "x_gated"
+        self.by_name[node.name] = x
+        self.read[node] = self._insert(role, function, (x, checked), name=name)
 
-    def _write(self, node: torch.fx.Node) -> None:
+    def _write(self, node: Node) -> None:
         plan = self.plan.nodes.get(node.name)
         fills = dict(plan.reads) if plan is not None else {}
 
-        def operand(source: torch.fx.Node) -> torch.fx.Node:
+        def operand(source: Node) -> Node:
             fill = fills.get(source.name, 0.0)
             if source.name in fills and plan is not None and self._reads_neighbours(plan):
                 return self._neighbours(source, plan)
@@ -150,7 +101,7 @@ class _Writer:
 
         copied = self.graph.node_copy(node, operand)
         copied.meta[META] = replace(facts(node), name=node.name)
-        self.own[node] = self.by_name[node.name] = self.read[node] = copied
+        self.by_name[node.name] = self.read[node] = copied
         if plan is None or not isinstance(plan.result, Tracked):
             return
         if plan.renormalise is not None and plan.renormalise_of is not None:
@@ -161,7 +112,7 @@ class _Writer:
         elif not self.plan.activities[row].is_global and not self._stays_raw(plan.result):
             self.read[node] = self._gate(node, row, "gate")
 
-    def _answer(self, node: torch.fx.Node) -> Any:
+    def _answer(self, node: Node) -> Any:
         """What is returned: gated also where nothing else gates it (raw input, tuples)."""
         if node.name not in self.plan.outputs:
             return self.read[node]
@@ -170,16 +121,14 @@ class _Writer:
         if isinstance(result, tuple):
             pieces = [self._tensor((node.name, i)) for i in range(len(result))]
             return tuple(
-                self._gated_answer(piece, one, node.name)
-                for piece, one in zip(pieces, result, strict=True)
+                self._gated_answer(piece, tracked, node.name)
+                for piece, tracked in zip(pieces, result, strict=True)
             )
         assert result is not None
         value = self.read[node]
         return self._gated_answer(value, result, node.name) if self._stays_raw(result) else value
 
-    def _gated_answer(
-        self, value: torch.fx.Node | None, tracked: Tracked, source: str
-    ) -> torch.fx.Node:
+    def _gated_answer(self, value: Node | None, tracked: Tracked, source: str) -> Node:
         assert value is not None
         if self.plan.activities[tracked.row].is_global:
             return value
@@ -190,7 +139,7 @@ class _Writer:
     def _stays_raw(self, tracked: Tracked) -> bool:
         return self.policy.input == "raw" and tracked.image_level
 
-    def _gate(self, node: torch.fx.Node, row: int, role: str) -> torch.fx.Node:
+    def _gate(self, node: Node, row: int, role: str) -> Node:
         args = (self.read[node], self._activity(row))
         return self._insert(role, tensors.gate, args, row=row, name=f"{node.name}_gated")
 
@@ -205,50 +154,34 @@ class _Writer:
             and math.prod(step.kernel) > 1
         )
 
-    def _neighbours(self, source: torch.fx.Node, plan: NodePlan) -> torch.fx.Node:
+    def _neighbours(self, source: Node, plan: NodePlan) -> Node:
         assert isinstance(plan.step, Window)
         row = self._row(source)
-        kwargs: dict[str, Any] = {"kernel": plan.step.kernel, "dilation": plan.step.dilation}
-        if (exists := self._exists(row)) is not None:
-            kwargs["exists"] = exists
+        kwargs = {"kernel": plan.step.kernel, "dilation": plan.step.dilation}
+        kwargs |= self._where_exists(exists=row)
+        args, name = (self.read[source], self._activity(row)), f"{source.name}_filled"
         return self._insert(
-            "fill",
-            tensors.neighbours,
-            (self.read[source], self._activity(row)),
-            kwargs,
-            row=row,
-            name=f"{source.name}_filled",
-            source=source.name,
+            "fill", tensors.neighbours, args, kwargs, row=row, name=name, source=source.name
         )
 
-    def _row(self, source: torch.fx.Node) -> int:
+    def _row(self, source: Node) -> int:
         tracked = Tracked(0) if source.op == "placeholder" else self.plan.nodes[source.name].result
         assert isinstance(tracked, Tracked)
         return tracked.row
 
-    def _filled(self, source: torch.fx.Node, fill: float) -> torch.fx.Node:
+    def _filled(self, source: Node, fill: float) -> Node:
         row = self._row(source)
-        return self._insert(
-            "gate",
-            tensors.gate,
-            (self.read[source], self._activity(row), fill),
-            row=row,
-            name=f"{source.name}_gated",
-            source=source.name,
-        )
+        args, name = (self.read[source], self._activity(row), fill), f"{source.name}_gated"
+        return self._insert("gate", tensors.gate, args, row=row, name=name, source=source.name)
 
-    def _renormalised(self, value: torch.fx.Node, plan: NodePlan) -> torch.fx.Node:
+    def _renormalised(self, value: Node, plan: NodePlan) -> Node:
         assert plan.renormalise is not None
         assert plan.renormalise_of is not None
         row = plan.renormalise_of
-        kwargs = dict(plan.renormalise.options)
-        if (exists := self._exists(row)) is not None:
-            kwargs["exists"] = exists
         function = getattr(tensors, plan.renormalise.function)
-        args = (value, self._activity(row))
-        return self._insert(
-            "renormalise", function, args, kwargs, row=row, name=f"{value.name}_mean"
-        )
+        kwargs = dict(plan.renormalise.options) | self._where_exists(exists=row)
+        args, name = (value, self._activity(row)), f"{value.name}_mean"
+        return self._insert("renormalise", function, args, kwargs, row=row, name=name)
 
     def _insert(
         self,
@@ -257,60 +190,42 @@ class _Writer:
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None = None,
         *,
-        row: int,
+        row: int = 0,
         name: str,
         source: str | None = None,
-    ) -> torch.fx.Node:
+    ) -> Node:
         node = self.graph.create_node("call_function", function, args, kwargs or {}, name=name)
-        node.meta[META] = Inserted(role, source or self.current, row)
+        node.meta[INSERTED] = Inserted(role, source or self.current, row)
         return node
 
     # ---------------------------------------------------------------------------- activities
 
-    def _activity(self, row: int) -> torch.fx.Node:
+    def _activity(self, row: int) -> Node:
         """The node that computes a row; written where it is first needed."""
         if row not in self.activities:
             activity = self.plan.activities[row]
             assert activity.how is not None
-            sources = [None if i is None else self._activity(i) for i in activity.of]
-            self.activities[row] = self._derive(activity, activity.how, sources, row)
+            sources = [True if i is None else self._activity(i) for i in activity.of]
+            kwargs = dict(activity.how.options)
+            if activity.how.function in _COUNTING:
+                kwargs |= self._where_exists(exists=activity.of[0])
+            elif activity.how.function == "sum_activity":
+                a, b = activity.of
+                kwargs |= self._where_exists(a_exists=a, b_exists=b)
+            self.activities[row] = self._call("activity", activity.how, sources, kwargs, row)
         return self.activities[row]
 
-    def _derive(
-        self, activity: Activity, how: Derivation, sources: list[torch.fx.Node | None], row: int
-    ) -> torch.fx.Node:
-        kwargs = dict(how.options)
-        first = activity.of[0]
-        if how.function in _CONSUMERS and first is not None:
-            if (exists := self._exists(first)) is not None:
-                kwargs["exists"] = exists
-        elif how.function == "sum_activity":
-            for key, i in zip(("a_exists", "b_exists"), activity.of, strict=True):
-                if i is not None and (exists := self._exists(i)) is not None:
-                    kwargs[key] = exists
-        return self._call("activity", how, [True if s is None else s for s in sources], kwargs, row)
-
     def _call(
-        self,
-        role: str,
-        how: Derivation,
-        sources: list[Any],
-        kwargs: dict[str, Any],
-        row: int,
-    ) -> torch.fx.Node:
+        self, role: str, how: Derivation, sources: list[Any], kwargs: dict[str, Any], row: int
+    ) -> Node:
         others = [self._tensor(ref) for ref in how.tensors]
-        name = f"{self.current}_{role}"
-        if how.function == "concatenated":
-            args: tuple[Any, ...] = (sources, others)
-        else:
-            args = (*sources, *others)
+        args = (sources, others) if how.function == "concatenated" else (*sources, *others)
+        function = _TORCH_OWN.get(how.function) or getattr(tensors, how.function)
         if how.function in _TORCH_OWN:  # these take their options in order
-            return self._insert(
-                role, _TORCH_OWN[how.function], (*args, *kwargs.values()), row=row, name=name
-            )
-        return self._insert(role, getattr(tensors, how.function), args, kwargs, row=row, name=name)
+            args, kwargs = (*args, *kwargs.values()), {}
+        return self._insert(role, function, args, kwargs, row=row, name=f"{self.current}_{role}")
 
-    def _tensor(self, ref: str | tuple[str, int | None] | None) -> torch.fx.Node | None:
+    def _tensor(self, ref: str | tuple[str, int | None] | None) -> Node | None:
         """A tensor of the model, or one of several that a node gives."""
         if ref is None:
             return None
@@ -318,11 +233,15 @@ class _Writer:
         node = self.by_name[name]
         if item is None:
             return node
-        name = f"{name}_{item}"
-        return self._insert("piece", operator.getitem, (node, item), row=0, name=name)
+        return self._insert("piece", operator.getitem, (node, item), name=f"{name}_{item}")
 
-    def _exists(self, row: int) -> torch.fx.Node | None:
-        """Which cells exist for Phi; None where all do. The same derivation, with other leaves."""
+    def _where_exists(self, **rows: int | None) -> dict[str, Any]:
+        """Options that say which elements exist, for those rows where not all do."""
+        known = {key: None if row is None else self._exists(row) for key, row in rows.items()}
+        return {key: exists for key, exists in known.items() if exists is not None}
+
+    def _exists(self, row: int) -> Node | None:
+        """Which elements exist for Phi; None where all do. The same derivation of other inputs."""
         activity = self.plan.activities[row]
         if not activity.padded or activity.how is None:
             return None
@@ -341,7 +260,7 @@ class _Writer:
                 self.existing[row] = self._call("exists", how, sources, kwargs, row)
         return self.existing[row]
 
-    def _all_or_exists(self, row: int | None) -> torch.fx.Node:
+    def _all_or_exists(self, row: int | None) -> Node:
         assert row is not None
         exists = self._exists(row)
         if exists is not None:

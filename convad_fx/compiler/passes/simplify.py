@@ -1,9 +1,7 @@
-"""From a gate after every operation to one gate, at most, before each reader that mixes cells.
+"""From a gate after every operation to at most one gate before each reader that mixes cells.
 
-Zeros that are put around what is gated stand between the two.
-
-Each pass takes a graph and returns how many nodes it took out or moved, so that tests can count and
-`simplify` can stop when there is nothing left to do.
+Explicit zero padding may stand between the two. Each pass takes a graph and returns how many nodes
+it removed or moved; `simplify` stops when no pass changes anything.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from dataclasses import replace
 
 import torch.fx
 
-from convad_fx.compiler.analysis.plan import NodePlan, Plan
+from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.analysis.steps import (
     AdaptivePool,
     Flip,
@@ -26,18 +24,27 @@ from convad_fx.compiler.analysis.steps import (
     Statistic,
     Window,
 )
-from convad_fx.compiler.capture.facts import META, Facts
-from convad_fx.compiler.kernels.gating import gate, per_mask
-from convad_fx.compiler.passes.insert_gates import Inserted, inside_of_zeros, pads_zeros, zeroes
+from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.kernels.gating import per_mask
+from convad_fx.compiler.passes.roles import (
+    INSERTED,
+    decided,
+    inserted,
+    inside_of_zeros,
+    is_gate,
+    pads_zeros,
+    role_of,
+    zeroes,
+)
 
 Pass = Callable[[torch.fx.Graph, Plan], int]
 
 
 def simplify(graph: torch.fx.Graph, plan: Plan) -> dict[str, int]:
-    """Run every pass until none finds anything. -> pass name -> nodes changed."""
-    changed = {one.__name__: 0 for one in PASSES}
+    """Run all passes until none changes anything. Returns nodes changed by the name of the pass."""
+    changed = dict.fromkeys((each.__name__ for each in PASSES), 0)
     while True:
-        counts = {one.__name__: one(graph, plan) for one in PASSES}
+        counts = {each.__name__: each(graph, plan) for each in PASSES}
         if not any(counts.values()):
             break
         for name, count in counts.items():
@@ -47,21 +54,21 @@ def simplify(graph: torch.fx.Graph, plan: Plan) -> dict[str, int]:
 
 
 def read_through_gates(graph: torch.fx.Graph, plan: Plan) -> int:
-    """A gate of a gate of the same activity reads the value itself: the outer one decides."""
+    """A gate of a gate of the same activity reads the value itself: the outer one suffices."""
     count = 0
     for node in graph.nodes:
-        inner = node.args[0] if _is_gate(node) else None
-        if inner is not None and _is_gate(inner) and _inserted(inner).row == _inserted(node).row:
+        inner = node.args[0] if is_gate(node) else None
+        if inner is not None and is_gate(inner) and inserted(inner).row == inserted(node).row:
             node.replace_input_with(inner, inner.args[0])
             count += 1
     return count
 
 
 def drop_gates_of_padding(graph: torch.fx.Graph, plan: Plan) -> int:
-    """Zeros put around a gated value need no gate: what is switched off there is, here, too."""
+    """Zero padding of a gated value needs no gate: its inactive elements are zero already."""
     count = 0
     for node in list(graph.nodes):
-        if not zeroes(node) or _inserted(node).role != "gate":
+        if not zeroes(node) or inserted(node).role != "gate":
             continue
         source = inside_of_zeros(node.args[0], plan)
         if source is not node.args[0] and zeroes(source):
@@ -72,25 +79,25 @@ def drop_gates_of_padding(graph: torch.fx.Graph, plan: Plan) -> int:
 
 
 def drop_idle_gates(graph: torch.fx.Graph, plan: Plan) -> int:
-    """A gate goes if no reader of it mixes cells that may differ in activity.
+    """Remove gates of which no reader mixes cells that may differ in activity.
 
-    Where one does, all readers share the gated value: inactive cells are nobody's business, and two
-    versions of one tensor in memory cost more than one gate.
+    Where one does, all readers share the gated value: values of inactive elements are unspecified,
+    and two versions of one tensor in memory cost more than one gate.
     """
     count = 0
     for node in list(graph.nodes):
-        if not zeroes(node) or _inserted(node).role != "gate":
+        if not zeroes(node) or inserted(node).role != "gate":
             continue
-        if any(_needs(user, _inserted(node).source, plan) for user in node.users):
+        if any(_needs(user, inserted(node).source, plan) for user in node.users):
             continue
         value = node.args[0]
-        if value.op == "placeholder":  # the image is still wanted once per mask
+        if value.op == "placeholder":  # the image is still needed once per mask
             with graph.inserting_before(node):
                 value = graph.create_node(
                     "call_function", per_mask, node.args[:2], name=f"{value.name}_per_mask"
                 )
-            value.meta[META] = replace(_inserted(node), role="per_mask")
-            count -= 1  # one for another
+            value.meta[INSERTED] = replace(inserted(node), role="per_mask")
+            count -= 1  # one node replaces another
         node.replace_all_uses_with(value)
         graph.erase_node(node)
         count += 1
@@ -98,36 +105,32 @@ def drop_idle_gates(graph: torch.fx.Graph, plan: Plan) -> int:
 
 
 def drop_unread(graph: torch.fx.Graph, plan: Plan) -> int:
-    """Activities that no gate uses any more."""
+    """Remove inserted nodes that nothing reads any more."""
     count = 0
     for node in reversed(list(graph.nodes)):
-        if not node.users and isinstance(node.meta.get(META), Inserted):
+        if not node.users and INSERTED in node.meta:
             graph.erase_node(node)
             count += 1
     return count
 
 
 def hoist_what_no_mask_touches(graph: torch.fx.Graph, plan: Plan) -> int:
-    """What comes before the first gate is the same for every mask.
+    """Compute once per image what comes before the first gates, which then broadcast.
 
-    The image is then not repeated for each mask: the first gates broadcast. Only where everything
-    before them takes any batch as it comes: no sizes are read there, and nothing is concatenated
-    with tensors that are masked already.
+    Only where every operation before them takes any batch size: none reads sizes, and none
+    concatenates with tensors that are masked already.
     """
-    repeat = next((n for n in graph.nodes if _role(n) == "per_mask"), None)
+    repeat = next((n for n in graph.nodes if role_of(n) == "per_mask"), None)
     if repeat is None:
         return 0
-    inside, queue = {repeat}, [repeat]
-    while queue:
-        for user in queue.pop().users:
-            if _is_gate(user) or user in inside:
-                continue
-            if not _broadcasts(user, plan):
-                return 0
-            if _meets_masked(user, plan):
-                continue
-            inside.add(user)
-            queue.append(user)
+    unmasked = {repeat}
+    for node in graph.nodes:
+        if is_gate(node) or unmasked.isdisjoint(node.all_input_nodes):
+            continue
+        if not _broadcasts(node, plan):
+            return 0
+        if not _joins_masked(node, plan):
+            unmasked.add(node)
     repeat.replace_all_uses_with(repeat.args[0])
     graph.erase_node(repeat)
     return 1
@@ -142,56 +145,31 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-#: Steps that take any batch, and read no sizes.
-_AS_IT_COMES = (
+#: Steps that take any batch size and read no sizes.
+_ANY_BATCH = (
     SameCell | Window | AdaptivePool | Resize | Statistic | Join | Pad | Flip | PixelShuffle
 )
 
 
-def _is_gate(node: object) -> bool:
-    return isinstance(node, torch.fx.Node) and node.target is gate
-
-
-def _inserted(node: torch.fx.Node) -> Inserted:
-    known: Inserted = node.meta[META]
-    return known
-
-
-def _role(node: torch.fx.Node) -> str:
-    known = node.meta.get(META)
-    return known.role if isinstance(known, Inserted) else ""
-
-
 def _needs(user: torch.fx.Node, source: str, plan: Plan) -> bool:
-    """Does this reader combine cells of the source that may differ in activity?"""
+    """Whether this reader combines cells of the source that may differ in activity."""
     if user.op == "output":
         return source in plan.outputs
-    if pads_zeros(user, plan):  # whoever reads what is padded reads the source
-        return any(_needs(reader, _name(user), plan) for reader in user.users)
-    decided = _decided(user, plan)
-    return decided is not None and (source, 0.0) in decided.reads
-
-
-def _decided(node: torch.fx.Node, plan: Plan) -> NodePlan | None:
-    """What the plan says of an operation of the model; None for what was put in."""
-    known = node.meta.get(META)
-    return plan.nodes.get(known.name) if isinstance(known, Facts) else None
-
-
-def _name(node: torch.fx.Node) -> str:
-    known: Facts = node.meta[META]
-    return known.name
+    if pads_zeros(user, plan):  # readers of the padded tensor read the source
+        return any(_needs(reader, facts(user).name, plan) for reader in user.users)
+    known = decided(user, plan)
+    return known is not None and (source, 0.0) in known.reads
 
 
 def _broadcasts(user: torch.fx.Node, plan: Plan) -> bool:
-    decided = _decided(user, plan)
-    if decided is not None and isinstance(decided.step, Rearrange):
-        return decided.step.axes[0] == 0  # the batch stays where it is
-    return decided is not None and isinstance(decided.step, _AS_IT_COMES)
+    known = decided(user, plan)
+    if known is not None and isinstance(known.step, Rearrange):
+        return known.step.axes[0] == 0  # the batch stays where it is
+    return known is not None and isinstance(known.step, _ANY_BATCH)
 
 
-def _meets_masked(user: torch.fx.Node, plan: Plan) -> bool:
-    """A join with a gated tensor: it broadcasts, and what follows has one row per mask."""
-    decided = _decided(user, plan)
-    joins = decided is not None and isinstance(decided.step, Join)
-    return joins and any(_is_gate(n) for n in user.all_input_nodes)
+def _joins_masked(user: torch.fx.Node, plan: Plan) -> bool:
+    """A join with a gated tensor: it broadcasts, and its result has one row per mask."""
+    known = decided(user, plan)
+    joins = known is not None and isinstance(known.step, Join)
+    return joins and any(map(is_gate, user.all_input_nodes))

@@ -41,7 +41,7 @@ def hiding_masks() -> Tensor:
 @pytest.fixture
 def eager_to_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patches as far as they go, however little there is to save."""
-    monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+    monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
     monkeypatch.setattr(patched, "PATCH_OVERHEAD", 0.0)
 
 
@@ -231,10 +231,15 @@ def test_patches_by_index_are_those_copied_one_by_one(
     wanted = ((2, 4), (1, 2))
 
     def answers() -> list[Tensor]:
-        z = patch.around(whole, *where, -1.0)
-        more = patch.surrounded(z + 10, whole, *where, wanted, -2.0)
+        z = patch.cut_patch(whole, *where, -1.0)
+        more = patch.widen_patch(z + 10, whole, *where, wanted, -2.0)
         active = torch.rand(6, *whole.shape[1:], generator=generator.manual_seed(1)) < 0.5
-        return [z, more, patch.restored(z + 10, whole, *where), patch.active(active, *where)]
+        return [
+            z,
+            more,
+            patch.paste_patch(z + 10, whole, *where),
+            patch.cut_activity_patch(active, *where),
+        ]
 
     one_by_one = answers()
     monkeypatch.setattr(patch, "_one_by_one", lambda z: False)

@@ -47,9 +47,9 @@ from tests.compiler.toys import Dense, OneColumn, Residual, Shuffle, TwoWindows
 @pytest.fixture
 def eager_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages as far as they go, and every mask by way of them, however little there is to save."""
-    monkeypatch.setattr(region, "WORTHWHILE", 0.0)
-    monkeypatch.setattr(share, "WORTHWHILE", -1e9)
-    monkeypatch.setattr(share, "BOXES", 1e3)
+    monkeypatch.setattr(region, "MIN_SHARE_ON_BOXES", 0.0)
+    monkeypatch.setattr(share, "MIN_SHARE_SAVED", -1e9)
+    monkeypatch.setattr(share, "MEAN_BOX_SHARE", 1e3)
     monkeypatch.setattr(tiles, "TILE_OVERHEAD", -1e6)
     monkeypatch.setattr(choose, "MIN_MASKS_FOR_TILING", 1)
     monkeypatch.setattr(patched, "PATCH_OVERHEAD", 1e6)  # no patches
@@ -141,7 +141,7 @@ def test_padding_in_the_way_of_tensorflow_gives_the_same(
     if not shared:
         monkeypatch.setattr(patched, "PATCH_OVERHEAD", 0.0)
         monkeypatch.setattr(tiles, "TILE_OVERHEAD", 1e6)
-        monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+        monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
     masked = convad_fx.convert(Net(body, 4).eval().double(), x)
     # the weights of the last are made when it is called
     assert masked.strategies.tile.until == "body.3"
@@ -206,7 +206,7 @@ def test_all_masks_share_or_some_of_them_run_on_patches(
     all_share: bool, eager_to_share: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patched, "PATCH_OVERHEAD", 1.0)
-    monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+    monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
@@ -321,7 +321,7 @@ def test_a_call_whose_first_masks_go_on_patches_goes_on_looking_for_tiles(
     eager_to_share: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patched, "PATCH_OVERHEAD", 0.0)
-    monkeypatch.setattr(reuse.Patches, "best_end", reuse.Patches.last_end)
+    monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
     monkeypatch.setattr(chunk, "MASKS_PER_CHUNK", 16)
     monkeypatch.setattr(choose, "MIN_MASKS_FOR_TILING", 4)
     torch.manual_seed(0)
@@ -559,7 +559,7 @@ def test_without_memory_for_tiles_masks_run_on_boxes(
 
 
 def test_where_masks_share_little_it_is_not_sought_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(share, "WORTHWHILE", -1e9)
+    monkeypatch.setattr(share, "MIN_SHARE_SAVED", -1e9)
     torch.manual_seed(0)
     x = torch.randn(1, 3, 64, 64)
     masked = convad_fx.convert(torchvision.models.resnet18(num_classes=5).eval(), x)
