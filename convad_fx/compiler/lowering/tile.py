@@ -21,7 +21,7 @@ import torch.fx
 
 from convad_fx.compiler.capture.facts import facts
 from convad_fx.compiler.kernels import box
-from convad_fx.compiler.kernels.gating import gate
+from convad_fx.compiler.kernels.gating import gate, materialised
 from convad_fx.compiler.kernels.patch import Reach
 from convad_fx.compiler.lowering.box import BoxPlan, BoxWriter
 from convad_fx.compiler.lowering.cost_model import CostModel
