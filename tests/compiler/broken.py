@@ -549,8 +549,12 @@ BROKEN = (
     Broken(
         Conditional,
         (
-            Says("fault.view", ".view()", "(N, 36) -> (52, 1, 3, 3)", BATCH),
-            Says("fault.reshape", ".reshape()", f"{GRID} -> (1, 52, 8, 8)", BATCH),
+            Says(
+                "fault.conv2d",
+                "torch.conv2d",
+                "(1, 52, 8, 8), (52, 1, 3, 3) -> (1, 52, 8, 8)",
+                "is computed from the image",
+            ),
         ),
     ),
     Broken(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convad_fx.compiler.analysis import steps
+from convad_fx.compiler.analysis.axis_map import BATCH_FIRST, BatchAxis
 from convad_fx.compiler.capture.op_schema import OpView
 from convad_fx.compiler.capture.trace import BATCH
 
@@ -44,21 +45,24 @@ class Activity:
     """A row of the plan: how an activity comes about.
 
     Attributes:
-        full: for each axis, whether activity may differ along it; otherwise it is stored as size 1.
+        full: for each axis, whether activity may differ along it within a sample; an axis that is
+            not full and does not hold the batch is stored with size 1.
         how: None for the mask itself.
         of: rows it is derived from; None stands for a tensor that no image reaches.
-        padded: it has cells that do not exist for Phi.
+        padded: it has elements that do not exist for Phi.
+        batch: the axis of the batch; full if the batch is merged with axes that are.
     """
 
     full: tuple[bool, ...]
     how: Derivation | None
     of: tuple[int | None, ...]
     padded: bool = False
+    batch: BatchAxis = BATCH_FIRST
 
     @property
     def is_global(self) -> bool:
-        """No two cells of a sample can differ."""
-        return not any(self.full[1:])
+        """No two elements of a sample can differ."""
+        return not any(self.full)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,10 @@ class Plan:
         """All of them, in graph order."""
         return tuple(plan.finding for plan in self.nodes.values() if plan.finding is not None)
 
+    def moves_batch(self, node: NodePlan) -> bool:
+        """A result of it has the batch elsewhere than on axis 0, or merged with other axes."""
+        return any(not self.activities[t.row].batch.is_first for t in iter_tracked(node.result))
+
     def decided_rows(self) -> set[int]:
         """Rows that nodes have, and those they come from; not what is guessed behind findings."""
         found, queue = {0}, [t.row for p in self.nodes.values() for t in iter_tracked(p.result)]
@@ -168,7 +176,12 @@ def _each(result: Tracked | tuple[Tracked, ...]) -> tuple[Tracked, ...]:
 
 
 def _describe(row: Activity) -> str:
-    axes = "".join("x" if full else "1" for full in row.full[1:])
+    axes = "".join("x" if full else "1" for full in row.full)
+    if row.batch.is_first:
+        axes = axes[1:]
+    else:  # N: the batch alone; n: merged with other axes
+        sign, at = "n" if row.batch.is_merged else "N", row.batch.axis
+        axes = axes[:at] + sign + axes[at + 1 :]
     if row.how is None:
         return f"[{axes}] the mask"
     sources = ", ".join("none" if i is None else str(i) for i in row.of)

@@ -262,6 +262,8 @@ class BoxLowering:
 
     def _write_operation(self, node: Node) -> None:
         decided = self.plan.nodes.get(facts(node).name)
+        if decided is not None and self.plan.moves_batch(decided):
+            raise Unsupported(f"{decided.path} moves the batch axis or merges it with others")
         operands = [n for n in node.all_input_nodes if n in self.boxes or n in self.wholes]
         boxed = self.on_box = any(n in self.boxes for n in operands)
         passes: Passes | None
