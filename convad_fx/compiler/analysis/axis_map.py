@@ -96,7 +96,7 @@ class Merged:
 
     @property
     def axes(self) -> Shape:
-        """As `Axis.axes`."""
+        """Input axes that this component reads."""
         return tuple(dict.fromkeys(axis for part in self.parts for axis in part.axes))
 
 
@@ -115,7 +115,7 @@ class Piece:
 
     @property
     def axes(self) -> Shape:
-        """As `Axis.axes`."""
+        """Input axes that this component reads."""
         return self.of.axes
 
 
@@ -214,16 +214,10 @@ class AxisMap:
         return cls(before, tuple(outputs))
 
     @classmethod
-    def changed(cls, shape: Shape, how: dict[int, Any], sizes: Shape | None = None) -> AxisMap:
-        """Axes flipped or repeated in place; ``sizes``: the output's shape where it differs."""
-        sizes = shape if sizes is None else sizes
-        return cls(
-            shape,
-            tuple(
-                Changed(i, size, how[i]) if i in how else Axis(i, size)
-                for i, size in enumerate(sizes)
-            ),
-        )
+    def changed(cls, shape: Shape, how: dict[int, Any], after: Shape | None = None) -> AxisMap:
+        """Axes flipped or repeated in place; ``after``: the output's shape where it differs."""
+        axes = enumerate(after or shape)
+        return cls(shape, tuple(Changed(i, n, how[i]) if i in how else Axis(i, n) for i, n in axes))
 
     @classmethod
     def taken(cls, shape: Shape, index: Sequence[Any]) -> AxisMap:
@@ -235,13 +229,12 @@ class AxisMap:
             if item is None:
                 outputs.append(New())
                 continue
-            size = shape[axis]
-            if item == slice(None):
-                outputs.append(Axis(axis, size))
-            elif isinstance(item, int):
+            if isinstance(item, int):
                 fixed.append((axis, item))
+            elif item == slice(None):
+                outputs.append(Axis(axis, shape[axis]))
             else:
-                outputs.append(Changed(axis, _taken_size(item, size), item))
+                outputs.append(Changed(axis, _taken_size(item, shape[axis]), item))
             axis += 1
         return cls(shape, tuple(outputs), tuple(fixed))
 
@@ -250,14 +243,12 @@ class AxisMap:
         """(N, C r r, H, W) -> (N, C, H r, W r), or with ``down`` the reverse."""
         images, channels, *grid = (Axis(i, n) for i, n in enumerate(shape))
         if down:
-            cuts = [(axis.size // factor, factor) for axis in grid]
-            inner = [piece(axis, sizes, 1) for axis, sizes in zip(grid, cuts, strict=True)]
-            outer = [piece(axis, sizes, 0) for axis, sizes in zip(grid, cuts, strict=True)]
+            inner = [piece(axis, (axis.size // factor, factor), 1) for axis in grid]
+            outer = [piece(axis, (axis.size // factor, factor), 0) for axis in grid]
             return cls(shape, (images, merged([channels, *inner]), *outer))
-        sizes = (channels.size // factor ** len(grid), *(factor for _ in grid))
-        digits = [piece(channels, sizes, i) for i in range(len(sizes))]
-        rows = [merged(pair) for pair in zip(grid, digits[1:], strict=True)]
-        return cls(shape, (images, digits[0], *rows))
+        sizes = (channels.size // factor**2, factor, factor)
+        rows = [merged([axis, piece(channels, sizes, i)]) for i, axis in enumerate(grid, 1)]
+        return cls(shape, (images, piece(channels, sizes, 0), *rows))
 
     @classmethod
     def channel_shuffled(cls, shape: Shape, groups: int) -> AxisMap:

@@ -102,9 +102,8 @@ class _Walk:
             return
         known = self.nodes[node.name]
         op = known.op or view(node, self.traced.module, lambda n: n.name in self.tracked)
-        self._refuse(
-            node, op, "it is returned, and axis 0 is not the batch axis", "move the batch back"
-        )
+        why = "it is returned, and axis 0 is not the batch axis"
+        self._refuse(node, op, why, "move the batch back to axis 0", known.step)
 
     def _visit(self, node: torch.fx.Node) -> None:
         if reads_no_values(node):
@@ -136,7 +135,7 @@ class _Walk:
         if isinstance(result, Tracked) and not facts(node).is_tensor:
             if not first_only:  # aten.adaptive_max_pool1d returns indices as well
                 raise Refusal(
-                    "it returns the places of the maxima, which depend on values",
+                    "it returns data-dependent argmax indices",
                     "use the values alone",
                 )
             result = (result,) * len(op.output)
@@ -229,7 +228,14 @@ class _Walk:
             source.name in self.behind for source in node.all_input_nodes
         )
 
-    def _refuse(self, node: torch.fx.Node, op: OpView, why: str, hint: str) -> None:
+    def _refuse(
+        self,
+        node: torch.fx.Node,
+        op: OpView,
+        why: str,
+        hint: str,
+        step: steps.Step | None = None,
+    ) -> None:
         shapes = tuple(item.shape for _, item in op.masked())
         finding = Finding(op.path, op.spelling, shapes, op.output, why, hint)
         result: Result = None
@@ -237,7 +243,7 @@ class _Walk:
             assumed = self._assumed_anywhere if self.ignore_findings else self._assumed_in_place
             result = assumed(op, op.output)
         self.refused[node.name] = op
-        self._note(node, op, None, result, finding=finding)
+        self._note(node, op, step, result, finding=finding)
 
     # ---------------------------------------------------------------- assumed behind a finding
 

@@ -6,7 +6,7 @@ activities at hand.
 
 A step that combines elements has an ``identity``: what an inactive element reads as, so that it
 changes nothing (0 in a sum, minus infinity in a maximum); None: it is read as it is. A step that
-relabels elements has an ``axis_map``.
+relabels elements has an `AxisMap`, see `axis_map_of`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,18 @@ IDENTITIES: dict[str, float | None] = {
 }
 
 
+class Combines:
+    """A step with a field ``reads`` that says how it combines elements."""
+
+    __slots__ = ()
+    reads: str
+
+    @property
+    def identity(self) -> float | None:
+        """What an inactive element reads as."""
+        return IDENTITIES[self.reads]
+
+
 @dataclass(frozen=True, slots=True)
 class SameCell:
     """Every output element reads its own input element and nothing else that an image reaches."""
@@ -55,7 +67,7 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class Window(Combines):
     """A window slides over the grid.
 
     Attributes:
@@ -85,11 +97,6 @@ class Window:
     def __post_init__(self) -> None:
         if not len(self.kernel) == len(self.stride) == len(self.padding) == len(self.dilation):
             raise ValueError("kernel, stride, padding and dilation are for different ranks")
-
-    @property
-    def identity(self) -> float | None:
-        """What an inactive element reads as."""
-        return IDENTITIES[self.reads]
 
     @property
     def keeps_grid(self) -> bool:
@@ -122,16 +129,11 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptivePool:
+class AdaptivePool(Combines):
     """Pooling to a grid of given size; None keeps an axis. ``reads`` as in `Window`."""
 
     output_size: tuple[int | None, ...]
     reads: str
-
-    @property
-    def identity(self) -> float | None:
-        """What an inactive element reads as."""
-        return IDENTITIES[self.reads]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ class Statistic:
 
 
 @dataclass(frozen=True, slots=True)
-class Reduce:
+class Reduce(Combines):
     """These axes are combined into one value.
 
     Attributes:
@@ -181,21 +183,12 @@ class Reduce:
     order: tuple[int | None, ...] | None = None
     operand: str = "input"
 
-    @property
-    def identity(self) -> float | None:
-        """What an inactive element reads as."""
-        return IDENTITIES[self.reads]
-
 
 @dataclass(frozen=True, slots=True)
 class Reshape:
     """Elements in the same row-major order under other axes."""
 
     blocks: tuple[Block, ...]
-
-    def axis_map(self, before: Shape, after: Shape) -> AxisMap:
-        """Output axes in terms of input axes."""
-        return AxisMap.reshaped(self.blocks, before, after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,20 +197,12 @@ class Rearrange:
 
     axes: tuple[int | None, ...]
 
-    def axis_map(self, before: Shape, after: Shape) -> AxisMap:
-        """Output axes in terms of input axes."""
-        return AxisMap.reordered(before, self.axes)
-
 
 @dataclass(frozen=True, slots=True)
 class Expand:
     """Axes of size 1 repeated."""
 
     repeated: tuple[int, ...]
-
-    def axis_map(self, before: Shape, after: Shape) -> AxisMap:
-        """Output axes in terms of input axes."""
-        return AxisMap.changed(before, dict.fromkeys(self.repeated, "repeat"), after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +213,6 @@ class Take:
     """
 
     index: tuple[Any, ...]
-
-    def axis_map(self, before: Shape, after: Shape) -> AxisMap:
-        """Output axes in terms of input axes."""
-        return AxisMap.taken(before, self.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +227,6 @@ class Flip:
     """Axes reversed."""
 
     axes: tuple[int, ...]
-
-    def axis_map(self, before: Shape, after: Shape) -> AxisMap:
-        """Output axes in terms of input axes."""
-        return AxisMap.changed(before, dict.fromkeys(self.axes, "flip"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,20 +261,12 @@ class PixelShuffle:
     factor: int
     down: bool = False
 
-    def axis_map(self, before: Shape, after: Shape) -> AxisMap:
-        """Output axes in terms of input axes."""
-        return AxisMap.pixel_shuffled(before, self.factor, down=self.down)
-
 
 @dataclass(frozen=True, slots=True)
 class ChannelShuffle:
     """Channels change places."""
 
     groups: int
-
-    def axis_map(self, before: Shape, after: Shape) -> AxisMap:
-        """Output axes in terms of input axes."""
-        return AxisMap.channel_shuffled(before, self.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +279,26 @@ class Refused:
 
 #: Steps that only give elements other places.
 Relabelling = Reshape | Rearrange | Expand | Take | Flip | PixelShuffle | ChannelShuffle
+
+
+def axis_map_of(step: Relabelling, before: Shape, after: Shape) -> AxisMap:
+    """What a relabelling does to axes, for the shape of its operand and of its result."""
+    match step:
+        case Reshape(blocks):
+            return AxisMap.reshaped(blocks, before, after)
+        case Rearrange(axes):
+            return AxisMap.reordered(before, axes)
+        case Expand(repeated):
+            return AxisMap.changed(before, dict.fromkeys(repeated, "repeat"), after)
+        case Take(index):
+            return AxisMap.taken(before, index)
+        case Flip(axes):
+            return AxisMap.changed(before, dict.fromkeys(axes, "flip"))
+        case PixelShuffle(factor, down):
+            return AxisMap.pixel_shuffled(before, factor, down=down)
+        case ChannelShuffle(groups):
+            return AxisMap.channel_shuffled(before, groups)
+
 
 Step = (
     SameCell

@@ -88,8 +88,8 @@ def test_step(view: OpView, expected: steps.Step) -> None:
         (op("batch_norm", running_mean=None, training=False), "statistics of the batch"),
         (op("roll", shifts=1), "across the border"),
         (op("data_dependent"), "by value"),
-        (op("getitem", index=(slice(None), GRID)), "one by one"),
-        (op("max_pool", kernel_size=2, return_indices=True), "places of the maxima"),
+        (op("getitem", index=(slice(None), GRID)), "than a list of indices"),
+        (op("max_pool", kernel_size=2, return_indices=True), "argmax indices"),
         (op("unknown"), "no rule says"),
     ],
 )

@@ -22,7 +22,7 @@ def join(step: steps.Join, op: OpView, operands: Sequence[Operand], context: Con
     ranks = {operand.view.rank for operand in operands}
     if len(ranks) > 1 or len(op.output) not in ranks:
         raise Refusal(
-            "its operands have different ranks, so their axes do not belong together",
+            "its operands have different ranks, so their axes do not correspond",
             "reshape the smaller one to (N, C, 1, 1)",
         )
     if len(operands) == 1:

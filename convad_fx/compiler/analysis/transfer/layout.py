@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.axis_map import (
@@ -33,69 +33,69 @@ from convad_fx.compiler.analysis.transfer.table import (
 from convad_fx.compiler.capture.op_schema import OpView, TensorView
 
 
-def batch_after(axis_map: AxisMap, activity: Activity) -> BatchAxis:
-    """Where the batch goes. Raises `Refusal` where images do not stay apart."""
+def relabel(
+    step: steps.Relabelling, op: OpView, operands: Sequence[Operand], context: Context
+) -> Outcome:
+    (operand,) = operands
+    table, activity = context.table, context.table[operand.row]
+    axis_map = steps.axis_map_of(step, operand.view.shape, op.output)
     try:
-        return axis_map.batch_after(activity.batch)
+        batch = axis_map.batch_after(activity.batch)
     except MixesImages:
         raise mixes_images() from None
+    bound = False
+    match step:
+        case steps.Rearrange(axes):
+            row = table.rearrange(operand.row, axes)
+        case steps.Reshape():
+            row = _Layout(activity, batch, axis_map).row(operand, op, table)
+            bound = activity.batch.is_merged and batch != activity.batch
+        case steps.Take():
+            row = _taken(step, axis_map, batch, operand.row, table)
+            bound = bool(op.sized) and any(activity.full[axis] for axis in _changed(axis_map))
+        case steps.PixelShuffle():
+            row = _pixel_shuffled(step, operand, table)
+        case _:
+            row = _in_place(step, axis_map, operand.row, table)
+    return Outcome(Tracked(row, operand.tracked.image_level), size_bound=bound)
 
 
-@transfer.register(steps.Rearrange)
-def rearrange(
-    step: steps.Rearrange, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
-    (operand,) = operands
-    row = context.table.rearrange(operand.row, step.axes)
-    return Outcome(Tracked(row, operand.tracked.image_level))
+for _step in get_args(steps.Relabelling):
+    transfer.register(_step, relabel)
 
 
-@transfer.register(steps.Expand)
-def expand(
-    step: steps.Expand, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
-    (operand,) = operands
-    activity = context.table[operand.row]
-    if any(activity.full[axis] for axis in step.repeated):
+def _changed(axis_map: AxisMap) -> list[int]:
+    """Input axes of which elements are taken, reversed or repeated."""
+    changed = [component.axis for component in axis_map.outputs if isinstance(component, Changed)]
+    return changed + [axis for axis, _ in axis_map.fixed]
+
+
+def _in_place(
+    step: steps.Expand | steps.Flip | steps.ChannelShuffle,
+    axis_map: AxisMap,
+    row: int,
+    table: ActivityTable,
+) -> int:
+    """Steps that keep the order of axes."""
+    activity = table[row]
+    full = activity.full
+    if isinstance(step, steps.ChannelShuffle):
+        batch_first(activity)
+        how = Derivation("channel_shuffle", (("groups", step.groups),))
+        return table.relabel(how, row, full) if full[1] else row
+    changed = tuple(axis for axis in _changed(axis_map) if full[axis])
+    if not changed:
+        return row
+    if isinstance(step, steps.Expand):
         raise Refusal(
-            "it repeats a position along an axis, so a cell appears at several places",
+            "it repeats a position along an axis, so an element appears at several positions",
             "use interpolate(mode='nearest')",
         )
-    batch_after(step.axis_map(operand.view.shape, op.output), activity)
-    return Outcome(operand.tracked)
+    return table.relabel(Derivation("flip", (("dims", changed),)), row, full)
 
 
-@transfer.register(steps.Flip)
-def flip(step: steps.Flip, op: OpView, operands: Sequence[Operand], context: Context) -> Outcome:
-    (operand,) = operands
-    activity, row = context.table[operand.row], operand.row
-    batch_after(step.axis_map(operand.view.shape, op.output), activity)
-    flipped = tuple(axis for axis in step.axes if activity.full[axis])
-    if flipped:
-        row = context.table.relabel(Derivation("flip", (("dims", flipped),)), row, activity.full)
-    return Outcome(Tracked(row, operand.tracked.image_level))
-
-
-@transfer.register(steps.ChannelShuffle)
-def channel_shuffle(
-    step: steps.ChannelShuffle, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
-    (operand,) = operands
-    activity, row = context.table[operand.row], operand.row
-    batch_first(activity)
-    if activity.full[1]:
-        how = Derivation("channel_shuffle", (("groups", step.groups),))
-        row = context.table.relabel(how, row, activity.full)
-    return Outcome(Tracked(row, operand.tracked.image_level))
-
-
-@transfer.register(steps.PixelShuffle)
-def pixel_shuffle(
-    step: steps.PixelShuffle, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
-    (operand,) = operands
-    table, row = context.table, operand.row
-    activity = table[row]
+def _pixel_shuffled(step: steps.PixelShuffle, operand: Operand, table: ActivityTable) -> int:
+    row, activity = operand.row, table[operand.row]
     batch_first(activity)
     samples, channels, *grid = activity.full
     options = (("factor", step.factor),)
@@ -104,28 +104,48 @@ def pixel_shuffle(
         shape = operand.view.shape[1:]
         row = table.relabel(Derivation("spread_as", (), (operand.view.node,), (shape,)), row, full)
         name = "pixel_unshuffle" if step.down else "pixel_shuffle"
-        row = table.relabel(Derivation(name, options), row, full)
-    elif any(grid):
-        axes = tuple(axis for axis in (2, 3) if activity.full[axis])
-        how = Derivation("upsampled", (*options, ("axes", axes)))
-        row = table.relabel(how, row, activity.full)
-    return Outcome(Tracked(row, operand.tracked.image_level))
+        return table.relabel(Derivation(name, options), row, full)
+    axes = tuple(axis for axis, differs in enumerate(grid, 2) if differs)
+    how = Derivation("upsampled", (*options, ("axes", axes)))
+    return table.relabel(how, row, activity.full) if axes else row
+
+
+def _taken(
+    step: steps.Take, axis_map: AxisMap, batch: BatchAxis, row: int, table: ActivityTable
+) -> int:
+    """The index that does to an activity what the step does to its tensor."""
+    full = table[row].full
+    result = tuple(any(full[axis] for axis in component.axes) for component in axis_map.outputs)
+    index = list[Any]()
+    axis = 0
+    for item in step.index:
+        if item is None:
+            index.append(None)
+            continue
+        if isinstance(item, int):
+            index.append(item if full[axis] else 0)
+        else:
+            index.append(item if full[axis] and not isinstance(item, TensorView) else slice(None))
+        axis += 1
+    if any(item != slice(None) for item in index):
+        row = table.relabel(Derivation("take", (("index", tuple(index)),)), row, result, batch)
+    for at, component in enumerate(axis_map.outputs):  # a list in the graph: taken last
+        if isinstance(component, Changed) and isinstance(component.how, TensorView) and result[at]:
+            node = (component.how.node,)
+            row = table.relabel(Derivation("picked", (("axis", at),), node, node), row, result)
+    return row
+
+
+@transfer.register(steps.Pieces)
+def pieces(
+    step: steps.Pieces, op: OpView, operands: Sequence[Operand], context: Context
+) -> Outcome:
+    taken = [relabel(take, op, operands, context) for take in step.takes]
+    results = tuple(each.result for each in taken if isinstance(each.result, Tracked))
+    return Outcome(results, size_bound=any(each.size_bound for each in taken))
 
 
 # ---------------------------------------------------------------------------------- reshape
-
-
-@transfer.register(steps.Reshape)
-def reshape(
-    step: steps.Reshape, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
-    (operand,) = operands
-    activity = context.table[operand.row]
-    axis_map = step.axis_map(operand.view.shape, op.output)
-    batch = batch_after(axis_map, activity)
-    row = _Layout(activity, batch, axis_map).row(operand, op, context.table)
-    cut = activity.batch.is_merged and batch != activity.batch
-    return Outcome(Tracked(row, operand.tracked.image_level), size_bound=cut)
 
 
 @dataclass(slots=True)
@@ -163,8 +183,7 @@ class _Layout:
         is_cut_anew = isinstance(component, Piece) and len(longer) > 1
         if differs and is_cut_anew and (old not in longer or not _is_aligned(component, shape)):
             raise Refusal(
-                "it merges axes of positions with others and cuts them anew, so that no output"
-                " axis is an axis of the image",
+                "the reshape mixes spatial and non-spatial axes",
                 "permute first, and reshape whole axes",
             )
         if isinstance(component, Axis | Merged) and len(longer) == 1:
@@ -213,52 +232,6 @@ def _is_aligned(component: Component, shape: tuple[int, ...]) -> bool:
     ]
     strides = sorted(set[int]().union(*inside))
     return all(high % low == 0 for low, high in itertools.pairwise(strides))
-
-
-# ------------------------------------------------------------------------------------- take
-
-
-@transfer.register(steps.Pieces)
-def pieces(
-    step: steps.Pieces, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
-    taken = [take(each, op, operands, context) for each in step.takes]
-    results = tuple(each.result for each in taken if isinstance(each.result, Tracked))
-    return Outcome(results, size_bound=any(each.size_bound for each in taken))
-
-
-@transfer.register(steps.Take)
-def take(step: steps.Take, op: OpView, operands: Sequence[Operand], context: Context) -> Outcome:
-    (operand,) = operands
-    table, row = context.table, operand.row
-    full = table[row].full
-    axis_map = step.axis_map(operand.view.shape, op.output)
-    batch = batch_after(axis_map, table[row])
-    result = tuple(any(full[a] for a in component.axes) for component in axis_map.outputs)
-    index = list[Any]()
-    axis = 0
-    for item in step.index:
-        if item is None:
-            index.append(None)
-            continue
-        if isinstance(item, int):
-            index.append(item if full[axis] else 0)
-        elif isinstance(item, TensorView) or not full[axis]:
-            index.append(slice(None))
-        else:
-            index.append(item)
-        axis += 1
-    if any(item != slice(None) for item in index):
-        how = Derivation("take", (("index", tuple(index)),))
-        row = table.relabel(how, row, result, batch)
-    for at, component in enumerate(axis_map.outputs):  # a list in the graph: taken last
-        if isinstance(component, Changed) and isinstance(component.how, TensorView) and result[at]:
-            node = (component.how.node,)
-            row = table.relabel(Derivation("picked", (("axis", at),), node, node), row, result)
-    changed = [c.axis for c in axis_map.outputs if isinstance(c, Changed)]
-    changed += [axis for axis, _ in axis_map.fixed]
-    bound = bool(op.sized) and any(full[axis] for axis in changed)
-    return Outcome(Tracked(row, operand.tracked.image_level), size_bound=bound)
 
 
 # --------------------------------------------------------------------- padding, concatenation

@@ -24,7 +24,7 @@ class Refusal(Exception):
 def mixes_images() -> Refusal:
     """For a step that combines, reorders or cuts the batch."""
     return Refusal(
-        "it moves or cuts the batch axis, so images (and masks) would mix",
+        "it combines, slices or reorders the batch axis, which mixes images (and masks)",
         "keep axis 0 for the batch",
     )
 
@@ -160,6 +160,6 @@ def batch_first(activity: Activity) -> None:
     """Refuse an operation for which axis 0 is the batch (merged or not) where it is not."""
     if activity.batch.axis != 0:
         raise Refusal(
-            "it takes axis 0 for the batch axis, and the batch was moved elsewhere",
+            "it needs the batch axis to be axis 0, and it was moved elsewhere",
             "move the batch back to axis 0 first",
         )

@@ -74,7 +74,7 @@ def test_the_mask_reshaped(
 
 def test_a_reshape_that_mixes_axes_of_positions_with_others_is_refused() -> None:
     step, shapes = reshape((13, 8, 10, 12), (13, 10, 8, 12))
-    with pytest.raises(Refusal, match="cuts them anew"):
+    with pytest.raises(Refusal, match="spatial and non-spatial"):
         Bench().run(step, 0, **shapes)
 
 
