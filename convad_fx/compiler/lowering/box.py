@@ -262,8 +262,6 @@ class BoxLowering:
 
     def _write_operation(self, node: Node) -> None:
         decided = self.plan.nodes.get(facts(node).name)
-        if decided is not None and self.plan.moves_batch(decided):
-            raise Unsupported(f"{decided.path} moves the batch axis or merges it with others")
         operands = [n for n in node.all_input_nodes if n in self.boxes or n in self.wholes]
         boxed = self.on_box = any(n in self.boxes for n in operands)
         passes: Passes | None
@@ -418,6 +416,8 @@ class BoxLowering:
     def _through(self, node: Node, decided: NodePlan) -> Passes | None:
         """What becomes of boxes at this operation. Raises `Leaves`."""
         self.at = node
+        if self.plan.moves_batch(decided):
+            raise Unsupported(f"{decided.path} moves the batch axis or merges it with others")
         given_levels = (self.levels.get(source) for source in node.all_input_nodes)
         padded = any(isinstance(level, GridMap) and not level.aligned for level in given_levels)
         if padded and not isinstance(decided.step, steps.Window | steps.Pad):

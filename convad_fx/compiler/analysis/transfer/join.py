@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.plan import Derivation, Tracked
 from convad_fx.compiler.analysis.transfer.table import (
     Context,
     Operand,
+    Operands,
     Outcome,
     Refusal,
     mixes_images,
@@ -18,7 +17,7 @@ from convad_fx.compiler.capture.op_schema import OpView
 
 
 @transfer.register(steps.Join)
-def join(step: steps.Join, op: OpView, operands: Sequence[Operand], context: Context) -> Outcome:
+def join(step: steps.Join, op: OpView, operands: Operands, context: Context) -> Outcome:
     ranks = {operand.view.rank for operand in operands}
     if len(ranks) > 1 or len(op.output) not in ranks:
         raise Refusal(

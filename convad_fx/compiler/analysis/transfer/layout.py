@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -24,6 +23,7 @@ from convad_fx.compiler.analysis.transfer.table import (
     ActivityTable,
     Context,
     Operand,
+    Operands,
     Outcome,
     Refusal,
     batch_first,
@@ -33,9 +33,7 @@ from convad_fx.compiler.analysis.transfer.table import (
 from convad_fx.compiler.capture.op_schema import OpView, TensorView
 
 
-def relabel(
-    step: steps.Relabelling, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
+def relabel(step: steps.Relabelling, op: OpView, operands: Operands, context: Context) -> Outcome:
     (operand,) = operands
     table, activity = context.table, context.table[operand.row]
     axis_map = steps.axis_map_of(step, operand.view.shape, op.output)
@@ -137,9 +135,7 @@ def _taken(
 
 
 @transfer.register(steps.Pieces)
-def pieces(
-    step: steps.Pieces, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
+def pieces(step: steps.Pieces, op: OpView, operands: Operands, context: Context) -> Outcome:
     taken = [relabel(take, op, operands, context) for take in step.takes]
     results = tuple(each.result for each in taken if isinstance(each.result, Tracked))
     return Outcome(results, size_bound=any(each.size_bound for each in taken))
@@ -238,7 +234,7 @@ def _is_aligned(component: Component, shape: tuple[int, ...]) -> bool:
 
 
 @transfer.register(steps.Pad)
-def pad(step: steps.Pad, op: OpView, operands: Sequence[Operand], context: Context) -> Outcome:
+def pad(step: steps.Pad, op: OpView, operands: Operands, context: Context) -> Outcome:
     (operand,) = operands
     activity = context.table[operand.row]
     if step.padding[activity.batch.axis] != (0, 0):
@@ -261,9 +257,7 @@ def pad(step: steps.Pad, op: OpView, operands: Sequence[Operand], context: Conte
 
 
 @transfer.register(steps.Concat)
-def concat(
-    step: steps.Concat, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
+def concat(step: steps.Concat, op: OpView, operands: Operands, context: Context) -> Outcome:
     table = context.table
     level = all(operand.tracked.image_level for operand in operands)
     given = [_with_new_axis(operand, step, table) for operand in operands]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.plan import Derivation, Tracked
 from convad_fx.compiler.analysis.transfer.table import (
     Context,
-    Operand,
+    Operands,
     Outcome,
     Refusal,
     mixes_images,
@@ -18,9 +16,7 @@ from convad_fx.compiler.capture.op_schema import OpView
 
 
 @transfer.register(steps.Reduce)
-def reduce(
-    step: steps.Reduce, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
+def reduce(step: steps.Reduce, op: OpView, operands: Operands, context: Context) -> Outcome:
     (operand,) = operands
     table, policy, row = context.table, context.policy, operand.row
     full = table[row].full
@@ -31,7 +27,8 @@ def reduce(
         axis for axis in range(len(full)) if step.keepdim or axis not in step.axes
     )
     if not axes:
-        return Outcome(_results(step, Tracked(table.rearrange(row, kept), _level(operand))))
+        tracked = Tracked(table.rearrange(row, kept), operand.tracked.image_level)
+        return Outcome(_results(step, tracked))
     if step.refuse_full and not context.first_output_only:
         raise Refusal(step.refuse_full, "reduce over channels, or use amax")
     left = tuple(wide and axis not in axes for axis, wide in enumerate(full))
@@ -50,10 +47,6 @@ def reduce(
         refill=step.reads in ("max", "min") and is_global,
         renormalise=mean,
     )
-
-
-def _level(operand: Operand) -> bool:
-    return operand.tracked.image_level
 
 
 def _results(step: steps.Reduce, result: Tracked) -> Tracked | tuple[Tracked, ...]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.plan import Tracked
 from convad_fx.compiler.analysis.transfer.table import (
     Context,
-    Operand,
+    Operands,
     Outcome,
     Refusal,
     mixes_images,
@@ -18,16 +16,12 @@ from convad_fx.compiler.capture.op_schema import OpView
 
 
 @transfer.register(steps.SameCell)
-def same_cell(
-    step: steps.SameCell, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
+def same_cell(step: steps.SameCell, op: OpView, operands: Operands, context: Context) -> Outcome:
     return Outcome(operands[0].tracked)
 
 
 @transfer.register(steps.Statistic)
-def statistic(
-    step: steps.Statistic, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
+def statistic(step: steps.Statistic, op: OpView, operands: Operands, context: Context) -> Outcome:
     (operand,) = operands
     activity = context.table[operand.row]
     if activity.batch.axis in step.axes:

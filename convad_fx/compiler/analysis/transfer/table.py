@@ -121,6 +121,9 @@ class Operand:
         return self.tracked.row
 
 
+Operands = Sequence[Operand]
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a step does to the activities at hand.
@@ -141,7 +144,7 @@ class Outcome:
 
 
 @functools.singledispatch
-def transfer(step: Any, op: OpView, operands: Sequence[Operand], context: Context) -> Outcome:
+def transfer(step: Any, op: OpView, operands: Operands, context: Context) -> Outcome:
     """What a step does to the activities of its operands.
 
     Args:

@@ -12,7 +12,7 @@ from convad_fx.compiler.analysis.transfer.reduction import reduce
 from convad_fx.compiler.analysis.transfer.table import (
     ActivityTable,
     Context,
-    Operand,
+    Operands,
     Outcome,
     batch_first,
     transfer,
@@ -23,9 +23,7 @@ Options = tuple[tuple[str, Any], ...]
 
 
 @transfer.register(steps.Window)
-def window(
-    step: steps.Window, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
+def window(step: steps.Window, op: OpView, operands: Operands, context: Context) -> Outcome:
     (operand,) = operands
     activity, shape = context.table[operand.row], operand.view.shape
     batch_first(activity)
@@ -120,7 +118,7 @@ def _fold_padding(
 
 @transfer.register(steps.AdaptivePool)
 def adaptive_pool(
-    step: steps.AdaptivePool, op: OpView, operands: Sequence[Operand], context: Context
+    step: steps.AdaptivePool, op: OpView, operands: Operands, context: Context
 ) -> Outcome:
     (operand,) = operands
     activity, policy = context.table[operand.row], context.policy
@@ -152,9 +150,7 @@ def adaptive_pool(
 
 
 @transfer.register(steps.Resize)
-def resize(
-    step: steps.Resize, op: OpView, operands: Sequence[Operand], context: Context
-) -> Outcome:
+def resize(step: steps.Resize, op: OpView, operands: Operands, context: Context) -> Outcome:
     (operand,) = operands
     activity = context.table[operand.row]
     batch_first(activity)
