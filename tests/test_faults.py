@@ -114,6 +114,13 @@ FAULTS = (
         ORACLE,
     ),
     Fault(
+        "a batch split off a merged axis counts as positions",
+        "compiler/analysis/transfer/layout.py",
+        "        differs = not is_batch and any(",
+        "        differs = any(",
+        "tests/compiler/test_batch_axis.py::test_values_are_those_of_the_reference",
+    ),
+    Fault(
         "strict forgets that the whole window must be kept",
         "compiler/analysis/transfer/window.py",
         '    if strict:\n        options += (("whole", True),)\n    if step.ceil_mode:\n',

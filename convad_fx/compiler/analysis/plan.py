@@ -79,11 +79,11 @@ class NodePlan:
 
     Attributes:
         result: its activity, one each for a tuple; None where a finding leaves it open.
-        reads: operand -> what its inactive cells read as: 0.0, for an extremum an infinity.
-        refill: an extremum over everything: where nothing is active it gives 0.
+        reads: operand -> what its inactive elements read as, the step's identity.
+        refill: an extremum over the whole grid: where nothing is active it gives 0.
         renormalise: multiply the result by this (``pool="renormalize"``), over ``renormalise_of``.
         finding: why Assumption 1 is not shown to hold here.
-        op: the operation in normal form; None where one of several tensors is picked.
+        op: the operation in normal form; None where it takes one of the tensors of a tuple.
     """
 
     path: str
@@ -132,7 +132,7 @@ class Plan:
     Attributes:
         nodes: node name -> decision, in graph order.
         activities: rows that `Tracked.row` counts in; row 0 is the mask.
-        outputs: names of returned nodes whose inactive cells are set to zero.
+        outputs: names of returned nodes whose inactive elements are set to zero.
         size_bound: why the plan holds for the example's image size only, or "".
     """
 
@@ -151,28 +151,24 @@ class Plan:
         return any(not self.activities[t.row].batch.is_first for t in iter_tracked(node.result))
 
     def decided_rows(self) -> set[int]:
-        """Rows that nodes have, and those they come from; not what is guessed behind findings."""
-        found, queue = {0}, [t.row for p in self.nodes.values() for t in iter_tracked(p.result)]
+        """Rows that nodes have, and those they come from; not those assumed behind findings."""
+        rows, queue = {0}, [t.row for p in self.nodes.values() for t in iter_tracked(p.result)]
         while queue:
             row = queue.pop()
-            if row not in found:
-                found.add(row)
-                queue += [i for i in self.activities[row].of if i is not None]
-        return found
+            if row not in rows:
+                rows.add(row)
+                queue += [source for source in self.activities[row].of if source is not None]
+        return rows
 
     def __str__(self) -> str:
         lines = [f"activity {i}: {_describe(row)}" for i, row in enumerate(self.activities)]
         width = max((len(p.path) for p in self.nodes.values()), default=0)
         for plan in self.nodes.values():
             result = plan.result
-            rows = "?" if result is None else ", ".join(str(t.row) for t in _each(result))
+            rows = ", ".join(str(tracked.row) for tracked in iter_tracked(result)) or "?"
             reads = "  gated" if plan.reads else ""
             lines.append(f"{plan.path:{width}}  {plan.kind:<18} -> {rows}{reads}")
         return "\n".join(lines)
-
-
-def _each(result: Tracked | tuple[Tracked, ...]) -> tuple[Tracked, ...]:
-    return result if isinstance(result, tuple) else (result,)
 
 
 def _describe(row: Activity) -> str:
@@ -200,4 +196,4 @@ def _frozen(value: Any) -> Any:
 def iter_tracked(result: Tracked | tuple[Tracked, ...] | None) -> Iterator[Tracked]:
     """The activities of a node, one for each tensor."""
     if result is not None:
-        yield from _each(result)
+        yield from result if isinstance(result, tuple) else (result,)

@@ -309,15 +309,9 @@ Step = (
     | Resize
     | Statistic
     | Reduce
-    | Reshape
-    | Rearrange
-    | Expand
-    | Take
+    | Relabelling
     | Pieces
-    | Flip
     | Pad
     | Concat
-    | PixelShuffle
-    | ChannelShuffle
     | Refused
 )
