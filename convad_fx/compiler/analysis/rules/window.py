@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -113,6 +114,9 @@ def lp_pool(op: OpView) -> Step:
 
 def _pool(op: OpView, reads: str, dilation: tuple[int, ...]) -> Step:
     dims = op.input.rank - 2
+    spelled = re.search(r"[123](?=d)", op.spelling)  # a subclass may be called anything
+    if spelled and (refused := unbatched(op, int(spelled[0]))):
+        return refused
     kernel = per_axis(op.kernel_size, dims)
     # functional pooling takes an empty list for "as the kernel"
     stride = per_axis(op.stride, dims) if op.get("stride", ()) != () else kernel
