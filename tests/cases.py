@@ -414,7 +414,7 @@ WINDOWS = (
                 "indices",
                 lambda x, m: m(x)[0],
                 lambda: nn.MaxPool2d(2, return_indices=True),
-                refused="places of the maxima",
+                refused="argmax indices",
             ),
             of(
                 "indices-function",
@@ -490,7 +490,7 @@ WINDOWS = (
                 "indices",
                 lambda x, m: m(x)[0],
                 lambda: nn.AdaptiveMaxPool2d(2, return_indices=True),
-                refused="places of the maxima",
+                refused="argmax indices",
             ),
         ),
     ),
@@ -906,7 +906,7 @@ STATISTICS = (
         (
             to("module", lambda: nn.GLU(1)),
             of("function", lambda x: F.glu(x, 1)),
-            of("positions", lambda x: F.glu(x), **FOUR, refused="multiplies distant cells"),
+            of("positions", lambda x: F.glu(x), **FOUR, refused="multiplies distant elements"),
         ),
     ),
 )
@@ -1135,7 +1135,7 @@ def extremum(name: str, fill: float) -> tuple[Sample, ...]:
         of("global", lambda x: f(x.mean((2, 3)), dim=-1)[0]),
         of("positions", lambda x: f(x, 2)[0], fill=fill),
         of("line", lambda x: f(x, 2).values, fill=fill, **LINE, **REDUCES),
-        of("places", lambda x: _both(f(x, 2)), refused="where the extremum is"),
+        of("places", lambda x: _both(f(x, 2)), refused="indices of the extremum"),
         of("all", lambda x: f(x), refused=BATCH),
     )
 
@@ -1291,9 +1291,9 @@ REDUCTIONS = (
 
 # -------------------------------------------------------------------------------------- layout
 
-CUT = "cuts them anew"
-TWICE = "at several places"
-PICKED = "cells are picked one by one"
+CUT = "mixes spatial and non-spatial axes"
+TWICE = "at several positions"
+PICKED = "something else than a list of indices"
 
 
 def pads(kind: str, module: str, *args: Any) -> Case:
@@ -1447,7 +1447,7 @@ LAYOUT = (
             of("channels", lambda x: x.repeat(1, 3, 1, 1), shape=(1, 3, 3)),
             of("global", lambda x: pooled(x).repeat(1, 1, 3, 2)),
             of("tile", lambda x: torch.tile(x, (1, 2, 1, 1)), shape=(1, 3, 3)),
-            of("positions", lambda x: x.repeat(1, 1, 2, 1), refused="appears at several places"),
+            of("positions", lambda x: x.repeat(1, 1, 2, 1), refused="appears at several positions"),
         ),
     ),
     Case(
@@ -1658,7 +1658,7 @@ LAYOUT = (
 
 # ------------------------------------------------------------------------------------- refused
 
-VALUES = "picks cells by value"
+VALUES = "selects elements by value"
 
 
 def _attend(x: Tensor, m: nn.Module) -> Tensor:
@@ -1700,7 +1700,7 @@ REFUSED = (
             of(
                 "function",
                 lambda x: F.grid_sample(x, last(x), align_corners=False),
-                refused="at places that are computed",
+                refused="at computed positions",
             ),
         ),
     ),
@@ -1726,9 +1726,9 @@ REFUSED = (
     Case(
         "cumulative",
         (
-            of("cumsum", lambda x: x.cumsum(2), refused="all cells before it"),
-            of("cummax", lambda x: torch.cummax(x, 3)[0], refused="all cells before it"),
-            of("diff", lambda x: torch.diff(x, dim=2), refused="all cells before it"),
+            of("cumsum", lambda x: x.cumsum(2), refused="all elements before it"),
+            of("cummax", lambda x: torch.cummax(x, 3)[0], refused="all elements before it"),
+            of("diff", lambda x: torch.diff(x, dim=2), refused="all elements before it"),
         ),
     ),
     Case(

@@ -19,8 +19,8 @@ SAYS: dict[type, str] = {
     steps.Constant: "none: it does not depend on the image's values",
     steps.Join: "unchanged, if one operand depends on the image; if two do, ",
     steps.Window: "`Phi > tau` over the window, or in place (positional)",
-    steps.AdaptivePool: "`Phi > tau` over the cells pooled",
-    steps.Resize: "`Phi > tau` over the cells of non-zero weight",
+    steps.AdaptivePool: "`Phi > tau` over the elements pooled",
+    steps.Resize: "`Phi > tau` over the elements of non-zero weight",
     steps.Statistic: "unchanged",
     steps.Reduce: "over all full axes: any; over some: `Phi > tau`; over others: unchanged",
     steps.Reshape: "the same reshape",
@@ -29,7 +29,7 @@ SAYS: dict[type, str] = {
     steps.Take: "the same slice",
     steps.Pieces: "the same slices",
     steps.Flip: "the same flip",
-    steps.Pad: "added cells are active and do not exist, or copy (reflect, replicate, circular)",
+    steps.Pad: "added elements are active and do not exist, or copy (reflect, replicate, circular)",
     steps.Concat: "the same concatenation",
     steps.PixelShuffle: "the same shuffle",
     steps.ChannelShuffle: "the same shuffle, where it differs between channels",
@@ -37,10 +37,10 @@ SAYS: dict[type, str] = {
 }
 
 JOINED = {
-    "sum": "`Phi > tau` over the two cells",
+    "sum": "`Phi > tau` over the two elements",
     "product": "active where both are",
-    "max": "`Phi > tau` over the two cells",
-    "min": "`Phi > tau` over the two cells",
+    "max": "`Phi > tau` over the two elements",
+    "min": "`Phi > tau` over the two elements",
 }
 
 HEAD = """\
@@ -48,12 +48,12 @@ HEAD = """\
 
 What the compiler knows: one line for each kind of operation, with what happens to the
 [activity](meaning.md) and for which reasons a use of it is refused. Anything that is not here is
-refused as unknown; [how to add it](add-a-rule.md). *Reads gated*: whether inactive cells are put to
-zero (in a maximum: never win) before it; *if mixed*: only where it combines cells that may differ
-in activity. The last column leaves out what holds for all: an operation that moves, cuts or
-combines the batch axis, reads a single sample without one, or has a parameter computed from the
-image is refused. Every line is checked against the real operation by
-`pytest tests/test_oracle.py`, which also writes this page (`--refresh`).
+refused as unknown; [how to add it](add-a-rule.md). *Reads gated*: whether inactive elements are set
+to zero (in a maximum: never win) before it; *if mixed*: only where it combines elements that may
+differ in activity. The last column leaves out what holds for all: an operation that combines,
+slices or reorders the batch, that returns it on another axis than 0, reads a single sample without
+a batch, or has a parameter computed from the image is refused. Every line is checked against the
+real operation by `pytest tests/test_oracle.py`, which also writes this page (`--refresh`).
 
 | kind | spelled | activity of the result | reads gated | refused |
 |---|---|---|---|---|
@@ -100,6 +100,9 @@ def _found(case: Case) -> tuple[list[str], str, list[str]]:
             continue
         traced, decided, _ = planned(sample)
         if sample.refused:
+            for node in decided.nodes.values():  # a step, but its result must not be returned
+                if node.finding and node.step and node.kind == case.kind:
+                    does[SAYS[type(node.step)]] = None
             if sample.refused not in GENERAL:
                 whys = (f.why for f in decided.findings if sample.refused in f.why)
                 reasons.setdefault(sample.refused, next(whys, ""))

@@ -8,11 +8,15 @@ Every tensor that the image reaches is carried as a `Cells`; after each operatio
 is gated, unless the tensor is global or, under raw input, at image level. So whatever an operation
 reads is gated already, and only maxima have to look at the activity again.
 
+A network that moves the batch axis, or merges it with others, is defined one image at a time: the
+batch is then an axis of size 1 like any other (`reference_by_image`).
+
 Places where meaning.md leaves room are marked with "Reading:".
 """
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import math
 import operator
@@ -45,7 +49,7 @@ class Cells:
     """A tensor that the image reaches, and what is known of its cells.
 
     `active` and `exists` have the rank of `value`; along an axis they have its size where `full`
-    says so and size 1 elsewhere. The batch axis, 0, always has its own size. `same` names the
+    says so and size 1 elsewhere. Axis 0, the batch, always has its own size. `same` names the
     activity as a function of the mask: equal names, one and the same activity. `family` holds the
     tensors that may share memory with this one.
     """
@@ -73,6 +77,14 @@ def reference(model: nn.Module, x: Tensor, mask: Tensor, policy: PolicyLike) -> 
     return _Reference(model, policy).answer(x, mask)
 
 
+def reference_by_image(model: nn.Module, x: Tensor, mask: Tensor, policy: PolicyLike) -> Tensor:
+    """As `reference`, for each image and mask alone; the model returns one tensor."""
+    batch = max(len(x), len(mask))
+    x, mask = x.expand(batch, *x.shape[1:]), mask.expand(batch, *mask.shape[1:])
+    pairs = zip(x.split(1), mask.split(1), strict=True)
+    return torch.cat([reference(model, image, kept, policy) for image, kept in pairs])
+
+
 def reference_activity(
     model: nn.Module, x: Tensor, mask: Tensor, policy: PolicyLike
 ) -> dict[str, Tensor]:
@@ -80,6 +92,16 @@ def reference_activity(
     run = _Reference(model, policy)
     run.answer(x, mask)
     return run.activity
+
+
+#: How many images the reference runs on at present.
+_images: contextvars.ContextVar[int] = contextvars.ContextVar("images")
+
+
+def _of_one_image(what: str) -> None:
+    """What may be done along axis 0 only where the batch has size 1."""
+    if _images.get() != 1:
+        raise NotImplementedError(what)
 
 
 class _InPlaceProxy(fx.Proxy):
@@ -115,6 +137,7 @@ class _Reference(fx.Interpreter):
         assert mask.dtype == torch.bool
         assert mask.shape[1:] == (1, *x.shape[2:])
         batch = max(len(x), len(mask))
+        _images.set(batch)
         x, mask = x.expand(batch, *x.shape[1:]), mask.expand(batch, *mask.shape[1:])
         full = (False, False) + (True,) * (x.dim() - 2)
         image = Cells(x.clone(), mask, torch.ones_like(mask), full, "image", image=True)
@@ -191,7 +214,8 @@ def _check(cells: Cells) -> None:
     """The promise that `Cells` makes about its fields."""
     assert cells.active.dtype == cells.exists.dtype == torch.bool
     assert len(cells.full) == cells.value.dim()
-    assert not cells.full[0]
+    if cells.full[0]:
+        _of_one_image("activity that differs along the batch")
     for axis, is_full in enumerate(cells.full):
         size = cells.value.shape[axis] if is_full or axis == 0 else 1
         assert cells.active.shape[axis] == cells.exists.shape[axis] == size
@@ -725,8 +749,10 @@ def _reduce(
 ) -> Cells:
     """`value` is `x` reduced over `axes`, which become one, or disappear where not kept."""
     if 0 in axes:
-        raise NotImplementedError("a reduction over the batch")
+        _of_one_image("a reduction over the batch")
     hot = [axis for axis in axes if x.full[axis]]
+    if 0 in axes and 0 not in hot:  # of its own size, and nothing differs along it
+        x = _with(x, x.value, active=x.active[:1], exists=x.exists[:1])
     full = [is_full and axis not in axes for axis, is_full in enumerate(x.full)]
     active, exists, same = x.active, x.exists, x.same
     image = x.image and not hot
@@ -926,7 +952,7 @@ def _reshape(policy: PolicyLike, x: Cells, *shape: Any, **kwargs: Any) -> Cells:
 
 def _flatten(policy: PolicyLike, x: Cells, start_dim: int = 0, end_dim: int = -1) -> Cells:
     if start_dim % x.value.dim() == 0:
-        raise NotImplementedError("a flatten that takes in the batch")
+        _of_one_image("a flatten that takes in the batch")
     return _to_shape(x, tuple(x.value.flatten(start_dim, end_dim).shape))
 
 
@@ -936,7 +962,7 @@ def _unflatten(policy: PolicyLike, x: Cells, dim: int, sizes: Any) -> Cells:
 
 def _to_shape(x: Cells, shape: tuple[int, ...]) -> Cells:
     if not shape or shape[0] != x.value.shape[0]:
-        raise NotImplementedError("a reshape that touches the batch")
+        _of_one_image("a reshape that touches the batch")
     full = [False] * len(shape)
     for inputs, outputs in _reshape_groups(tuple(x.value.shape), shape):
         hot = any(x.full[axis] for axis in inputs)
@@ -953,8 +979,8 @@ def _reshape_groups(
     old: tuple[int, ...], new: tuple[int, ...]
 ) -> list[tuple[list[int], list[int]]]:
     """Which axes of `old` make up which of `new`; leftover axes of size 1 join the group before."""
-    groups: list[tuple[list[int], list[int]]] = [([0], [0])]
-    i, j = 1, 1
+    groups: list[tuple[list[int], list[int]]] = []
+    i, j = 0, 0
     while i < len(old) and j < len(new):
         group, size_i, size_j = ([i], [j]), old[i], new[j]
         i, j = i + 1, j + 1
@@ -978,7 +1004,7 @@ def _permute(policy: PolicyLike, x: Cells, *dims: Any, **kwargs: Any) -> Cells:
     order = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
     order = tuple(d % x.value.dim() for d in order)
     if order[0] != 0:
-        raise NotImplementedError("a permutation that moves the batch")
+        _of_one_image("a permutation that moves the batch")
     full = [x.full[axis] for axis in order]
     return _relabel(x, lambda v: v.permute(order), full, ("permute", order))
 
@@ -1001,7 +1027,7 @@ def _squeeze(policy: PolicyLike, x: Cells, dim: Any = None) -> Cells:
 def _unsqueeze(policy: PolicyLike, x: Cells, dim: int) -> Cells:
     axis = dim % (x.value.dim() + 1)
     if axis == 0:
-        raise NotImplementedError("a new axis before the batch")
+        _of_one_image("a new axis before the batch")
     full = [*x.full[:axis], False, *x.full[axis:]]
     return _relabel(x, lambda v: v.unsqueeze(axis), full, ("new", (axis,)))
 
@@ -1036,7 +1062,7 @@ def _index(policy: PolicyLike, x: Any, index: Any) -> Any:
         named = sum(i is not None for i in index) - 1
         index = index[:at] + (slice(None),) * (x.value.dim() - named) + index[at + 1 :]
     if not (isinstance(index[0], slice) and index[0] == slice(None)):
-        raise NotImplementedError("an index that picks from the batch")
+        _of_one_image("an index that picks from the batch")
     axis, result = 0, x
     for item in index:
         match item:
@@ -1113,7 +1139,7 @@ def _split(
 def _parts(x: Cells, sizes: list[int], dim: int) -> tuple[Cells, ...]:
     axis = dim % x.value.dim()
     if axis == 0:
-        raise NotImplementedError("a split of the batch")
+        _of_one_image("a split of the batch")
     starts = [sum(sizes[:k]) for k in range(len(sizes))]
     return tuple(
         _pick(x, axis, list(range(start, start + size)))
@@ -1202,7 +1228,7 @@ def _cat(policy: PolicyLike, tensors: Any = None, dim: int = 0, **kwargs: Any) -
     first = next(t for t in tensors if isinstance(t, Cells))
     axis = dim % first.value.dim()
     if axis == 0:
-        raise NotImplementedError("a concatenation of batches")
+        _of_one_image("a concatenation of batches")
     value = torch.cat([t.value if isinstance(t, Cells) else t for t in tensors], axis)
     return _concatenated(value, tensors, axis, "cat")
 
@@ -1213,7 +1239,8 @@ def _concatenated(value: Tensor, tensors: Sequence[Any], axis: int, step: str) -
     names = tuple(t.same if isinstance(t, Cells) else "constant" for t in tensors)
     if len(set(names)) == 1 and not any(t.full[axis] for t in reached):
         first = reached[0]
-        return Cells(value, first.active, first.exists, first.full, first.same, image)
+        active, exists = (w.expand(len(value), *w.shape[1:]) for w in (first.active, first.exists))
+        return Cells(value, active, exists, first.full, first.same, image)
     full = [any(t.full[k] for t in reached) or k == axis for k in range(value.dim())]
     shape = [n if k == 0 or full[k] else 1 for k, n in enumerate(value.shape)]
 

@@ -92,32 +92,39 @@ FAULTS = (
     ),
     Fault(
         "hidden cells read as zero in a maximum",
-        "compiler/analysis/propagate.py",
-        '        fill: float | None = -math.inf if step.reads == "max" else 0.0\n',
-        "        fill: float | None = 0.0\n",
+        "compiler/analysis/steps.py",
+        '    "max": -math.inf,\n',
+        '    "max": 0.0,\n',
         "tests/compiler/test_golden.py::test_plan_and_code",
     ),
     Fault(
         "tau is applied to global reductions",
-        "compiler/analysis/propagate.py",
-        "            index = self._anywhere(source.row, axes)\n",
-        '            how = Derivation("share_activity", (("axes", axes), ("tau", self.policy.tau)))\n'  # noqa: E501
-        "            index = self._intern(how, (source.row,), left)\n",
+        "compiler/analysis/transfer/reduction.py",
+        "        row = table.anywhere(row, axes)\n",
+        '        how = Derivation("share_activity", (("axes", axes), ("tau", policy.tau)))\n'
+        "        row = table.intern(how, (row,), left)\n",
         ORACLE,
     ),
     Fault(
         "concatenation takes the first operand's activity for all",
-        "compiler/analysis/propagate.py",
-        "        if len(given) == len(rows) and len(set(given)) == 1 and not"
-        " first.full[step.axis]:\n",
-        "        if not first.full[step.axis]:\n",
+        "compiler/analysis/transfer/layout.py",
+        "    if len(given) == len(op.input) and len(set(given)) == 1 and not"
+        " table[given[0]].full[step.axis]:\n",
+        "    if not table[given[0]].full[step.axis]:\n",
         ORACLE,
     ),
     Fault(
+        "a batch split off a merged axis counts as positions",
+        "compiler/analysis/transfer/layout.py",
+        "        differs = not is_batch and any(",
+        "        differs = any(",
+        "tests/compiler/test_batch_axis.py::test_values_are_those_of_the_reference",
+    ),
+    Fault(
         "strict forgets that the whole window must be kept",
-        "compiler/analysis/propagate.py",
-        '        if strict:\n            options += (("whole", True),)\n        if step.ceil_mode:\n',  # noqa: E501
-        "        if step.ceil_mode:\n",
+        "compiler/analysis/transfer/window.py",
+        '    if strict:\n        options += (("whole", True),)\n    if step.ceil_mode:\n',
+        "    if step.ceil_mode:\n",
         POLICIES,
     ),
     Fault(

@@ -371,9 +371,9 @@ class Broken:
     because: str = ""
 
 
-BY_VALUE = "picks cells by value"
+BY_VALUE = "selects elements by value"
 NO_RULE = "no rule says what"
-BATCH = "moves or cuts the batch axis"
+BATCH = "slices or reorders the batch axis"
 ATTENTION = "lets every position read every other"
 PRODUCT = "combines positions by weights that no window bounds"
 
@@ -399,7 +399,7 @@ BROKEN = (
                 "fault.pool",
                 "MaxPool2d",
                 f"{GRID} -> (N, 4, 4, 4) and (N, 4, 4, 4)",
-                "returns the places of the maxima",
+                "returns data-dependent argmax indices",
             ),
             Says("fault.unpool", "MaxUnpool2d", f"(N, 4, 4, 4), (N, 4, 4, 4) -> {GRID}", NO_RULE),
         ),
@@ -432,10 +432,18 @@ BROKEN = (
     Broken(CustomFunction, (Says("fault.roll", ".roll()", SAME, "across the border"),)),
     Broken(
         Interleave,
-        (Says("fault.reshape", ".reshape()", f"{GRID} -> (N, 8, 8, 4)", "cuts them anew"),),
+        (
+            Says(
+                "fault.reshape",
+                ".reshape()",
+                f"{GRID} -> (N, 8, 8, 4)",
+                "mixes spatial and non-spatial axes",
+            ),
+        ),
     ),
     Broken(
-        Tile, (Says("fault.repeat", ".repeat()", f"(N, 4, 4, 4) -> {GRID}", "at several places"),)
+        Tile,
+        (Says("fault.repeat", ".repeat()", f"(N, 4, 4, 4) -> {GRID}", "at several positions"),),
     ),
     Broken(
         GridSample,
@@ -447,7 +455,7 @@ BROKEN = (
                 "fault.grid_sample",
                 "functional.grid_sample",
                 f"{GRID}, (N, 8, 8, 2) -> {GRID}",
-                "at places that are computed",
+                "at computed positions",
             ),
         ),
     ),
@@ -458,7 +466,7 @@ BROKEN = (
                 "fault.grid_sampler.default",
                 "grid_sampler.default",
                 SAME,
-                "at places that are computed",
+                "at computed positions",
             ),
         ),
     ),
@@ -474,7 +482,8 @@ BROKEN = (
         ),
     ),
     Broken(
-        Cumsum, (Says("fault.cumsum", ".cumsum()", SAME, "every cell reads all cells before it"),)
+        Cumsum,
+        (Says("fault.cumsum", ".cumsum()", SAME, "every element reads all elements before it"),),
     ),
     Broken(
         DotProduct,
@@ -549,8 +558,12 @@ BROKEN = (
     Broken(
         Conditional,
         (
-            Says("fault.view", ".view()", "(N, 36) -> (52, 1, 3, 3)", BATCH),
-            Says("fault.reshape", ".reshape()", f"{GRID} -> (1, 52, 8, 8)", BATCH),
+            Says(
+                "fault.conv2d",
+                "torch.conv2d",
+                "(1, 52, 8, 8), (52, 1, 3, 3) -> (1, 52, 8, 8)",
+                "is computed from the image",
+            ),
         ),
     ),
     Broken(
@@ -565,7 +578,7 @@ BROKEN = (
     ),
     Broken(
         AlwaysDropout,
-        (Says("fault.dropout", "functional.dropout", SAME, "drops cells at random"),),
+        (Says("fault.dropout", "functional.dropout", SAME, "drops elements at random"),),
         "theorem 1",
     ),
     Broken(
@@ -585,7 +598,9 @@ BROKEN = (
         (
             Says("fault.left.1.roll", ".roll()", SAME, "across the border"),
             Says("fault.right.norm", "BatchNorm2d", SAME, "statistics of the batch"),
-            Says("fault.down.cumsum", ".cumsum()", SAME, "every cell reads all cells before it"),
+            Says(
+                "fault.down.cumsum", ".cumsum()", SAME, "every element reads all elements before it"
+            ),
             Says("fault.end.fft2", "torch.fft.fft2", SAME, "over the whole grid"),
         ),
         "batch",

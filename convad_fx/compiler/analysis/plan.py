@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from convad_fx.compiler.analysis import steps
+from convad_fx.compiler.analysis.axis_map import BATCH_FIRST, BatchAxis
 from convad_fx.compiler.capture.facts import BATCH
 from convad_fx.compiler.capture.op_schema import OpView
 
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """A call of one of the tensor functions in `kernels`, as a value.
+    """A call of one of the tensor functions in `activity`, as a value.
 
     The arguments are the source activities, then the graph's ``tensors`` (by node name, with the
     place in it where the node gives several), then ``options``. What two derivations must share to
@@ -44,21 +45,24 @@ class Activity:
     """A row of the plan: how an activity comes about.
 
     Attributes:
-        full: for each axis, whether activity may differ along it; otherwise it is stored as size 1.
+        full: for each axis, whether activity may differ along it within a sample; an axis that is
+            not full and does not hold the batch is stored with size 1.
         how: None for the mask itself.
         of: rows it is derived from; None stands for a tensor that no image reaches.
-        padded: it has cells that do not exist for Phi.
+        padded: it has elements that do not exist for Phi.
+        batch: the axis of the batch; full if the batch is merged with axes that are.
     """
 
     full: tuple[bool, ...]
     how: Derivation | None
     of: tuple[int | None, ...]
     padded: bool = False
+    batch: BatchAxis = BATCH_FIRST
 
     @property
     def is_global(self) -> bool:
-        """No two cells of a sample can differ."""
-        return not any(self.full[1:])
+        """No two elements of a sample can differ."""
+        return not any(self.full)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,11 @@ class NodePlan:
 
     Attributes:
         result: its activity, one each for a tuple; None where a finding leaves it open.
-        reads: operand -> what its inactive cells read as: 0.0, for an extremum an infinity.
-        refill: an extremum over everything: where nothing is active it gives 0.
+        reads: operand -> what its inactive elements read as, the step's identity.
+        refill: an extremum over the whole grid: where nothing is active it gives 0.
         renormalise: multiply the result by this (``pool="renormalize"``), over ``renormalise_of``.
         finding: why Assumption 1 is not shown to hold here.
-        op: the operation in normal form; None where one of several tensors is picked.
+        op: the operation in normal form; None where it takes one of the tensors of a tuple.
     """
 
     path: str
@@ -128,7 +132,7 @@ class Plan:
     Attributes:
         nodes: node name -> decision, in graph order.
         activities: rows that `Tracked.row` counts in; row 0 is the mask.
-        outputs: names of returned nodes whose inactive cells are set to zero.
+        outputs: names of returned nodes whose inactive elements are set to zero.
         size_bound: why the plan holds for the example's image size only, or "".
     """
 
@@ -142,33 +146,38 @@ class Plan:
         """All of them, in graph order."""
         return tuple(plan.finding for plan in self.nodes.values() if plan.finding is not None)
 
+    def moves_batch(self, node: NodePlan) -> bool:
+        """A result of it has the batch elsewhere than on axis 0, or merged with other axes."""
+        return any(not self.activities[t.row].batch.is_first for t in iter_tracked(node.result))
+
     def decided_rows(self) -> set[int]:
-        """Rows that nodes have, and those they come from; not what is guessed behind findings."""
-        found, queue = {0}, [t.row for p in self.nodes.values() for t in iter_tracked(p.result)]
+        """Rows that nodes have, and those they come from; not those assumed behind findings."""
+        rows, queue = {0}, [t.row for p in self.nodes.values() for t in iter_tracked(p.result)]
         while queue:
             row = queue.pop()
-            if row not in found:
-                found.add(row)
-                queue += [i for i in self.activities[row].of if i is not None]
-        return found
+            if row not in rows:
+                rows.add(row)
+                queue += [source for source in self.activities[row].of if source is not None]
+        return rows
 
     def __str__(self) -> str:
         lines = [f"activity {i}: {_describe(row)}" for i, row in enumerate(self.activities)]
         width = max((len(p.path) for p in self.nodes.values()), default=0)
         for plan in self.nodes.values():
             result = plan.result
-            rows = "?" if result is None else ", ".join(str(t.row) for t in _each(result))
+            rows = ", ".join(str(tracked.row) for tracked in iter_tracked(result)) or "?"
             reads = "  gated" if plan.reads else ""
             lines.append(f"{plan.path:{width}}  {plan.kind:<18} -> {rows}{reads}")
         return "\n".join(lines)
 
 
-def _each(result: Tracked | tuple[Tracked, ...]) -> tuple[Tracked, ...]:
-    return result if isinstance(result, tuple) else (result,)
-
-
 def _describe(row: Activity) -> str:
-    axes = "".join("x" if full else "1" for full in row.full[1:])
+    axes = "".join("x" if full else "1" for full in row.full)
+    if row.batch.is_first:
+        axes = axes[1:]
+    else:  # N: the batch alone; n: merged with other axes
+        sign, at = "n" if row.batch.is_merged else "N", row.batch.axis
+        axes = axes[:at] + sign + axes[at + 1 :]
     if row.how is None:
         return f"[{axes}] the mask"
     sources = ", ".join("none" if i is None else str(i) for i in row.of)
@@ -187,4 +196,4 @@ def _frozen(value: Any) -> Any:
 def iter_tracked(result: Tracked | tuple[Tracked, ...] | None) -> Iterator[Tracked]:
     """The activities of a node, one for each tensor."""
     if result is not None:
-        yield from _each(result)
+        yield from result if isinstance(result, tuple) else (result,)

@@ -1,26 +1,52 @@
 """What an operation does to the activity: small frozen values that rules return.
 
 A step says *what kind* of combining or moving an operation does, in terms of axes and windows. It
-knows neither the graph nor the policy; `plan` decides what follows for the activity at hand.
+knows neither the graph nor the policy; the functions in `transfer` decide what follows for the
+activities at hand.
+
+A step that combines elements has an ``identity``: what an inactive element reads as, so that it
+changes nothing (0 in a sum, minus infinity in a maximum); None: it is read as it is. A step that
+relabels elements has an `AxisMap`, see `axis_map_of`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from convad_fx.compiler.analysis.axis_map import Block
+from convad_fx.compiler.analysis.axis_map import AxisMap, Block, Shape
 
 #: (before, after) for each axis. None is TensorFlow's "SAME": as much as gives ceil(size / stride)
-#: cells, the odd one at the end, computed from the size at hand.
+#: elements, the odd one at the end, computed from the size at hand.
 Pairs = tuple[tuple[int, int] | None, ...]
 SAME = None
+
+#: How elements are combined -> the element that changes nothing there.
+IDENTITIES: dict[str, float | None] = {
+    "sum": 0.0,
+    "mean": 0.0,
+    "max": -math.inf,
+    "min": math.inf,
+    "product": None,  # both must be active for the result to be
+}
+
+
+class Combines:
+    """A step with a field ``reads`` that says how it combines elements."""
+
+    __slots__ = ()
+    reads: str
+
+    @property
+    def identity(self) -> float | None:
+        """What an inactive element reads as."""
+        return IDENTITIES[self.reads]
 
 
 @dataclass(frozen=True, slots=True)
 class SameCell:
-    """Every output cell reads its own input cell and nothing else that an image reaches."""
+    """Every output element reads its own input element and nothing else that an image reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +56,18 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Cell by cell over two operands: "sum", "product", "max" or "min"."""
+    """Element by element over two operands: "sum", "product", "max" or "min"."""
 
     kind: str
 
+    @property
+    def identity(self) -> float | None:
+        """What an inactive element reads as."""
+        return IDENTITIES[self.kind]
+
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class Window(Combines):
     """A window slides over the grid.
 
     Attributes:
@@ -44,9 +75,12 @@ class Window:
         padding: (before, after) per grid axis.
         groups: channel groups it combines (convolution), or 0: each channel for itself (pooling).
         channels: output channels.
-        reads: "sum", "mean" or "max": what it does with the cells.
-        mode: "constant", or the padding that copies cells.
+        reads: "sum", "mean" or "max": how it combines elements.
+        mode: "constant", or the padding that copies elements.
         transposed: a transposed convolution (padding as that operation's own parameters mean it).
+
+    Raises:
+        ValueError: kernel, stride, padding and dilation are not for the same number of axes.
     """
 
     kernel: tuple[int, ...]
@@ -60,6 +94,10 @@ class Window:
     ceil_mode: bool = False
     transposed: bool = False
 
+    def __post_init__(self) -> None:
+        if not len(self.kernel) == len(self.stride) == len(self.padding) == len(self.dilation):
+            raise ValueError("kernel, stride, padding and dilation are for different ranks")
+
     @property
     def keeps_grid(self) -> bool:
         """Stride 1 and as much padding as the kernel takes away, on every axis."""
@@ -72,16 +110,26 @@ class Window:
 
     @property
     def one_cell(self) -> bool:
-        """It reads a single cell of the grid and no padding."""
+        """It reads a single position and no padding."""
         return (
             not self.transposed
             and math.prod(self.kernel) == 1
             and all(pair in (SAME, (0, 0)) for pair in self.padding)
         )
 
+    def covers(self, grid: tuple[int, ...]) -> bool:
+        """Pooling without padding over the whole grid."""
+        return (
+            self.groups == 0
+            and not self.transposed
+            and self.kernel == grid
+            and set(self.dilation) == {1}
+            and all(pair == (0, 0) for pair in self.padding)
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class AdaptivePool:
+class AdaptivePool(Combines):
     """Pooling to a grid of given size; None keeps an axis. ``reads`` as in `Window`."""
 
     output_size: tuple[int | None, ...]
@@ -92,6 +140,8 @@ class AdaptivePool:
 class Resize:
     """Interpolation to another grid."""
 
+    identity: ClassVar[float] = 0.0
+
     mode: str
     align_corners: bool | None = None
     scale_factor: tuple[float | None, ...] | None = None
@@ -100,17 +150,19 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """Cells are normalised by numbers computed over these axes; shapes stay.
+    """Elements are normalised by numbers computed over these axes; shapes stay.
 
     ``refuse_full``: why it must not run over axes along which activity differs, or "".
     """
+
+    identity: ClassVar[float] = 0.0
 
     axes: tuple[int, ...]
     refuse_full: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Reduce:
+class Reduce(Combines):
     """These axes are combined into one value.
 
     Attributes:
@@ -134,7 +186,7 @@ class Reduce:
 
 @dataclass(frozen=True, slots=True)
 class Reshape:
-    """Cells in the same row-major order under other axes."""
+    """Elements in the same row-major order under other axes."""
 
     blocks: tuple[Block, ...]
 
@@ -148,14 +200,14 @@ class Rearrange:
 
 @dataclass(frozen=True, slots=True)
 class Expand:
-    """Axes of size 1 repeated; ``new`` axes in front."""
+    """Axes of size 1 repeated."""
 
     repeated: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Indexing: one slice, integer or list of constant places per input axis (None: a new axis).
+    """Indexing: one slice, integer or list of indices per input axis (None: a new axis).
 
     A list is a tuple of integers, or the `TensorView` of a constant of rank 1; at most one of them.
     """
@@ -165,7 +217,7 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Several tensors, each a `Take` of the same input."""
+    """Tensors that are each a `Take` of the same input."""
 
     takes: tuple[Take, ...]
 
@@ -179,7 +231,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Pad:
-    """Cells added (or, negative, removed) at the ends of axes: (before, after) for every axis.
+    """Elements added (or, negative, removed) at the ends of axes: (before, after) for every axis.
 
     ``value``: what they are, where the mode is "constant".
     """
@@ -225,6 +277,29 @@ class Refused:
     hint: str
 
 
+#: Steps that only give elements other places.
+Relabelling = Reshape | Rearrange | Expand | Take | Flip | PixelShuffle | ChannelShuffle
+
+
+def axis_map_of(step: Relabelling, before: Shape, after: Shape) -> AxisMap:
+    """What a relabelling does to axes, for the shape of its operand and of its result."""
+    match step:
+        case Reshape(blocks):
+            return AxisMap.reshaped(blocks, before, after)
+        case Rearrange(axes):
+            return AxisMap.reordered(before, axes)
+        case Expand(repeated):
+            return AxisMap.changed(before, dict.fromkeys(repeated, "repeat"), after)
+        case Take(index):
+            return AxisMap.taken(before, index)
+        case Flip(axes):
+            return AxisMap.changed(before, dict.fromkeys(axes, "flip"))
+        case PixelShuffle(factor, down):
+            return AxisMap.pixel_shuffled(before, factor, down=down)
+        case ChannelShuffle(groups):
+            return AxisMap.channel_shuffled(before, groups)
+
+
 Step = (
     SameCell
     | Constant
@@ -234,15 +309,9 @@ Step = (
     | Resize
     | Statistic
     | Reduce
-    | Reshape
-    | Rearrange
-    | Expand
-    | Take
+    | Relabelling
     | Pieces
-    | Flip
     | Pad
     | Concat
-    | PixelShuffle
-    | ChannelShuffle
     | Refused
 )

@@ -25,16 +25,33 @@ def rearrange(activity: Tensor, axes: tuple[int | None, ...]) -> Tensor:
 
 
 def reshaped(
-    activity: Tensor, source: Tensor, like: Tensor, spread: tuple[int, ...], full: tuple[bool, ...]
+    activity: Tensor,
+    source: Tensor,
+    like: Tensor,
+    spread: tuple[int, ...],
+    full: tuple[bool, ...],
+    batch: tuple[int, int] | None = None,
+    narrow: tuple[int, ...] = (),
 ) -> Tensor:
     """The activity of ``like``, a reshape of ``source``.
 
     Args:
         spread: axes of the source that are merged with others, and must be expanded first.
         full: the axes of the result along which activity may differ; the others have size 1.
+        batch: the axis of the batch before and after, where either is not axis 0 and nothing else.
+        narrow: axes of the result to be stored with size 1 after all: nothing differs along them.
     """
     sizes = [source.shape[i] if i in spread else n for i, n in enumerate(activity.shape)]
     shape = [n if wide else 1 for n, wide in zip(like.shape, full, strict=True)]
+    if batch is not None:
+        before, after = batch
+        if before in spread:  # one image may meet many masks, and the reverse
+            sizes[before] = max(source.shape[before], activity.shape[before])
+        shape[after] = -1
+        result = activity.expand(sizes).reshape(shape)
+        for axis in narrow:
+            result = result.narrow(axis, 0, 1)
+        return result
     return activity.expand(sizes).reshape(activity.shape[0], *shape[1:])
 
 

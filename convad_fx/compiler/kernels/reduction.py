@@ -45,6 +45,7 @@ def mean_renormalise(
 def _totals(
     activity: Tensor, axes: tuple[int, ...], exists: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    present = torch.ones_like(activity[:1]) if exists is None else exists
-    active = (activity & present).sum(axes, keepdim=True, dtype=torch.int32)
-    return active, present.sum(axes, keepdim=True, dtype=torch.int32)
+    if exists is None:  # with the batch on axis 0, the same for every sample
+        exists = torch.ones_like(activity if 0 in axes else activity[:1])
+    active = (activity & exists).sum(axes, keepdim=True, dtype=torch.int32)
+    return active, exists.sum(axes, keepdim=True, dtype=torch.int32)

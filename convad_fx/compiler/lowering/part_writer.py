@@ -15,7 +15,7 @@ from convad_fx.compiler.kernels.gating import gate
 from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
 from convad_fx.compiler.lowering.grid_map import Geometry, GridMap, Grids, GridStep, WindowMap
 from convad_fx.compiler.lowering.subgraph import NoPlan
-from convad_fx.compiler.passes.roles import role_of, zeroes
+from convad_fx.compiler.passes.roles import decided, role_of, zeroes
 
 Node = torch.fx.Node
 
@@ -59,6 +59,9 @@ class PartWriter(ABC):
         role = role_of(node)
         if role in _NEEDS_WHOLE_GRIDS:
             raise NoPlan(_NEEDS_WHOLE_GRIDS[role])
+        known = decided(node, self.geometry.plan)
+        if known is not None and self.geometry.plan.moves_batch(known):
+            raise NoPlan(f"{known.path} moves the batch axis or merges it with others")
         if node is self.geometry.image:
             self.wholes[node] = self.placeholder("head", "x")
             self.grids[node] = GridMap.of_image(len(self.geometry.traced.grid))

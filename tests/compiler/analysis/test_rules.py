@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ GRID = TensorView((13, 8, 10, 12), masked=True, node="z")
 
 def op(kind: str, output: Any = (13, 8, 10, 12), **params: Any) -> OpView:
     return OpView(kind, "some.path", kind, {"input": GRID, **params}, output)
+
+
+POOL = op("max_pool", kernel_size=2, stride=None, padding=0, dilation=1, ceil_mode=False)
 
 
 def conv(**params: Any) -> OpView:
@@ -89,9 +93,11 @@ def test_step(view: OpView, expected: steps.Step) -> None:
         (op("batch_norm", running_mean=None, training=False), "statistics of the batch"),
         (op("roll", shifts=1), "across the border"),
         (op("data_dependent"), "by value"),
-        (op("getitem", index=(slice(None), GRID)), "one by one"),
-        (op("max_pool", kernel_size=2, return_indices=True), "places of the maxima"),
+        (op("getitem", index=(slice(None), GRID)), "than a list of indices"),
+        (op("max_pool", kernel_size=2, return_indices=True), "argmax indices"),
         (op("unknown"), "no rule says"),
+        (replace(POOL, spelling="MaxPool3d"), "as one sample without a batch"),
+        (replace(POOL, spelling="avg_pool1d.default"), "as one sample without a batch"),
     ],
 )
 def test_refusal(view: OpView, why: str) -> None:

@@ -1,11 +1,11 @@
 """One file per family of operations. A rule reads an `OpView` and returns a step; see registry."""
 
 from convad_fx.compiler.analysis.rules import (  # noqa: F401  (importing registers the rules)
-    attention,
     join,
     layout,
     pointwise,
     reduction,
+    refused,
     statistic,
     window,
 )

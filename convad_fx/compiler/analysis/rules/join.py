@@ -1,4 +1,4 @@
-"""Two operands, cell by cell."""
+"""Two operands, element by element."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add(op: OpView) -> Step:
 
 @rule("mul")
 def mul(op: OpView) -> Step:
-    # a zero factor wins; and what divides by a hidden cell is hidden
+    # a zero factor wins; and what divides by a hidden element is hidden
     return Join("product")
 
 

@@ -1,4 +1,4 @@
-"""Axes and cells under new names: nothing is computed."""
+"""Elements under other axes: nothing is computed."""
 
 from __future__ import annotations
 
@@ -39,14 +39,10 @@ def flatten(op: OpView) -> Step:
     return Reshape(merge_blocks(rank, first, last))
 
 
-@rule("unflatten")
+@rule("unflatten", "unflatten_module")
 def unflatten(op: OpView) -> Step:
-    return Reshape(split_blocks(op.input.rank, op.dim % op.input.rank, len(op.sizes)))
-
-
-@rule("unflatten_module")
-def unflatten_module(op: OpView) -> Step:
-    return Reshape(split_blocks(op.input.rank, op.dim % op.input.rank, len(op.unflattened_size)))
+    sizes = op.get("sizes") or op.unflattened_size
+    return Reshape(split_blocks(op.input.rank, op.dim % op.input.rank, len(sizes)))
 
 
 @rule("permute")
@@ -56,39 +52,41 @@ def permute(op: OpView) -> Step:
 
 @rule("transpose")
 def transpose(op: OpView) -> Step:
-    axes: list[int | None] = list(range(op.input.rank))
-    a, b = op.dim0 % op.input.rank, op.dim1 % op.input.rank
-    axes[a], axes[b] = axes[b], axes[a]
-    return Rearrange(tuple(axes))
+    return _swapped(op, op.dim0, op.dim1)
 
 
 @rule("swap_last")
 def swap_last(op: OpView) -> Step:
-    *rest, a, b = range(op.input.rank)
-    return Rearrange((*rest, b, a))
+    return _swapped(op, -2, -1)
+
+
+def _swapped(op: OpView, a: int, b: int) -> Step:
+    axes = list(range(op.input.rank))
+    axes[a], axes[b] = axes[b], axes[a]
+    return Rearrange(tuple(axes))
 
 
 @rule("reverse_axes")
 def reverse_axes(op: OpView) -> Step:
-    # of (N, C) it makes (C, N): refused, as whatever moves the batch
     return Rearrange(tuple(reversed(range(op.input.rank))))
 
 
 @rule("movedim")
 def movedim(op: OpView) -> Step:
     rank = op.input.rank
-    sources = [a % rank for a in _listed(op.source)]
-    targets = [a % rank for a in _listed(op.destination)]
-    rest = iter(a for a in range(rank) if a not in sources)
-    placed = dict(zip(targets, sources, strict=True))
-    return Rearrange(tuple(placed[i] if i in placed else next(rest) for i in range(rank)))
+    sources = [axis % rank for axis in _listed(op.source)]
+    targets = [axis % rank for axis in _listed(op.destination)]
+    order = [axis for axis in range(rank) if axis not in sources]
+    for target, source in sorted(zip(targets, sources, strict=True)):
+        order.insert(target, source)
+    return Rearrange(tuple(order))
 
 
 @rule("squeeze")
 def squeeze(op: OpView) -> Step:
     rank = op.input.rank
-    asked = range(rank) if op.dim is None else [a % rank for a in _listed(op.dim)]
-    dropped = {axis for axis in asked if op.input.shape[axis] == 1}
+    axes = range(rank) if op.dim is None else [axis % rank for axis in _listed(op.dim)]
+    dropped = {axis for axis in axes if op.input.shape[axis] == 1}
     return Rearrange(tuple(axis for axis in range(rank) if axis not in dropped))
 
 
@@ -110,7 +108,7 @@ def repeat(op: OpView) -> Step:
         n > 1 and m != n for n, m in zip(op.input.shape, op.output[-op.input.rank :], strict=True)
     ):
         return Refused(
-            "it repeats cells along an axis, so a cell appears at several places",
+            "it repeats elements along an axis, so one appears at several positions",
             "use interpolate(mode='nearest') or circular padding",
         )
     return _expanded(op)
@@ -153,25 +151,24 @@ def index_select(op: OpView) -> Step:
 
 
 def _not_one_list(lists: list[Any]) -> Refused | None:
-    """One list of places along one axis is a relabelling; several pick cells one by one."""
-    if len(lists) > 1 or any(not _is_list_of_places(item) for item in lists):
+    """One list of indices along one axis is a relabelling; lists together are not."""
+    if len(lists) > 1 or any(not _is_list_of_indices(item) for item in lists):
         return Refused(
-            "it indexes several axes at once, or by something else than a list of places, so its"
-            " cells are picked one by one",
-            "index one axis at a time, with a list of places",
+            "it indexes several axes at once, or by something else than a list of indices",
+            "index one axis at a time, with a list of indices",
         )
     if any(item.masked for item in lists if isinstance(item, TensorView)):
         return Refused(
-            "the places it takes are computed from the image",
+            "its indices are computed from the image",
             "give it indices that do not depend on the image",
         )
     return None
 
 
-def _is_list_of_places(item: Any) -> bool:
+def _is_list_of_indices(item: Any) -> bool:
     if isinstance(item, TensorView):
         return item.rank == 1
-    return isinstance(item, tuple) and all(type(place) is int for place in item)
+    return isinstance(item, tuple) and all(type(index) is int for index in item)
 
 
 @rule("slice")
@@ -182,7 +179,7 @@ def aten_slice(op: OpView) -> Step:
 @rule("narrow")
 def narrow(op: OpView) -> Step:
     stop = op.start + op.length
-    from_the_end = op.start < 0 == stop  # -1 + 1 is not cell 0 but the end
+    from_the_end = op.start < 0 == stop  # -1 + 1 is not index 0 but the end
     return _take(op, op.dim, slice(op.start, None if from_the_end else stop))
 
 
@@ -240,27 +237,22 @@ def pad(op: OpView) -> Step:
     return _padding(op, op.pad, op.mode, op.value)
 
 
-@rule("zero_pad", "constant_pad")
-def constant_pad(op: OpView) -> Step:
-    return _padding(op, op.padding, "constant", op.get("value"))
+#: Kinds of modules that pad -> the mode of ``F.pad``.
+_PADDING_MODES = {
+    "zero_pad": "constant",
+    "constant_pad": "constant",
+    "reflection_pad": "reflect",
+    "replication_pad": "replicate",
+    "circular_pad": "circular",
+}
 
 
-@rule("reflection_pad")
-def reflection_pad(op: OpView) -> Step:
-    return _padding(op, op.padding, "reflect")
+@rule(*_PADDING_MODES)
+def padding_module(op: OpView) -> Step:
+    return _padding(op, op.padding, _PADDING_MODES[op.kind], op.get("value"))
 
 
-@rule("replication_pad")
-def replication_pad(op: OpView) -> Step:
-    return _padding(op, op.padding, "replicate")
-
-
-@rule("circular_pad")
-def circular_pad(op: OpView) -> Step:
-    return _padding(op, op.padding, "circular")
-
-
-def _padding(op: OpView, flat: Sequence[int] | int, mode: str, value: float | None = None) -> Step:
+def _padding(op: OpView, flat: Sequence[int] | int, mode: str, value: float | None) -> Step:
     """F.pad lists the last axis first: (left, right, top, bottom, ...)."""
     rank = op.input.rank
     numbers = list(flat) if isinstance(flat, Sequence) else [flat] * (2 * (rank - 2))
@@ -269,14 +261,12 @@ def _padding(op: OpView, flat: Sequence[int] | int, mode: str, value: float | No
     return Pad(((0, 0),) * missing + tuple(reversed(pairs)), mode, value or 0.0)
 
 
-@rule("pixel_shuffle")
+@rule("pixel_shuffle", "pixel_unshuffle")
 def pixel_shuffle(op: OpView) -> Step:
-    return PixelShuffle(op.upscale_factor)
-
-
-@rule("pixel_unshuffle")
-def pixel_unshuffle(op: OpView) -> Step:
-    return PixelShuffle(op.downscale_factor, down=True)
+    if op.input.rank != 4:
+        return Refused("it takes one sample without a batch, or more axes", "pass (N, C, H, W)")
+    down = op.kind == "pixel_unshuffle"
+    return PixelShuffle(op.downscale_factor if down else op.upscale_factor, down=down)
 
 
 @rule("channel_shuffle")

@@ -1,4 +1,4 @@
-"""Operations in which every output cell reads its own input cell."""
+"""Operations in which every output element reads its own input element."""
 
 from __future__ import annotations
 
@@ -24,17 +24,10 @@ def rrelu(op: OpView) -> Step:
     return SameCell()
 
 
-@rule("dropout")
+@rule("dropout", "stochastic_depth")
 def dropout(op: OpView) -> Step:
     if op.training and op.p > 0:
-        return Refused("it drops cells at random", "call model.eval(), or pass training=False")
-    return SameCell()
-
-
-@rule("stochastic_depth")
-def stochastic_depth(op: OpView) -> Step:
-    if op.training:
-        return Refused("it drops branches at random", "call model.eval(), or pass training=False")
+        return Refused("it drops elements at random", "call model.eval(), or pass training=False")
     return SameCell()
 
 

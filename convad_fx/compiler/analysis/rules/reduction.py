@@ -9,7 +9,7 @@ from convad_fx.compiler.analysis.rules.registry import rule
 from convad_fx.compiler.analysis.steps import Join, Reduce, Refused, Step
 from convad_fx.compiler.capture.op_schema import OpView, TensorView
 
-_INDICES = "it returns where the extremum is, which depends on values, over positions"
+_INDICES = "it returns data-dependent indices of the extremum, over positions"
 
 
 def axes_of(dim: Any, rank: int) -> tuple[int, ...]:
@@ -25,7 +25,7 @@ def linear(op: OpView) -> Step:
     return Reduce((op.input.rank - 1,), keepdim=True)
 
 
-_TWO = Refused(
+_TWO_OPERANDS = Refused(
     "a product of two tensors that depend on the image combines positions by weights that no window"
     " bounds",
     "use a convolution or a linear layer where it is one",
@@ -36,7 +36,7 @@ _TWO = Refused(
 def matmul(op: OpView) -> Step:
     """With constant weights it is a linear layer over the last axis, or the one before."""
     if op.input.masked and op.other.masked:
-        return _TWO
+        return _TWO_OPERANDS
     right = op.other.masked
     x, weights = (op.other, op.input) if right else (op.input, op.other)
     if weights.rank > x.rank:
@@ -52,10 +52,10 @@ def einsum(op: OpView) -> Step:
     terms, result = _letters(op.equation, [item.rank for item in op.input])
     reached = [pair for pair in zip(op.input, terms, strict=True) if pair[0].masked]
     if len(reached) > 1:
-        return _TWO
+        return _TWO_OPERANDS
     x, letters = reached[0]
     if len(set(letters)) < len(letters):
-        return Refused("it takes a diagonal, where two axes meet", "name every axis differently")
+        return Refused("it takes a diagonal of two axes", "name every axis differently")
     axes = tuple(axis for axis, letter in enumerate(letters) if letter not in result)
     order = tuple(letters.index(letter) if letter in letters else None for letter in result)
     return _contraction(op, x, axes, order, "input")
@@ -90,29 +90,19 @@ def mean(op: OpView) -> Step:
     return Reduce(axes_of(op.dim, op.input.rank), bool(op.keepdim), "mean")
 
 
-@rule("sum")
+@rule("sum", "spread", "logsumexp", "norm", "vector_norm")
 def total(op: OpView) -> Step:
     return Reduce(axes_of(op.dim, op.input.rank), bool(op.keepdim))
 
 
-@rule("spread", "logsumexp", "norm", "vector_norm")
-def spread(op: OpView) -> Step:
-    return Reduce(axes_of(op.dim, op.input.rank), bool(op.keepdim))
-
-
-@rule("amax")
+@rule("amax", "amin")
 def amax(op: OpView) -> Step:
-    return Reduce(axes_of(op.dim, op.input.rank), bool(op.keepdim), "max")
-
-
-@rule("amin")
-def amin(op: OpView) -> Step:
-    return Reduce(axes_of(op.dim, op.input.rank), bool(op.keepdim), "min")
+    return Reduce(axes_of(op.dim, op.input.rank), bool(op.keepdim), op.kind.removeprefix("a"))
 
 
 @rule("max", "min")
 def extremum(op: OpView) -> Step:
-    """``torch.max`` is three operations: of all cells, along an axis, of two tensors."""
+    """``torch.max`` is three operations: of all elements, along an axis, of two tensors."""
     dim = op.get("dim", op.other)
     if is_tensor(dim):
         return Join(op.kind)

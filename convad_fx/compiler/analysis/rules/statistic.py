@@ -24,7 +24,7 @@ def group_norm(op: OpView) -> Step:
 
 @rule("instance_norm", "native_instance_norm")
 def instance_norm(op: OpView) -> Step:
-    # the module says it with track_running_stats, the function with use_input_stats
+    # a module without running statistics, a function with use_input_stats
     by_sample = op.get("use_input_stats", op.get("running_mean") is None)
     if not by_sample:
         return SameCell()
@@ -42,21 +42,17 @@ def normalize(op: OpView) -> Step:
     return Statistic(tuple(axis % op.input.rank for axis in axes))
 
 
-@rule("softmax")
+@rule("softmax", "softmax2d")
 def softmax(op: OpView) -> Step:
-    if op.dim is None:
+    dim = 1 if op.kind == "softmax2d" else op.dim
+    if dim is None:
         return Refused("softmax without dim chooses its axis by the rank", "pass dim")
-    return Statistic((op.dim % op.input.rank,), refuse_full=_ATTENTION)
-
-
-@rule("softmax2d")
-def softmax2d(op: OpView) -> Step:
-    return Statistic((1,), refuse_full=_ATTENTION)
+    return Statistic((dim % op.input.rank,), refuse_full=_ATTENTION)
 
 
 @rule("glu")
 def glu(op: OpView) -> Step:
-    # one half of the axis gates the other: no cell stays where it was along it
+    # one half of the axis gates the other: no element stays where it was along it
     return Statistic(
-        (op.dim % op.input.rank,), refuse_full="a GLU over positions multiplies distant cells"
+        (op.dim % op.input.rank,), refuse_full="a GLU over positions multiplies distant elements"
     )

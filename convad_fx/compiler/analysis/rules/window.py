@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -75,13 +76,8 @@ def conv(op: OpView) -> Step:
 
 @rule("conv_same", "standardised_conv_same")
 def conv_same(op: OpView) -> Step:
-    return _same(conv(op))
-
-
-def _same(step: Step) -> Step:
-    if not isinstance(step, Window):
-        return step
-    return replace(step, padding=(SAME,) * len(step.kernel))
+    step = conv(op)
+    return replace(step, padding=(SAME,) * len(step.kernel)) if isinstance(step, Window) else step
 
 
 @rule("conv_transpose")
@@ -92,7 +88,7 @@ def conv_transpose(op: OpView) -> Step:
     return unbatched(op, dims) or Window(
         tuple(kernel),
         per_axis(op.stride, dims),
-        # output_padding adds cells at the end: less is cut off there
+        # output_padding adds elements at the end: less is cut off there
         tuple((p, p - e) for p, e in zip(padding, extra, strict=True)),
         per_axis(op.dilation, dims),
         groups=op.groups,
@@ -101,51 +97,48 @@ def conv_transpose(op: OpView) -> Step:
     )
 
 
-@rule("max_pool")
+@rule("max_pool", "max_pool_same")
 def max_pool(op: OpView) -> Step:
-    if op.return_indices:
-        return Refused(
-            "it returns the places of the maxima, which depend on values",
-            "pool without return_indices",
-        )
-    return _pool(op, "max", per_axis(op.dilation, op.input.rank - 2), op.padding)
+    return _indices(op) or _pool(op, "max", per_axis(op.dilation, op.input.rank - 2))
 
 
-@rule("avg_pool")
+@rule("avg_pool", "avg_pool_same")
 def avg_pool(op: OpView) -> Step:
-    return _pool(op, "mean", (1,) * (op.input.rank - 2), op.padding)
-
-
-@rule("max_pool_same")
-def max_pool_same(op: OpView) -> Step:
-    # what is padded is minus infinity, and never wins: as implicit padding
-    return _same(_pool(op, "max", per_axis(op.dilation, op.input.rank - 2), 0))
-
-
-@rule("avg_pool_same")
-def avg_pool_same(op: OpView) -> Step:
-    return _same(_pool(op, "mean", (1,) * (op.input.rank - 2), 0))
+    return _pool(op, "mean", (1,) * (op.input.rank - 2))
 
 
 @rule("lp_pool")
 def lp_pool(op: OpView) -> Step:
-    return _pool(op, "sum", (1,) * (op.input.rank - 2), 0)
+    return _pool(op, "sum", (1,) * (op.input.rank - 2))
 
 
-def _pool(op: OpView, reads: str, dilation: tuple[int, ...], padding: Any) -> Step:
+def _pool(op: OpView, reads: str, dilation: tuple[int, ...]) -> Step:
     dims = op.input.rank - 2
+    spelled = re.search(r"[123](?=d)", op.spelling)  # a subclass may be called anything
+    if spelled and (refused := unbatched(op, int(spelled[0]))):
+        return refused
     kernel = per_axis(op.kernel_size, dims)
     # functional pooling takes an empty list for "as the kernel"
     stride = per_axis(op.stride, dims) if op.get("stride", ()) != () else kernel
+    # "same" padding never counts: in a maximum it is minus infinity, as implicit padding is
+    padding = (SAME,) * dims
+    if not op.kind.endswith("_same"):
+        padding = both_sides(per_axis(op.get("padding", 0), dims))
     return Window(
         kernel,
         stride,
-        both_sides(per_axis(padding, dims)),
+        padding,
         dilation,
         channels=op.input.shape[1],
         reads=reads,
         ceil_mode=bool(op.ceil_mode),
     )
+
+
+def _indices(op: OpView) -> Refused | None:
+    if not op.get("return_indices"):
+        return None
+    return Refused("it returns data-dependent argmax indices", "pool without return_indices")
 
 
 @rule("adaptive_avg_pool")
@@ -155,12 +148,7 @@ def adaptive_avg_pool(op: OpView) -> Step:
 
 @rule("adaptive_max_pool")
 def adaptive_max_pool(op: OpView) -> Step:
-    if op.return_indices:
-        return Refused(
-            "it returns the places of the maxima, which depend on values",
-            "pool without return_indices",
-        )
-    return _adaptive(op, "max")
+    return _indices(op) or _adaptive(op, "max")
 
 
 def _adaptive(op: OpView, reads: str) -> Step:
