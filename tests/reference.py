@@ -82,7 +82,11 @@ def reference_by_image(model: nn.Module, x: Tensor, mask: Tensor, policy: Policy
     batch = max(len(x), len(mask))
     x, mask = x.expand(batch, *x.shape[1:]), mask.expand(batch, *mask.shape[1:])
     pairs = zip(x.split(1), mask.split(1), strict=True)
-    return torch.cat([reference(model, image, kept, policy) for image, kept in pairs])
+    before = _by_image.set(True)
+    try:
+        return torch.cat([reference(model, image, kept, policy) for image, kept in pairs])
+    finally:
+        _by_image.reset(before)
 
 
 def reference_activity(
@@ -94,13 +98,13 @@ def reference_activity(
     return run.activity
 
 
-#: How many images the reference runs on at present.
-_images: contextvars.ContextVar[int] = contextvars.ContextVar("images")
+#: Whether the reference runs on one image at a time.
+_by_image: contextvars.ContextVar[bool] = contextvars.ContextVar("by_image", default=False)
 
 
 def _of_one_image(what: str) -> None:
-    """What may be done along axis 0 only where the batch has size 1."""
-    if _images.get() != 1:
+    """What may be done along axis 0 only on one image at a time."""
+    if not _by_image.get():
         raise NotImplementedError(what)
 
 
@@ -137,7 +141,6 @@ class _Reference(fx.Interpreter):
         assert mask.dtype == torch.bool
         assert mask.shape[1:] == (1, *x.shape[2:])
         batch = max(len(x), len(mask))
-        _images.set(batch)
         x, mask = x.expand(batch, *x.shape[1:]), mask.expand(batch, *mask.shape[1:])
         full = (False, False) + (True,) * (x.dim() - 2)
         image = Cells(x.clone(), mask, torch.ones_like(mask), full, "image", image=True)
