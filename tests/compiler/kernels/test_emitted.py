@@ -11,4 +11,4 @@ def test_each_has_one_name_and_may_be_in_a_file() -> None:
     assert len(set(names)) == len(names)
     for function in EMITTED_FUNCTIONS:
         assert allowed.function_of(allowed.name_of(function, "")) is function
-    assert {"gate", "window_activity", "checked_mask", "cut", "around"} <= set(names)
+    assert {"gate", "window_activity", "checked_mask", "cut_box", "cut_patch"} <= set(names)

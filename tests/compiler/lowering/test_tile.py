@@ -408,7 +408,7 @@ def test_a_saved_network_shares_as_well(tmp_path, eager_to_share: None) -> None:
 @pytest.mark.parametrize(("model", "policy", "why"), [
     (lambda: Net(nn.Sequential(nn.GroupNorm(1, 3), conv(3, 4, 3)), 4), convad_fx.Policy(), "boxes"),
     (lambda: Net(conv(3, 4, 3), 4), convad_fx.Policy(pool="renormalize"), "it runs on no boxes"),
-    (lambda: Net(conv(3, 4, 31, padding=15), 4), convad_fx.Policy(), "depends on little"),
+    (lambda: Net(conv(3, 4, 31, padding=15), 4), convad_fx.Policy(), "small receptive field"),
 ])  # fmt: skip
 def test_a_network_whose_masks_share_nothing_says_why(
     model: Any, policy: convad_fx.Policy, why: str

@@ -18,7 +18,7 @@ from tests.compiler.analysis.transfer.bench import Bench
     ("kind", "how", "identity"),
     [
         ("sum", "sum_activity(tau=0.5)", 0.0),
-        ("product", "both()", None),
+        ("product", "intersection()", None),
         ("max", "sum_activity(tau=0.5)", -math.inf),
         ("min", "sum_activity(tau=0.5)", math.inf),
     ],

@@ -121,7 +121,7 @@ def test_a_list_in_the_graph_is_taken_last() -> None:
     bench = Bench()
     places = TensorView((5,), node="places")
     result = bench.result(steps.Take((ALL, 0, places, slice(0, 6))), 0, output=(13, 5, 6))
-    assert str(result.how) == "picked(axis=1)"
+    assert str(result.how) == "index_activity(axis=1)"
     assert result.how is not None
     assert result.how.tensors == ("places",)
     before = bench.table[1].how
