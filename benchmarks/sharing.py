@@ -32,7 +32,7 @@ from benchmarks import limits, measure
 from benchmarks.search import FAMILIES, Searches, masks_of, recorded
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.propagate import plan
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.capture.trace import trace
 
 TILE = 32

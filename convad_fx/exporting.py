@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convad_fx.compiler.capture.export import quiet
+from convad_fx.compiler.capture.torch_export import quiet
 from convad_fx.errors import ModelError, Unavailable, UnsupportedModel, first_line
 from convad_fx.module import MaskedModule
 

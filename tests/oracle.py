@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from convad_fx.compiler.analysis.plan import Plan, Tracked
 from convad_fx.compiler.analysis.propagate import plan
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.capture.op_schema import op_view
 from convad_fx.compiler.capture.trace import Trace, trace
 from convad_fx.compiler.passes.insert_gates import rewrite
-from convad_fx.compiler.passes.roles import inserted, is_original, role_of
+from convad_fx.compiler.passes.node_roles import inserted, is_original, role_of
 from convad_fx.compiler.passes.simplify import simplify
 from convad_fx.compiler.policy import Policy
 from tests.cases import CASES, Case, Sample

@@ -151,7 +151,7 @@ FAULTS = (
     ),
     Fault(
         "a mean under `renormalize` divides by the full count",
-        "compiler/kernels/share.py",
+        "compiler/kernels/phi.py",
         "    ratio = full.to(exact) / active.clamp(min=1).to(exact)\n",
         "    ratio = full.to(exact) / full.to(exact)\n",
         POLICIES,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from convad_fx import exporting
-from convad_fx.compiler.capture.export import quiet
+from convad_fx.compiler.capture.torch_export import quiet
 from convad_fx.errors import Unavailable, first_line
 from convad_fx.module import MaskedModule
 

@@ -14,7 +14,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convad_fx.compiler.capture.symbolic import WHOLE_MODULES
+from convad_fx.compiler.capture.torch_fx import WHOLE_MODULES
 from convad_fx.compiler.kernels.padding import same_padded
 from convad_fx.errors import ArtifactError, first_line
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from convad_fx.engine.chunk import MASKS_PER_CHUNK, Chunk
 from convad_fx.engine.collect import Answers
 from convad_fx.engine.mask_hash import mask_hashes
-from convad_fx.engine.weights import WeightVersions
+from convad_fx.engine.weight_versions import WeightVersions
 from convad_fx.errors import MaskError
 
 

@@ -17,6 +17,7 @@ everything random is seeded.
 from convad_fx.explain.paint import Normalisation
 from convad_fx.metrics.agreement import Agreement, agreement, auc, rank_correlation
 from convad_fx.metrics.curves import Curve, deletion, insertion
+from convad_fx.metrics.failure_signs import Signs, signs
 from convad_fx.metrics.localisation import Localisation, localisation
 from convad_fx.metrics.masks import random_masks
 from convad_fx.metrics.robustness import (
@@ -25,7 +26,6 @@ from convad_fx.metrics.robustness import (
     robustness,
     robustness_by_kind,
 )
-from convad_fx.metrics.signs import Signs, signs
 from convad_fx.metrics.statistics import Best, Interval, Paired, best_of, bootstrap, paired
 from convad_fx.metrics.sufficiency import Confidence, Minimality, confidence, minimality, size
 

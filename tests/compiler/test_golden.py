@@ -16,10 +16,10 @@ from torch import nn
 from convad_fx.compiler.analysis.plan import Plan
 from convad_fx.compiler.analysis.propagate import plan
 from convad_fx.compiler.analysis.steps import Pad
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.capture.trace import trace
 from convad_fx.compiler.passes.insert_gates import rewrite
-from convad_fx.compiler.passes.roles import is_original, role_of
+from convad_fx.compiler.passes.node_roles import is_original, role_of
 from convad_fx.compiler.passes.simplify import simplify
 from convad_fx.compiler.policy import Policy
 from convad_fx.convert import convert

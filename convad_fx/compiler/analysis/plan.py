@@ -12,7 +12,7 @@ from typing import Any
 
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.axis_map import BATCH_FIRST, BatchAxis
-from convad_fx.compiler.capture.facts import BATCH
+from convad_fx.compiler.capture.node_facts import BATCH
 from convad_fx.compiler.capture.op_schema import OpView
 
 

@@ -23,7 +23,7 @@ from convad_fx.compiler.analysis.transfer import (
     Refusal,
     transfer,
 )
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.capture.op_schema import OpView, TensorView, op_view, reads_no_values
 from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.policy import Policy

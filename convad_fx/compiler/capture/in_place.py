@@ -10,7 +10,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convad_fx.compiler.capture.facts import Problem, facts
+from convad_fx.compiler.capture.node_facts import Problem, facts
 
 Node = torch.fx.Node
 

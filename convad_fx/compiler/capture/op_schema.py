@@ -14,7 +14,7 @@ import torch
 import torch.fx
 from torch import nn
 
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.capture.paths import function_name
 from convad_fx.compiler.capture.spellings import TABLES, Signature, aten
 

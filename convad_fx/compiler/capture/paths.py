@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.fx
 
-from convad_fx.compiler.capture.facts import META, Facts
 from convad_fx.compiler.capture.in_place import OUT_OF_PLACE
+from convad_fx.compiler.capture.node_facts import META, Facts
 
 
 def name_paths(graph: torch.fx.Graph) -> None:

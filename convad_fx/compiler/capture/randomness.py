@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.fx
 
-from convad_fx.compiler.capture.facts import Problem, facts
+from convad_fx.compiler.capture.node_facts import Problem, facts
 
 _NAMES = """
     rand randn randint randperm normal bernoulli multinomial poisson rand_like randn_like

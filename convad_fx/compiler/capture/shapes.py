@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
 
-from convad_fx.compiler.capture.facts import BATCH, META, Facts, TensorFact, facts
+from convad_fx.compiler.capture.node_facts import BATCH, META, Facts, TensorFact, facts
 from convad_fx.errors import ImageError, UntraceableModel, first_line
 
 

@@ -11,16 +11,16 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convad_fx.compiler.capture.export import capture_by_export
-from convad_fx.compiler.capture.facts import Problem
 from convad_fx.compiler.capture.in_place import remove_in_place
 from convad_fx.compiler.capture.module_tree import adopt
+from convad_fx.compiler.capture.node_facts import Problem
 from convad_fx.compiler.capture.paths import name_paths
 from convad_fx.compiler.capture.randomness import random_numbers
 from convad_fx.compiler.capture.requirements import require_eval, require_image, unwrapped
 from convad_fx.compiler.capture.shapes import propagate_shapes
 from convad_fx.compiler.capture.snapshot import Snapshot
-from convad_fx.compiler.capture.symbolic import capture_symbolically
+from convad_fx.compiler.capture.torch_export import capture_by_export
+from convad_fx.compiler.capture.torch_fx import capture_symbolically
 from convad_fx.errors import UntraceableModel
 
 #: Option -> what captures the model, as reports name it.

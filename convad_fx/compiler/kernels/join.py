@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convad_fx.compiler.kernels.share import exceeds_tau
+from convad_fx.compiler.kernels.phi import exceeds_tau
 
 
 def sum_activity(

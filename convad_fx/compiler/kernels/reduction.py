@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from convad_fx.compiler.kernels.layout import rearrange
-from convad_fx.compiler.kernels.share import exceeds_tau, full_to_active
+from convad_fx.compiler.kernels.phi import exceeds_tau, full_to_active
 
 
 def anywhere(activity: Tensor, axes: tuple[int, ...], *, exists: Tensor | None = None) -> Tensor:

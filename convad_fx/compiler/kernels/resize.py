@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convad_fx.compiler.kernels.share import exceeds_tau, full_to_active
+from convad_fx.compiler.kernels.phi import exceeds_tau, full_to_active
 
 
 def adaptive_activity(

@@ -22,7 +22,7 @@ from convad_fx.compiler.kernels.padding import (
     padded,
     same_padding,
 )
-from convad_fx.compiler.kernels.share import exceeds_tau, full_to_active
+from convad_fx.compiler.kernels.phi import exceeds_tau, full_to_active
 
 SamePairs = tuple[tuple[int, int] | None, ...]
 

@@ -22,7 +22,7 @@ import torch
 import torch.fx
 
 from convad_fx.compiler.analysis.plan import Tracked
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.kernels import box
 from convad_fx.compiler.lowering.cost_model import CostModel
 from convad_fx.compiler.lowering.grid_map import Geometry, GridMap, GridStep
@@ -33,7 +33,7 @@ from convad_fx.compiler.lowering.subgraph import (
     activity_shapes,
     shapes_of,
 )
-from convad_fx.compiler.passes.roles import decided, inserted, is_gate, role_of
+from convad_fx.compiler.passes.node_roles import decided, inserted, is_gate, role_of
 
 Node = torch.fx.Node
 

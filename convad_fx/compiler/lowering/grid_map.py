@@ -16,12 +16,12 @@ import torch.fx
 
 from convad_fx.compiler.analysis import steps
 from convad_fx.compiler.analysis.plan import NodePlan, Plan
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.capture.op_schema import OpView, TensorView
 from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.kernels.padding import same_padding
 from convad_fx.compiler.kernels.patch import Reach
-from convad_fx.compiler.passes.roles import (
+from convad_fx.compiler.passes.node_roles import (
     decided,
     inserted,
     inside_of_zeros,

@@ -15,7 +15,7 @@ from convad_fx.compiler.kernels.gating import gate
 from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
 from convad_fx.compiler.lowering.grid_map import Geometry, GridMap, Grids, GridStep, WindowMap
 from convad_fx.compiler.lowering.subgraph import NoPlan
-from convad_fx.compiler.passes.roles import decided, role_of, zeroes
+from convad_fx.compiler.passes.node_roles import decided, role_of, zeroes
 
 Node = torch.fx.Node
 

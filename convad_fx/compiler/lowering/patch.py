@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.fx
 
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.kernels import patch
 from convad_fx.compiler.kernels.patch import Reach
 from convad_fx.compiler.lowering.cost_model import CostModel, OpCost
@@ -35,7 +35,7 @@ from convad_fx.compiler.lowering.subgraph import (
     extract,
     shapes_of,
 )
-from convad_fx.compiler.passes.roles import INSERTED, original_of, padded_by
+from convad_fx.compiler.passes.node_roles import INSERTED, original_of, padded_by
 
 Node = torch.fx.Node
 

@@ -12,12 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.kernels.box import shape_only
 from convad_fx.compiler.kernels.gating import gate
 from convad_fx.compiler.lowering.grid_map import Geometry
-from convad_fx.compiler.passes.roles import INSERTED, is_original, role_of
+from convad_fx.compiler.passes.node_roles import INSERTED, is_original, role_of
 
 
 class NoPlan(Exception):

@@ -19,7 +19,7 @@ import networkx as nx
 import torch
 import torch.fx
 
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.kernels import box
 from convad_fx.compiler.kernels.gating import gate, materialised
 from convad_fx.compiler.kernels.patch import Reach
@@ -28,7 +28,7 @@ from convad_fx.compiler.lowering.cost_model import CostModel
 from convad_fx.compiler.lowering.grid_map import GATES, Geometry, GridMap, Grids, WindowMap
 from convad_fx.compiler.lowering.part_writer import call, call_window, copied
 from convad_fx.compiler.lowering.subgraph import NoPlan, extract, shapes_of
-from convad_fx.compiler.passes.roles import is_gate, is_original, padded_by, role_of
+from convad_fx.compiler.passes.node_roles import is_gate, is_original, padded_by, role_of
 
 Node = torch.fx.Node
 Reaches = Mapping[Node, Reach]

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from convad_fx.compiler import kernels as tensors
 from convad_fx.compiler.analysis.plan import Derivation, NodePlan, Plan, Tracked
 from convad_fx.compiler.analysis.steps import Window
-from convad_fx.compiler.capture.facts import META, facts
+from convad_fx.compiler.capture.node_facts import META, facts
 from convad_fx.compiler.capture.trace import Trace
-from convad_fx.compiler.passes.roles import INSERTED, Inserted
+from convad_fx.compiler.passes.node_roles import INSERTED, Inserted
 from convad_fx.compiler.policy import Policy
 
 Node = torch.fx.Node

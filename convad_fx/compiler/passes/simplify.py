@@ -24,9 +24,9 @@ from convad_fx.compiler.analysis.steps import (
     Statistic,
     Window,
 )
-from convad_fx.compiler.capture.facts import facts
+from convad_fx.compiler.capture.node_facts import facts
 from convad_fx.compiler.kernels.gating import per_mask
-from convad_fx.compiler.passes.roles import (
+from convad_fx.compiler.passes.node_roles import (
     INSERTED,
     decided,
     inserted,

@@ -15,7 +15,7 @@ from convad_fx.compiler.analysis.steps import Window
 from convad_fx.compiler.capture.trace import trace
 from convad_fx.compiler.lowering.grid_map import Geometry, GridMap, Grids, GridStep, WindowMap
 from convad_fx.compiler.passes.insert_gates import rewrite
-from convad_fx.compiler.passes.roles import is_original, role_of
+from convad_fx.compiler.passes.node_roles import is_original, role_of
 from convad_fx.compiler.passes.simplify import simplify
 
 GRID = (16, 12)

@@ -12,7 +12,7 @@ import torch.fx
 
 from convad_fx.compiler.analysis.plan import NodePlan, Plan
 from convad_fx.compiler.analysis.steps import Pad
-from convad_fx.compiler.capture.facts import META, facts
+from convad_fx.compiler.capture.node_facts import META, facts
 from convad_fx.compiler.kernels.gating import gate
 
 Node = torch.fx.Node
