@@ -289,9 +289,11 @@ def candidates(tensors: TileTensors, boxes: BoxWriter) -> list[Node]:
     graph, image = tensors.geometry.graph, tensors.geometry.image
     values = nx.DiGraph((n, node) for node in graph.nodes for n in tensors.operands(node))
     output = graph.output_node()
-    if output not in values or image not in values:
+    if image not in values:
         return []
     above = nx.immediate_dominators(values, image)
+    if output not in above:  # it returns a tuple that one operation makes
+        return []
     chain = [output]
     while chain[-1] is not image:
         chain.append(above[chain[-1]])
