@@ -118,6 +118,8 @@ ODD: dict[str, Callable[[Tensor], Any]] = {
     "logsumexp": lambda x: x.logsumexp((-1, -2)),
     "sum-all": lambda x: x.sum(),
     "sum-batch": lambda x: x.sum(0, keepdim=True),
+    "axis-of-a-number": lambda x: x.sum().flatten().sum(-1).flatten(),
+    "sum-of-a-number": lambda x: x.max().sum(-1),
     "cumsum": lambda x: x.cumsum(-1),
     "sort": lambda x: x.sort(-1).values,
     "topk": lambda x: x.topk(1, 1)[0],

@@ -298,7 +298,8 @@ def _parsed(op: OpView) -> steps.Step:
     """The step of an operation. Its parameters may be such that the rule fails on them."""
     try:
         step = step_of(op)
-    except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+    # ArithmeticError: an axis modulo the rank of a tensor without axes
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise Refusal(
             f"its parameters are not understood ({error})",
             "call it with plain numbers, or report it with the model's code",
