@@ -74,10 +74,8 @@ def test_a_policy_that_is_asked_for_is_not_taken_for_the_default(tmp_path, photo
 def test_a_device_is_for_machine_code(tmp_path):
     result = run("compile", "demo", "-o", tmp_path / "demo.cfx", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert (
-        "--device selects the device of the machine code, and the file has none; pass `--compiled` as well"
-        in result.stderr
-    )
+    assert "--device selects the device of the machine code, and the file has none" in result.stderr
+    assert "pass `--compiled` as well" in result.stderr
 
 
 def test_names_and_steps_in_a_file_are_looked_at(tmp_path, photo):
