@@ -887,6 +887,7 @@ class _Residual(nn.Module):
         if s.shortcut == "free" and out[0] >= shape[0]:
             return _FreeShortcut(d, stride, out[0] - shape[0])
         if s.shortcut == "pool" and stride > 1:
+            stride = min(stride, *shape[1:])  # of short axes a longer window would be refused
             pool = _layer("AvgPool", d)(stride, stride, ceil_mode=True, count_include_pad=False)
             return nn.Sequential(pool, _layer("Conv", d)(shape[0], out[0], 1, bias=False))
         conv = _layer("Conv", d)(shape[0], out[0], 1, stride, bias=False)
