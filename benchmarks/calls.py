@@ -50,21 +50,21 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         masked.compile()
         masks = torch.zeros(32, 1, size, size, dtype=torch.bool, device=asked.device)
         masks[..., size // 6 : size // 4, size // 6 : size // 4] = True
-        region = masked.strategies.box
-        work = region.work
+        box_plan = masked.strategies.box
+        work = box_plan.work
         with torch.inference_mode():
             parts = masked.__dict__["engine"].parts
             chunk = Chunk(x, masks, list(range(len(masks))))
-            strategy = BoxStrategy(region, parts, chunk, BatchSize(len(masks)))
+            strategy = BoxStrategy(box_plan, parts, chunk, BatchSize(len(masks)))
 
             def call(shape: tuple[int, int, int], strategy: BoxStrategy = strategy) -> None:
                 code, *arguments = strategy.call(shape[:2], list(range(shape[2])))
                 code(*arguments)
 
             for batch in (8, 20):  # the two versions that torch compiles
-                call((2 * region.tile[0], 2 * region.tile[1], batch))
+                call((2 * box_plan.tile[0], 2 * box_plan.tile[1], batch))
             lines, columns = (
-                [-(-a * size // 224 // g) * g for a in SIDES] for g in region.granularity
+                [-(-a * size // 224 // g) * g for a in SIDES] for g in box_plan.granularity
             )
             shapes = [(a, b, n) for a in lines for b in columns for n in BATCHES]
             new, again = [], []

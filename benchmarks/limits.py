@@ -66,10 +66,10 @@ def multiplications(conv: nn.Module, result: tuple[int, ...]) -> int:
     return int(conv.weight.numel() * math.prod(result[2:]))
 
 
-def active_cells(region: BoxPlan, activities: tuple[Tensor, ...]) -> dict[int, Tensor]:
+def active_cells(box_plan: BoxPlan, activities: tuple[Tensor, ...]) -> dict[int, Tensor]:
     """Cells along an axis -> cells (K, 1, H, W) that any gate on such a grid reads as active."""
     found: dict[int, Tensor] = {}
-    for activity, level in zip(activities, region.levels, strict=True):
+    for activity, level in zip(activities, box_plan.levels, strict=True):
         if level is None or not level.aligned or level.axes != (2, 3):
             continue
         cells = activity.any(1, keepdim=True)
@@ -97,36 +97,38 @@ def rounded_up(sides: Tensor, whole: Tensor, image_size: tuple[int, ...]) -> Ten
 def row_of(
     masked: convad_fx.MaskedModule, work: dict[int, float], x: Tensor, masks: Tensor
 ) -> measure.Row:
-    region = masked.strategies.box
+    box_plan = masked.strategies.box
     with torch.inference_mode():
         activities = masked.__dict__["engine"].parts["box_activities"](x, masks)
-    largest = whole_box(region, activities)
-    _, sizes = smallest_boxes(region, activities, largest)
-    cells = active_cells(region, activities)
+    largest = whole_box(box_plan, activities)
+    _, sizes = smallest_boxes(box_plan, activities, largest)
+    cells = active_cells(box_plan, activities)
     levels = [side for side in work if side in cells]
     rest = sum(n for side, n in work.items() if side not in cells)
     whole = {side: torch.tensor(cells[side].shape[2:]) for side in levels}
     tight: Sizes = {side: box_sides(cells[side]) for side in levels}
-    few: Sizes = {s: rounded_up(sides, whole[s], region.image_size) for s, sides in tight.items()}
+    rounded: Sizes = {
+        s: rounded_up(sides, whole[s], box_plan.image_size) for s, sides in tight.items()
+    }
 
     def share(sides: Sizes) -> Tensor:
         parts = [work[s] * (sides[s] / whole[s]).prod(1) for s in levels]
         return torch.stack(parts).sum(0) + rest
 
     def in_tiles(size: tuple[int, ...]) -> tuple[int, ...]:
-        rows = zip(size, region.tile, largest, strict=True)
+        rows = zip(size, box_plan.tile, largest, strict=True)
         return tuple(min(-(-n // tile) * tile, most) for n, tile, most in rows)
 
     def shares_of_sides(keys: NDArray[np.int64]) -> NDArray[np.float64]:
         sides = torch.from_numpy(keys).split(2, 1)  # type: ignore[no-untyped-call]
         return share(dict(zip(levels, sides, strict=True))).double().numpy()
 
-    by_level = [tuple(row) for row in torch.cat([few[s] for s in levels], 1).tolist()]
+    by_level = [tuple(row) for row in torch.cat([rounded[s] for s in levels], 1).tolist()]
     return {
         "kept": float(masks.float().mean()),
-        "one box": sum(region.work.share(in_tiles(size)) for size in sizes) / len(masks),
-        "as built": sum(map(region.work.share, sizes)) / len(masks),
-        "grouped": grouped(sizes, region.work.shares),
+        "one box": sum(box_plan.work.share(in_tiles(size)) for size in sizes) / len(masks),
+        "as built": sum(map(box_plan.work.share, sizes)) / len(masks),
+        "grouped": grouped(sizes, box_plan.work.shares),
         "a box per level": float(share(tight).mean()),
         "those grouped": grouped(by_level, shares_of_sides),
         "active cells": rest + sum(work[s] * float(cells[s].float().mean()) for s in levels),

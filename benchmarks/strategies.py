@@ -24,7 +24,7 @@ from benchmarks import measure
 from benchmarks.search import SIZE, Searches, masks_of, parser, recorded
 from convad_fx.engine import Evaluation
 
-LEFT_OUT = ("box", "patch", "tile")
+STRATEGIES = ("box", "patch", "tile")
 
 
 def without(
@@ -59,7 +59,7 @@ def _rows_of(name: str, known: Searches | None, asked: argparse.Namespace) -> li
     model = torchvision.models.get_model(name, weights=None).eval().to(asked.device)
     x = torch.randn(1, 3, SIZE, SIZE, device=asked.device)
     networks = {"all": without(model, x, None)}
-    networks |= {strategy: without(model, x, strategy) for strategy in LEFT_OUT}
+    networks |= {strategy: without(model, x, strategy) for strategy in STRATEGIES}
     if known is None and "search" in asked.families:
         known = Searches.by(convad_fx.convert(model, x), [x])
     rows = []
@@ -71,7 +71,7 @@ def _rows_of(name: str, known: Searches | None, asked: argparse.Namespace) -> li
         number = sum(map(len, masks))
         row = {"model": name, "masks": f"{family} ({number})", "/s": number / taken.median("all")}
         row["area"] = areas["all"]
-        for strategy in LEFT_OUT:
+        for strategy in STRATEGIES:
             row[f"without {strategy} / all"] = taken.ratio(strategy, "all")
             row[f"{strategy} quartiles"] = taken.spread(strategy, "all")
             row[f"area without {strategy}"] = areas[strategy]

@@ -49,8 +49,8 @@ def convert(
             result takes any batch size, and other image sizes wherever the model takes them.
         policy: how activity propagates; default `Policy()`.
         on_finding: "raise": refuse a model for which Assumption 1 is not shown to hold. "ignore":
-            convert it anyway, and treat such operations as if they kept cells in place. No law is
-            guaranteed then: hidden pixels may leak through.
+            convert it anyway, and treat such operations as if they kept elements in place. No law
+            is guaranteed then: hidden pixels may leak through.
         front_end: what captures the model: "symbolic" (torch.fx), "export" (torch.export, for
             control flow on shapes; for the example's image size only), or "auto": symbolic, or
             export where that fails or does not compute what the model computes.

@@ -9,6 +9,10 @@ All are `ConvadError`, and each is also the builtin that a caller would expect:
 the mask is float32; pass `mask > 0.5`
 """
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class ConvadError(Exception):
     """Base class of all errors of this package.
@@ -46,6 +50,15 @@ def first_line(error: BaseException, *, with_type: bool = False) -> str:
     return f"{kind}: {lines[0].strip()}" if with_type else lines[0].strip()
 
 
+def last_line(text: str) -> str:
+    r"""The last line of a text: of a printed traceback, the error and its message.
+
+    >>> last_line("Traceback (most recent call last):\n...\nValueError: no such size\n")
+    'ValueError: no such size'
+    """
+    return text.strip().rpartition("\n")[2]
+
+
 class ModelError(ConvadError, ValueError):
     """The model cannot be used as it is: not a module, in training mode, several inputs ..."""
 
@@ -80,3 +93,16 @@ class PolicyError(ConvadError, ValueError):
 
 class Unavailable(ConvadError, RuntimeError):
     """Something outside this package is missing: weights, a package, a device, a connection."""
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn system errors into `Unavailable`, which names `path` and `--out`."""
+    try:
+        yield
+    except ConvadError:  # some are system errors as well
+        raise
+    except OSError as error:
+        raise Unavailable(
+            f"cannot write to {path} ({error.strerror})", hint="pass another `--out`"
+        ) from error

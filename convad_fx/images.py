@@ -7,10 +7,11 @@
 (torch.Size([1, 3, 8, 8]), (8, 8, 3), [255, 0, 0])
 """
 
+import contextlib
 import io
 import struct
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def standard(
     """
     resize = round(size * 256 / 224) if resize is None else resize
     if size < 1:
-        raise ImageError(f"an input of {size} pixels is no picture", hint="pass 1 or more")
+        raise ImageError(f"the size must be at least 1 pixel, not {size}", hint="224 is usual")
     if resize < size:
         raise ImageError(
             f"pictures resized to {resize} pixels cannot be cropped to {size}",
@@ -179,30 +180,37 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     values are scaled to 8 bits; of an animation the first frame is used.
 
     Raises:
-        ImageError: the file is missing, not an image, damaged, too large to be opened safely, or
-            more than 1000 times as long as wide, so that resizing its short side would exhaust the
-            memory.
+        ImageError: the file is missing, not an image, damaged, larger than Pillow's limit, or more
+            than 1000 times as long as wide.
     """
     path = Path(path)
+    with _image_errors(path), warnings.catch_warnings():
+        # Warnings about metadata and palettes; only the pixels matter.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        # Above Pillow's limit (89 megapixels) a small file may unpack to gigabytes.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
+            if image.format in _EXECUTABLE_FORMATS:
+                raise ImageError(
+                    f"{path}: {image.format} files are programs, not pictures",
+                    hint="convert it to PNG",
+                )
+            if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+                raise ImageError(
+                    f"{path} is a line of {image.width} x {image.height} pixels",
+                    hint=f"crop it to at most {_MAX_ASPECT_RATIO} times as long as wide",
+                )
+            image.load()
+            return _rgb(_upright(image), path)
+
+
+@contextlib.contextmanager
+def _image_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of reading an image file into `ImageError`."""
     try:
-        with warnings.catch_warnings():
-            # Warnings about metadata and palettes; only the pixels matter.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            # Above Pillow's limit (89 megapixels) a small file may unpack to gigabytes.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path if content is None else io.BytesIO(content)) as image:
-                if image.format in _EXECUTABLE_FORMATS:
-                    raise ImageError(
-                        f"{path}: {image.format} files are programs, not pictures",
-                        hint="convert it to PNG",
-                    )
-                if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
-                    raise ImageError(
-                        f"{path} is a line of {image.width} x {image.height} pixels",
-                        hint=f"crop it to at most {_MAX_ASPECT_RATIO} times as long as wide",
-                    )
-                image.load()
-                return _rgb(_upright(image), path)
+        yield
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file", hint="check the path") from error
     except IsADirectoryError as error:
@@ -220,8 +228,6 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         ) from error
     # Pillow's decoders raise these on damaged data, depending on the format.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError) as error:
-        if isinstance(error, ImageError):
-            raise
         raise ImageError(
             f"{path} is damaged or cut short ({error})", hint="fetch or export it again"
         ) from error
@@ -262,7 +268,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "F":
         raise ImageError(
-            f"{path} holds floating-point values, whose black and white nobody recorded",
+            f"{path} holds floating-point values without a recorded value range",
             hint="save it with 8 or 16 bits a channel",
         )
     # Pillow's own conversion clips to 255, which turns most 16-bit images white.

@@ -51,7 +51,7 @@ from convad_fx.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, standard
 from convad_fx.module import MaskedModule
 from convad_fx.weights import class_count, fill, read
 
-# torch.hub by itself waits for ever for a server that does not answer.
+# torch.hub sets no timeout of its own.
 _TIMEOUT_SECONDS = 15.0
 
 #: `Classifier.weights` where the parameters are random.
@@ -167,13 +167,13 @@ def open_artifact(
     """
     if weights != "DEFAULT":
         raise ModelError(
-            f"{path} has its weights inside", hint="leave `--weights` out, or compile it again"
+            f"{path} contains its weights", hint="leave `--weights` out, or compile it again"
         )
     masked, about = artifact.load(path, device, trusted), artifact.describe(path)
     record = dict(about.preprocessing or images.recorded(standard(size or 224)))
     if about.preprocessing is None and not (size and mean and std):
         raise ImageError(
-            f"{path} does not record what is done to pictures",
+            f"{path} does not record its preprocessing",
             hint="pass `--size`, `--mean` and `--std`, or compile it again",
         )
     if size:
@@ -314,11 +314,20 @@ def _matching_release(path: Path, published: Any) -> Any:
         digits = re.search(r"-([0-9a-f]{8,})\.", path.name)
         if Path(weights.url).name != path.name or digits is None or not path.is_file():
             continue
-        if hashlib.sha256(path.read_bytes()).hexdigest().startswith(digits[1]):
+        if _sha256(path).startswith(digits[1]):
             # torchvision's loader unpickles anything; `read` accepts tensors only.
             read(path)
             return weights
     return None
+
+
+def _sha256(path: Path) -> str:
+    """In hexadecimal; read in blocks, since weights may take gigabytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -546,8 +555,8 @@ def _check_labels(classifier: Classifier, source: str) -> None:
     if shape != (1, len(classifier.labels)):
         raise ModelError(
             f"{source} names {len(classifier.labels)} classes, and {classifier.name} answers one "
-            f"picture with shape {shape}",
-            hint="pass one name for each class the model knows, in their order",
+            f"image with shape {shape}",
+            hint="pass one name for each class of the model, in order",
         )
 
 
@@ -622,7 +631,7 @@ def _no_such_model(name: str) -> str:
     if name.startswith("timm:"):
         return f"timm has no model {name.removeprefix('timm:')!r}"
     if name in torchvision.models.list_models():
-        return f"{name} is no image classifier"
+        return f"{name} is not an image classifier"
     return f"torchvision has no classifier called {name!r}"
 
 

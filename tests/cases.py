@@ -60,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of operation, as in `ops.SPELLINGS`, and its samples."""
+    """A kind of operation, as in `spellings.SPELLINGS`, and its samples."""
 
     kind: str
     samples: tuple[Sample, ...]
@@ -703,7 +703,7 @@ POINTWISE = (
             to("alpha", nn.AlphaDropout),
             of("function", lambda x: F.dropout(x, 0.5, training=False)),
             of("never", lambda x: F.dropout(x, 0.0)),
-            of("always", lambda x: F.dropout(x, 0.5), refused="at random"),
+            of("always", lambda x: F.dropout(x, 0.5), refused="drops elements at random"),
         ),
     ),
     Case(
@@ -723,7 +723,7 @@ POINTWISE = (
             of(
                 "always",
                 lambda x: _depth_file.stochastic_depth(x, 0.5, "row"),
-                refused="at random",
+                refused="drops whole branches at random",
             ),
             of(
                 "traced-into",

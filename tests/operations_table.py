@@ -109,7 +109,7 @@ def _found(case: Case) -> tuple[list[str], str, list[str]]:
             continue
         known = decided.nodes.get(operation_of(traced, case.kind).node.name)
         step = (known and known.step) or steps.Constant()
-        joined = JOINED[step.kind] if isinstance(step, steps.Join) else ""
+        joined = JOINED[step.reads] if isinstance(step, steps.Join) else ""
         does[SAYS[type(step)] + joined] = None
         gates.add(bool(known and known.reads))
     says = list(does) or [SAYS[steps.Refused]]

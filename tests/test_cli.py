@@ -201,7 +201,7 @@ def test_a_target_by_number_or_name(tmp_path, photos, target):
     ("options", "message"),
     [
         (("--target", "lady bird"), "no class is called 'lady bird'; did you mean ladybird?"),
-        (("--target", "99"), "target 99 is no class of this network"),
+        (("--target", "99"), "target 99 is not a class of this network"),
         (("--target", "fish"), "not fish ("),
         (("--gamma", "1.5"), "gamma must lie in (0, 1]"),
         (("--tau", "1"), "tau must lie in [0, 1)"),
@@ -396,7 +396,9 @@ def test_compare_leaves_rows_means_and_pages(tmp_path, photos):
         (True, False),
         (False, True),
     ]
-    assert rows[5] == "Means of 2 pictures; in brackets: less switched off, 95 % interval"
+    assert (
+        rows[5] == "Means of 2 pictures; in brackets: difference from switched off, 95 % interval"
+    )
     assert rows[-1] == f"Pages are in {out}; compare.html has them all."
     assert sorted(page.name for page in out.iterdir()) == [
         "compare.html",

@@ -58,7 +58,7 @@ def test_what_a_file_settles_cannot_be_asked_for(tmp_path, photo):
     assert "leave the policy's options out, or compile it again" in result.stderr
     result = run(*common, "--weights", "none")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "has its weights inside" in result.stderr
+    assert "contains its weights" in result.stderr
 
 
 def test_a_policy_that_is_asked_for_is_not_taken_for_the_default(tmp_path, photo):
@@ -74,7 +74,8 @@ def test_a_policy_that_is_asked_for_is_not_taken_for_the_default(tmp_path, photo
 def test_a_device_is_for_machine_code(tmp_path):
     result = run("compile", "demo", "-o", tmp_path / "demo.cfx", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "--device says what machine code is for; pass `--compiled` as well" in result.stderr
+    assert "--device selects the device of the machine code, and the file has none" in result.stderr
+    assert "pass `--compiled` as well" in result.stderr
 
 
 def test_names_and_steps_in_a_file_are_looked_at(tmp_path, photo):
@@ -112,7 +113,7 @@ def test_bad_files_are_one_line(tmp_path, photo):
 def test_a_file_without_preprocessing_asks_for_it(tmp_path):
     masked = convad_fx.convert(models.resolve("demo").model, torch.zeros(1, 3, 96, 96))
     convad_fx.save(masked, tmp_path / "a.cfx")
-    with pytest.raises(ImageError, match="does not record what is done to pictures; pass"):
+    with pytest.raises(ImageError, match="does not record its preprocessing; pass"):
         models.open_artifact(str(tmp_path / "a.cfx"))
     opened = models.open_artifact(str(tmp_path / "a.cfx"), size=96, mean=(0.5,) * 3, std=(1.0,) * 3)
     assert (opened.size, opened.preprocess.mean, opened.labels) == ((96, 96), (0.5,) * 3, ())

@@ -66,7 +66,7 @@ def test_masks_tell_where_explanations_lie(photos):
     options = ("--masks", photos.parent / "masks", "--policy", "default", "--partitions", 1)
     result = run(photos / "0.png", photos / "1.png", *QUICK, *options, "--json")
     assert result.exit_code == 0
-    assert result.stderr == f"convad-fx: no object is known in {photos / '1.png'}\n"
+    assert result.stderr == f"convad-fx: no true mask for {photos / '1.png'}\n"
     explained = [one["explained"] for one in json.loads(result.stdout)["trials"][0]["images"]]
     assert [one["iou"] is None for one in explained] == [False, True]
 
@@ -133,8 +133,8 @@ def test_masks_that_do_not_fit_end_in_one_line(photos, fault, message):
         (("--policy", "tau"), "the policy 'tau' cannot be read"),
         (("--policy", "pool=max"), "pool must be one of dilute, renormalize"),
         (("--grid", "huge"), "grid must be one of few, full, not 'huge'"),
-        (("--grid", "few", "--policy", "paper"), "a grid does nothing beside policies"),
-        (("--partitions", "2", "--no-explain"), "--partitions does nothing with --no-explain"),
+        (("--grid", "few", "--policy", "paper"), "`--grid` and `--policy` cannot be combined"),
+        (("--partitions", "2", "--no-explain"), "--partitions has no effect with --no-explain"),
         (("--aim", "beauty"), "aim must be one of robust, object"),
         (("--aim", "object"), "aim 'object' needs true masks of the objects"),
         (("--masks", "nowhere"), "there is no folder nowhere"),

@@ -194,7 +194,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-3)
     done = CliRunner().invoke(cli.app, ["export", str(model), "-o", str(out), "--size", "9"])
     assert done.exit_code == 2
-    assert "has its weights and its size inside; leave the options out" in done.stderr
+    assert "contains its weights and size; leave the options out" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------- the zoo

@@ -175,7 +175,7 @@ FAULTS = (
         "engine/tile_hash.py",
         "        before = np.uint8(255) >> (first % 8).astype(np.uint8)",
         "        before = np.uint8(255) + 0 * (first % 8).astype(np.uint8)",
-        f"{TILES}::test_equal_activities_have_equal_sums_and_others_do_not",
+        "tests/engine/test_tile_hash.py::test_equal_activities_have_equal_sums_and_others_do_not",
     ),
 )
 
@@ -214,10 +214,10 @@ def page() -> str:
         [
             "# Planted faults",
             "",
-            "Deliberate mistakes in the compiler, and the test that must fail for each. Tried by",
+            "Deliberate mistakes, and the test that must fail for each. Tried by",
             "`pytest -m heavy tests/test_faults.py`, each in a copy of the package.",
             "",
-            "| mistake | in `convad_fx/compiler/` | caught by |",
+            "| mistake | in `convad_fx/` | caught by |",
             "|---|---|---|",
             *rows,
             "",

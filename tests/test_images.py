@@ -205,7 +205,7 @@ def test_displayable_undoes_the_normalisation_exactly(size, mean):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "an input of 0 pixels.*pass 1 or more"),
+        ({"size": 0}, "size must be at least 1 pixel, not 0.*224 is usual"),
         ({"size": 32, "resize": 31}, "31 pixels cannot be cropped to 32.*at least `size`"),
         ({"mean": (0.5,)}, "do not fit three channels.*three numbers each"),
         ({"std": (1.0, 0.0, 1.0)}, "none of std zero"),

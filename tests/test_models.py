@@ -139,7 +139,7 @@ def test_a_damaged_download_names_the_file_to_delete(tmp_path, monkeypatch):
         ("resnt50", "did you mean resnet50"),
         ("ResNet-50", "did you mean resnet50"),
         ("qqqqqqq", "name a torchvision classifier, `timm:NAME`"),
-        ("fasterrcnn_resnet50_fpn", "is no image classifier"),
+        ("fasterrcnn_resnet50_fpn", "is not an image classifier"),
     ],
 )
 def test_unknown_names_get_suggestions(name, hint):

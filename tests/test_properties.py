@@ -37,14 +37,15 @@ from strategies import (
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx.compiler.lowering import box as region
-from convad_fx.compiler.lowering import patch as reuse
-from convad_fx.compiler.lowering import tile as share
+from convad_fx.compiler.lowering import box as box_lowering
+from convad_fx.compiler.lowering import patch as patch_lowering
+from convad_fx.compiler.lowering import tile as tile_lowering
 from convad_fx.convert import convert as convert_plainly
 from convad_fx.engine import choose
-from convad_fx.engine import patch as patched
-from convad_fx.engine import tile as tiles
+from convad_fx.engine import patch as patch_engine
+from convad_fx.engine import tile as tile_engine
 from convad_fx.engine.batch_size import BatchSize
+from tests.compiler.patches import last_end
 
 # One network by hand, so that the laws are met by a usual one whatever is drawn.
 USUAL = Network(
@@ -223,7 +224,7 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         assert masked.strategies.box.ok or masked.strategies.patch.ok or found.area == 1
     # all of them on the largest box, from where their own starts: many end beyond the image
     with (
-        mock.patch.object(region, "MIN_SHARE_ON_BOXES", 1e-9),
+        mock.patch.object(box_lowering, "MIN_SHARE_ON_BOXES", 1e-9),
         mock.patch.object(BatchSize, "call_cost", property(lambda _: 1e9)),
         torch.no_grad(),
     ):
@@ -232,8 +233,8 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         assert_same_to_rounding(found.logits, masked(x, many), "large boxes against whole images")
     # masks that hide a box: patches as far as they go, however little there is to save
     with (
-        mock.patch.object(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end),
-        mock.patch.object(patched, "PATCH_OVERHEAD", 0.0),
+        mock.patch.object(patch_lowering.PatchWriter, "best_end", last_end),
+        mock.patch.object(patch_engine, "PATCH_OVERHEAD", 0.0),
         torch.no_grad(),
     ):
         masked = convad_fx.convert(model, x, policy=_policy(policy))
@@ -242,11 +243,11 @@ def test_evaluating_less_equals_whole_images(spec: Network, seed: int, data: Any
         assert_same_to_rounding(found.logits, masked(x, ~many), "changes against whole images")
     # tiles that masks share, as far as they go
     with (
-        mock.patch.object(share, "MIN_SHARE_SAVED", -1e9),
-        mock.patch.object(share, "MEAN_BOX_SHARE", 1e3),
-        mock.patch.object(tiles, "TILE_OVERHEAD", -1e9),
+        mock.patch.object(tile_lowering, "MIN_SHARE_SAVED", -1e9),
+        mock.patch.object(tile_lowering, "MEAN_BOX_SHARE", 1e3),
+        mock.patch.object(tile_engine, "TILE_OVERHEAD", -1e9),
         mock.patch.object(choose, "MIN_MASKS_FOR_TILING", 1),
-        mock.patch.object(patched, "PATCH_OVERHEAD", 1e9),
+        mock.patch.object(patch_engine, "PATCH_OVERHEAD", 1e9),
         torch.no_grad(),
     ):
         masked = convad_fx.convert(model, x, policy=_policy(policy))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from convad_fx import exporting
 from convad_fx.compiler.capture.torch_export import quiet
+from convad_fx.engine.weight_versions import weight_versions
 from convad_fx.errors import Unavailable, first_line
 from convad_fx.module import MaskedModule
 
@@ -121,12 +122,7 @@ class Compiled:
         }
         # copied: torch does not document whether it keeps the given tensors alive
         self.loader.load_constants(used, False, True)
-        self.state = self._state()
-
-    def _state(self) -> tuple[tuple[int, int], ...]:
-        """Address and version of every weight."""
-        weights = (*self.masked.parameters(), *self.masked.buffers())
-        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in weights)
+        self.versions = weight_versions(masked)
 
     def __call__(self, x: Any, mask: Any = None) -> Any:
         """Logits: by machine code where it fits the call, otherwise by the graph."""
@@ -140,7 +136,6 @@ class Compiled:
         return logits
 
     def _fits(self, x: Any, mask: Any) -> bool:
-        """Whether the machine code was made for such a call."""
         return (
             isinstance(x, Tensor)
             and isinstance(mask, Tensor)
@@ -154,7 +149,7 @@ class Compiled:
             and not (torch.is_grad_enabled() and x.requires_grad)
             and not torch.is_autocast_enabled(x.device.type)
             # not moved, cast or trained since: small weights are part of the code
-            and self._state() == self.state
+            and weight_versions(self.masked) == self.versions
         )
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:

@@ -18,11 +18,11 @@ from convad_fx.cli.output import (
     file_stems,
     make_folder,
     print_json,
+    results_json,
     show_progress,
-    writing_to,
 )
 from convad_fx.cli.tables import ComparisonTable, print_means
-from convad_fx.errors import ImageError
+from convad_fx.errors import ImageError, writing_to
 from convad_fx.explain import Search, occlusion
 from convad_fx.explain.explainer import image_digest
 from convad_fx.explain.masker import Masker
@@ -71,11 +71,10 @@ def command(
 ) -> None:
     """Explain each IMAGE by switching off and by painting over, and compare.
 
-    The same search, seed and budget for all. Each explanation is then planted on solid colours and,
-    where there are several images, on the others: `survives` is the share on which the plain
-    network still gives the class. Writes one PNG page for each image to DIR, and compare.html,
-    which has them all; for two images or more there are means, and their differences from switching
-    off with 95 % intervals.
+    All maskers use the same search, seed and budget. Each explanation is then planted on solid
+    colours and on the other images: `survives` is the share on which the plain network still gives
+    the class. Writes a PNG page for each image to DIR, and compare.html with all pages; with two
+    images or more also means, and their differences from switching off with 95 % intervals.
     """
     chosen_policy = policy.policy()
     classifier = source.resolve(model, labels)
@@ -109,16 +108,7 @@ def _normalisation(preprocess: Preprocess) -> Normalisation:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Maskers compared on images.
-
-    Args:
-        classifier: the plain network, preprocessing and class names.
-        maskers: the masked network and the paints, by name.
-        device: where the networks are.
-        folder: where the pages go.
-        paths: the images.
-        options: further arguments of `report.compare`.
-    """
+    """Maskers compared on the images in `paths`; `options` are further ones of `report.compare`."""
 
     classifier: models.Classifier
     maskers: Mapping[str, Masker]
@@ -150,17 +140,12 @@ class Comparison:
                 name, failed = self.classifier.name, failures.messages
                 report.save_page(done, whole, model=name, failed=failed)
         if as_json:
-            print_json(
-                {
-                    "model": self.classifier.name,
-                    "weights": self.classifier.weights,
-                    "device": str(self.device),
-                    "compared": [_compared_dict(picture) for picture in done],
-                    "page": str(whole) if whole else None,
-                    "means": means,
-                    "failed": failures.to_list(),
-                }
-            )
+            results = {
+                "compared": [_compared_dict(picture) for picture in done],
+                "page": str(whole) if whole else None,
+                "means": means,
+            }
+            print_json(results_json(self.classifier, self.device, failures, **results))
         elif done:
             if len(done) > 1:
                 print_means(means)

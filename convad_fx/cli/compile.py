@@ -37,21 +37,19 @@ def command(
             "file is loaded with `--trusted` only.",
         ),
     ] = False,
-    device: Annotated[
-        str, Option(help="What the machine code is for: auto, cpu, cuda ...")
-    ] = "auto",
+    device: Annotated[str, Option(help="Device of the machine code: auto, cpu, cuda ...")] = "auto",
     as_json: opts.Json = False,
 ) -> None:
     """Convert MODEL once and save it to FILE, for `explain --model FILE`.
 
-    The file holds weights, preprocessing and class names, too. It is data: loading it needs neither
-    the model's source nor its packages, and runs nothing of it. With `--compiled` it also holds
-    machine code, which answers at once and must be trusted to be run.
+    The file also holds the weights, the preprocessing and the class names. It is data: loading it
+    needs neither the model's source nor its packages, and runs no code of the file. With
+    `--compiled` it also holds machine code, which needs no compilation and runs only if trusted.
     """
     chosen_policy = policy.policy()
     if device != "auto" and not compiled:
         raise PolicyError(
-            "the file is the same for every device: --device says what machine code is for",
+            "--device selects the device of the machine code, and the file has none",
             hint="pass `--compiled` as well, or leave `--device` out",
         )
     target = devices.choose(device) if compiled else torch.device("cpu")

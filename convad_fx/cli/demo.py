@@ -36,9 +36,8 @@ def command(
 ) -> None:
     """Check, convert and explain a small network that comes with the package; needs no download.
 
-    Its images were not among those it was trained on. They are drawn, so it is known which of
-    their pixels show the object: the table shows how much of each explanation does, and how much of
-    the image.
+    Its images are drawn, so the true mask of the object is known, and were not used in training.
+    The table shows the share of each explanation, and of the image, that lies on the object.
     """
     folder = make_folder(out)
     classifier = models.resolve("demo")

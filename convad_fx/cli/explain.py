@@ -1,7 +1,7 @@
 """`convad-fx explain`: of image files here, of folders and tar files in `convad_fx.cli.folder`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,14 @@ from convad_fx import images, models
 from convad_fx.cli import options as opts
 from convad_fx.cli.folder import FolderOptions, FolderRun, explain_folders, is_collection
 from convad_fx.cli.images import class_index
-from convad_fx.cli.output import Failures, file_stems, make_folder, print_json, show_progress
+from convad_fx.cli.output import (
+    Failures,
+    file_stems,
+    make_folder,
+    print_json,
+    results_json,
+    show_progress,
+)
 from convad_fx.cli.picture import PictureExplainer, Result
 from convad_fx.cli.tables import ExplanationTable
 from convad_fx.engine.precision import check_precision
@@ -38,7 +45,7 @@ EXAMPLES = """Examples:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What is to be explained of each image."""
+    """How each image is explained."""
 
     target: Annotated[
         str | None,
@@ -51,22 +58,16 @@ class RunOptions:
     ] = 1
     contrastive: Annotated[
         bool,
-        Option("--contrastive", help="Find, too, what must be hidden for the class to change."),
+        Option("--contrastive", help="Also find what must be hidden for the class to change."),
     ] = False
     batch_size: opts.BatchSize = None
     precision: opts.Precision = None
 
     def arguments(self, target: int | None, search: Search) -> dict[str, Any]:
         """The arguments that `explain_disjoint` and `ExplainOptions` have in common."""
-        return {
-            "target": target,
-            "gamma": self.gamma,
-            "seed": self.seed,
-            "search": search,
-            "contrastive": self.contrastive,
-            "batch_size": self.batch_size or "auto",
-            "precision": self.precision,
-        }
+        given = asdict(self) | {"target": target, "batch_size": self.batch_size or "auto"}
+        del given["disjoint"]
+        return {**given, "search": search}
 
 
 def command(
@@ -90,13 +91,13 @@ def command(
 ) -> None:
     """Find a small part of each IMAGE that suffices for the network's answer.
 
-    Writes a PNG (image, responsibility, explanation) and a JSON file per explanation to DIR; of
-    several of one image, the second is called NAME-reason-2. Images that cannot be read are listed
-    at the end, and the exit code is then 1.
+    Writes a PNG (image, responsibility, explanation) and a JSON file per explanation to DIR. With
+    --disjoint, the second explanation of an image is called NAME-reason-2. Images that cannot be
+    read are listed at the end, and the exit code is then 1.
 
     Of folders and tar files (WebDataset), DIR gets Parquet instead: one row per image, written as
-    it is made, so that --resume continues after a kill. Under torchrun processes share the images,
-    on Ray (--ray) machines do.
+    it is made, so that --resume continues after a kill. torchrun distributes the images over
+    processes, --ray over the workers of a Ray cluster.
     """
     chosen_policy = policy.policy()
     check_precision(run_options.precision)
@@ -132,12 +133,12 @@ def command(
 def _refuse_for_rows(disjoint: int, progress: bool | None) -> None:
     if disjoint > 1:
         raise PolicyError(
-            "--disjoint does not go with folders and tar files: one row per picture",
+            "--disjoint cannot be used with folders and tar files: one row per picture",
             hint="name the pictures themselves",
         )
     if progress:
         raise PolicyError(
-            "--progress does not go with folders and tar files: a line is printed per picture",
+            "--progress cannot be used with folders and tar files: a line is printed per picture",
             hint="leave it out",
         )
 
@@ -161,15 +162,9 @@ def _explain_pictures(
             for result in results:
                 table.add(result)
     if as_json:
-        print_json(
-            {
-                "model": explainer.classifier.name,
-                "weights": explainer.classifier.weights,
-                "device": str(explainer.device),
-                "explained": [result.to_dict() for result in done],
-                "failed": failures.to_list(),
-            }
-        )
+        explained = [result.to_dict() for result in done]
+        classifier, device = explainer.classifier, explainer.device
+        print_json(results_json(classifier, device, failures, explained=explained))
     elif done:
         typer.echo(f"Pictures and JSON are in {explainer.folder}.")
     failures.exit("explained", done)

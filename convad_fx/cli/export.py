@@ -35,11 +35,11 @@ def command(
     if Path(model).is_file():
         if weights != "DEFAULT" or size is not None:
             raise PolicyError(
-                f"{model} has its weights and its size inside", hint="leave the options out"
+                f"{model} contains its weights and size", hint="leave the options out"
             )
         masked = artifact.load(model, trusted=trusted)
     elif trusted:
-        raise PolicyError(f"{model} is no file", hint="leave `--trusted` out")
+        raise PolicyError(f"{model} is not a file", hint="leave `--trusted` out")
     else:
         classifier = models.resolve(model, weights, size=size)
         masked = convert(classifier.model, classifier.example())

@@ -32,7 +32,7 @@ class FolderOptions:
         False
     )
     overlays: Annotated[
-        bool, Option("--overlays", help="Many: write PNG and JSON of each image, too.")
+        bool, Option("--overlays", help="Many: also write PNG and JSON of each image.")
     ] = False
     metric: Annotated[
         list[str] | None,
@@ -50,14 +50,14 @@ class FolderOptions:
     ] = None
     workers: Annotated[
         int | None,
-        Option(min=1, help="On Ray: how many.  [default: one for each GPU, or CPU]"),
+        Option(min=1, help="Ray: number of workers.  [default: one for each GPU, or CPU]"),
     ] = None
 
     def check(self) -> None:
         """Refuses workers without Ray."""
         if self.workers is not None and self.ray is None:
             raise PolicyError(
-                "--workers are Ray's", hint="pass `--ray local` as well, or use torchrun"
+                "`--workers` needs `--ray`", hint="pass `--ray local` as well, or use torchrun"
             )
 
     @property
@@ -93,7 +93,7 @@ def explain_folders(run: FolderRun, *, as_json: bool) -> None:
             typer.echo(_row_line(outcome))
 
     if options.ray is not None and shard.world > 1:
-        raise PolicyError("torchrun and `--ray` both share the pictures", hint="use one")
+        raise PolicyError("torchrun and `--ray` cannot be combined", hint="use one")
     drawn = run.folder / "overlays" if options.overlays else None
     explainer = Explainer(run.classifier, run.explain_options, run.spec.device, drawn)
     if options.ray is not None:
@@ -137,7 +137,7 @@ def _row_line(outcome: Outcome) -> str:
     row: Any = outcome.row
     name = row["target_name"] if row["target_name"] is not None else f"class {row['target']}"
     seconds = row["seconds_load"] + row["seconds_search"]
-    doubt = "" if row["sufficient"] else " (NOT sufficient when asked again)"
+    doubt = "" if row["sufficient"] else " (NOT sufficient when rechecked)"
     return (
         f"{outcome.key}  {row['size']:.1%}  {row['confidence_recheck']:.3f} of "
         f"{row['confidence_whole']:.3f}  {seconds:.1f} s  {name}{doubt}"

@@ -49,8 +49,8 @@ BatchSize = Annotated[int | None, Option(min=1, help="Masks per batch.  [default
 Precision = Annotated[
     str | None,
     Option(
-        help="Of the search: bfloat16 or float16. Its result is checked in the network's own.  "
-        "[default: the network's own]"
+        help="Arithmetic of the search: bfloat16 or float16. The result is checked in the "
+        "network's own.  [default: the network's own]"
     ),
 ]
 Json = Annotated[bool, Option("--json", help="Print JSON on stdout, for machines.")]
@@ -117,7 +117,9 @@ class PolicyOptions:
     pool: Annotated[str | None, Option(help="dilute (default), or renormalize.")] = None
     fill: Annotated[
         str | None,
-        Option(help="What hidden cells read as in convolutions: zero (default), or neighbour."),
+        Option(
+            help="Value that convolutions read for inactive cells: zero (default), or neighbour."
+        ),
     ] = None
 
     def policy(self) -> Policy | None:
@@ -147,7 +149,8 @@ class SearchOptions:
     minimal: Annotated[
         int,
         Option(
-            min=0, help="Shrink it until no block of this many pixels' side can be spared; 0: no."
+            min=0,
+            help="Shrink the set until no block of this side, in pixels, can be left out; 0: off.",
         ),
     ] = _SEARCH.minimal
     budget: Annotated[
@@ -158,7 +161,7 @@ class SearchOptions:
         Option(help="Stop when the ranking is this reliable, in (0, 1].  [default: never]"),
     ] = _SEARCH.stable
     depth: Annotated[
-        int | None, Option(min=1, help="How often a box is split again.  [default: no limit]")
+        int | None, Option(min=1, help="Most splits of one part.  [default: no limit]")
     ] = _SEARCH.depth
     split: Annotated[str, Option(help="Where boxes are cut: uniform, binomial, beta-binomial.")] = (
         _SEARCH.split

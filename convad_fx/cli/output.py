@@ -1,17 +1,19 @@
 """What commands print and write: JSON, names of files, failures and the exit code."""
 
-import contextlib
 import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 import typer
 
 from convad_fx.cli.command import FAILED, FOUND
-from convad_fx.errors import ConvadError, Unavailable
+from convad_fx.errors import ConvadError, writing_to
+from convad_fx.models import Classifier
 
 
 class Failures:
@@ -51,6 +53,19 @@ def exit_with_failures(messages: Sequence[str], verb: str, succeeded: object) ->
         raise typer.Exit(FOUND if succeeded else FAILED)
 
 
+def results_json(
+    classifier: Classifier, device: torch.device, failures: Failures, **results: Any
+) -> dict[str, Any]:
+    """Results as JSON values, with the network, the device and the failures."""
+    return {
+        "model": classifier.name,
+        "weights": classifier.weights,
+        "device": str(device),
+        **results,
+        "failed": failures.to_list(),
+    }
+
+
 def print_json(content: object) -> None:
     """Indented JSON on stdout."""
     typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
@@ -61,19 +76,8 @@ def show_progress(option: bool | None) -> bool:
     return sys.stderr.isatty() if option is None else option
 
 
-@contextlib.contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    """Turns the system's errors into `Unavailable`, which names `path` and `--out`."""
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(
-            f"cannot write to {path} ({error.strerror})", hint="pass another `--out`"
-        ) from error
-
-
 def make_folder(path: Path) -> Path:
-    """`path`, made if need be: before the work, not after it."""
+    """Create a folder, before the work that fills it; returns `path`."""
     with writing_to(path):
         path.mkdir(parents=True, exist_ok=True)
     return path

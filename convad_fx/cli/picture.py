@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from convad_fx import images, report
-from convad_fx.cli.output import numbered_stem, writing_to
+from convad_fx.cli.output import numbered_stem
+from convad_fx.errors import writing_to
 from convad_fx.explain import Explanation, explain_disjoint
 from convad_fx.models import Classifier
 from convad_fx.module import MaskedModule
@@ -37,15 +38,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class PictureExplainer:
-    """Explains images by one masked network.
-
-    Args:
-        classifier: preprocessing and class names.
-        masked: its network, converted.
-        device: where the network is.
-        folder: where the files go.
-        options: further arguments of `explain_disjoint`.
-    """
+    """Explains images by one masked network; `options` are further ones of `explain_disjoint`."""
 
     classifier: Classifier
     masked: MaskedModule

@@ -9,16 +9,11 @@ from convad_fx import report
 from convad_fx.cli.picture import Result
 from convad_fx.explain import Explanation
 
-_NOT_SUFFICIENT = " (NOT sufficient when asked again)"
+_NOT_SUFFICIENT = " (NOT sufficient when rechecked)"
 
 
 class ExplanationTable:
-    """A row per explanation.
-
-    Args:
-        sources: the names of the images.
-        extra: the title of a further column.
-    """
+    """A row per explanation; `extra` is the title of a further column."""
 
     def __init__(self, sources: Sequence[str], extra: str = "") -> None:
         self._widths = [-_longest("image", sources), 6, 10, 5, 6, 7]
@@ -35,7 +30,7 @@ class ExplanationTable:
         if not why.sufficient:
             remark = _NOT_SUFFICIENT
         elif not why.mask.any():
-            remark = " (said with everything hidden, too)"
+            remark = " (same answer with everything hidden)"
         elif why.mask.all():
             remark = " (nothing smaller was found)"
         if why.number:
@@ -83,9 +78,9 @@ def _print_row(widths: Sequence[int], *cells: str) -> None:
 
 def print_means(means: Sequence[dict[str, Any]]) -> None:
     """The mean of each masker over the images, and its difference from the first."""
-    n = means[0]["pictures"]
+    n, first = means[0]["pictures"], means[0]["masker"]
     width = max(len(entry["masker"]) for entry in means)
-    typer.echo(f"\nMeans of {n} pictures; in brackets: less {means[0]['masker']}, 95 % interval")
+    typer.echo(f"\nMeans of {n} pictures; in brackets: difference from {first}, 95 % interval")
     titles = {"size": "kept", "colours": "on colours", "images": "on pictures"}
     kinds = [kind for kind in titles if kind in means[0]]
     typer.echo(f"{'':<{width}}" + "".join(f"  {titles[kind]:<27}" for kind in kinds).rstrip())

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -15,9 +15,9 @@ from convad_fx import images, tuning
 from convad_fx.cli import options as opts
 from convad_fx.cli.images import expand_folders, readable
 from convad_fx.cli.masks import mask_files, read_mask
-from convad_fx.cli.output import Failures, print_json, show_progress, writing_to
+from convad_fx.cli.output import Failures, print_json, results_json, show_progress
 from convad_fx.compiler.policy import Policy
-from convad_fx.errors import PolicyError
+from convad_fx.errors import PolicyError, writing_to
 from convad_fx.explain import Search
 from convad_fx.explain.evaluator import Mask
 from convad_fx.images import Preprocess
@@ -50,7 +50,7 @@ class TuningOptions:
     ] = None
     aim: Annotated[
         str,
-        Option(help="robust: sufficient parts survive elsewhere; object: they lie on it."),
+        Option(help="robust: sufficient parts survive elsewhere; object: they lie on the object."),
     ] = "robust"
     policy: Annotated[
         list[str] | None,
@@ -76,7 +76,7 @@ class TuningOptions:
     explained: Annotated[
         bool,
         Option(
-            "--explain/--no-explain", help="Explain by the default and the leader: size, survival."
+            "--explain/--no-explain", help="Explain by the default and the leader, and compare."
         ),
     ] = True
     partitions: Annotated[
@@ -93,7 +93,7 @@ class TuningOptions:
         tried = policies(self.grid, self.policy or ())
         if self.partitions is not None and not self.explained:
             raise PolicyError(
-                "--partitions does nothing with --no-explain", hint="leave one of them out"
+                "--partitions has no effect with --no-explain", hint="leave one of them out"
             )
         return tried
 
@@ -117,9 +117,9 @@ def command(
     """Choose how pixels are switched off (tau and the rest of the policy), by measuring on IMAGEs.
 
     Which policy's confidence predicts best which parts of an image keep the class on other
-    backgrounds, in the plain network? The default is kept unless another is better by more than
-    chance explains, however many are tried: five images are needed, ten or more are better. The
-    last line shows what to pass to `explain`.
+    backgrounds, in the plain network? The default is kept unless another policy is significantly
+    better, corrected for the number of policies: five images are needed, ten or more are better.
+    The last line shows what to pass to `explain`.
     """
     tried = options.policies()
     classifier = source.resolve(model)
@@ -132,7 +132,7 @@ def command(
     if inputs:
         lack = [str(path) for path, truth in truths.items() if truth is None]
         if options.masks and lack:
-            typer.echo(f"convad-fx: no object is known in {', '.join(lack)}", err=True)
+            typer.echo(f"convad-fx: no true mask for {', '.join(lack)}", err=True)
         result = tuning.tune(
             classifier.model.to(chosen),
             [x.to(chosen) for x in inputs.values()],
@@ -149,13 +149,13 @@ def command(
             batch_size=batch_size or "auto",
             progress=show_progress(progress),
         )
-        about = {
-            "model": classifier.name,
-            "weights": classifier.weights,
-            "device": str(chosen),
-            "failed": failures.to_list(),
-        }
-        _report(result, about, out, as_json)
+        content = results_json(classifier, chosen, failures, **result.to_dict())
+        if out is not None:
+            _write(content, out)
+        if as_json:
+            print_json(content)
+        else:
+            typer.echo(str(result))
     failures.exit("read", inputs)
 
 
@@ -172,18 +172,10 @@ def _read(
     return inputs, truths
 
 
-def _report(
-    result: tuning.Tuning, about: Mapping[str, Any], out: Path | None, as_json: bool
-) -> None:
-    content = {**about, **result.to_dict()}
-    if out is not None:
-        with writing_to(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    if as_json:
-        print_json(content)
-    else:
-        typer.echo(str(result))
+def _write(content: object, out: Path) -> None:
+    with writing_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def policies(grid: str | None, texts: Sequence[str]) -> tuple[Policy, ...]:
@@ -194,8 +186,7 @@ def policies(grid: str | None, texts: Sequence[str]) -> tuple[Policy, ...]:
     """
     if texts and grid is not None:
         raise PolicyError(
-            "a grid does nothing beside policies that are named",
-            hint="pass either `--grid` or `--policy`",
+            "`--grid` and `--policy` cannot be combined", hint="leave one of them out"
         )
     grid = grid or "few"
     if texts:

@@ -14,7 +14,7 @@ FILLS = ("zero", "neighbour")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How activity travels through the network (docs/meaning.md, "Policy").
+    """How activity propagates through the network (docs/meaning.md, "Policy").
 
     >>> Policy(tau=0.5)
     Policy(tau=0.5, attribution='positional', input='gate', pool='dilute', fill='zero')
@@ -22,14 +22,15 @@ class Policy:
     'receptive'
 
     Args:
-        tau: an output cell is active iff more than this share of the cells it reads is; in [0, 1).
-        attribution: "positional": windows that keep the grid leave activity where it is;
+        tau: an output element is active iff more than this share of the elements it reads is;
+            in [0, 1).
+        attribution: "positional": windows that keep the grid keep the activity unchanged;
             "receptive": the share is taken over the window there too.
         input: "gate": the image is gated first; "raw": the first layer sees the whole image;
             "strict": gated, and the first window stays active only where it is kept whole.
         pool: "dilute": means divide by the full count; "renormalize": by the active count.
-        fill: what an inactive cell reads as in a convolution: "zero", or "neighbour": the mean of
-            the active cells around it, zero where there are none.
+        fill: value that convolutions read for inactive elements: "zero", or "neighbour": the mean
+            of the active elements around it, zero where there are none.
 
     Raises:
         PolicyError: a field out of its range, naming the range.
@@ -47,7 +48,7 @@ class Policy:
         if not 0 <= self.tau < 1:
             raise PolicyError(
                 f"tau must lie in [0, 1), not {self.tau}",
-                hint="with tau = 1 not even a fully visible cell would be active",
+                hint="with tau = 1 not even a fully visible element would be active",
             )
         for field, allowed in (
             ("attribution", ATTRIBUTIONS),

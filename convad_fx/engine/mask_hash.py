@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Of the random factors.
+#: Seed of the random factors.
 SEED = 0
-#: Masks hashed at once, which bounds the memory for words and products.
+#: Masks hashed at once, which bounds the memory: about a byte for each cell of each mask.
 MASKS_AT_ONCE = 64
 
 

@@ -1,7 +1,8 @@
-"""The protocol of execution strategies: ways to evaluate masks with less work.
+"""The protocol of execution strategies, which evaluate masks with less work.
 
-A strategy is made for one chunk of masks. `whole`, `box`, `patch` and `tile` implement it; a new
-one is added to `choose`.
+A strategy is made for one chunk of masks. `whole`, `box`, `patch` and `tile` implement it. A new
+one has its graphs in `compiler.lowering.strategies`, is chosen in `choose`, and has its batch size
+in `Engine._batch_sizes`.
 """
 
 from __future__ import annotations

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convad_fx.compiler.lowering.tile import TilePlan, TileRead
-
-#: Of the random factors.
-SEED = 0
+from convad_fx.engine.mask_hash import SEED
 
 Hashes: TypeAlias = NDArray[np.uint64]
 Bytes: TypeAlias = NDArray[np.uint8]

@@ -28,10 +28,8 @@ from convad_fx.engine.batching import PrepareCall
 from convad_fx.engine.box import axis_cells
 from convad_fx.engine.bucketing import Size
 from convad_fx.engine.chunk import mark_dynamic
+from convad_fx.engine.mask_hash import MASKS_AT_ONCE
 from convad_fx.engine.tile_hash import Hashes, TileHasher
-
-#: Masks hashed at once, which bounds the memory: about a byte for each cell of each mask.
-MASKS_AT_ONCE = 64
 
 
 class TileSet:
@@ -73,7 +71,7 @@ class TileSet:
         self._values: list[Tensor | None] = [None] * len(plan.stages)  # (rows * cells, C)
 
     def _hashes(self) -> list[Hashes]:
-        """For each stage, (members, *tiles)."""
+        """Hashes of the tiles of each stage, (members, *tiles)."""
         reads = {read.activity: None for stage in self.plan.stages for read in stage.depends}
         varying = {i: a for i in reads if len(a := self.activities[i]) > 1}
         hasher = TileHasher(self.plan, {i: tuple(a.shape[1:]) for i, a in varying.items()})
@@ -110,12 +108,12 @@ class TileSet:
 
     @property
     def multiplications(self) -> float:
-        """In all tiles."""
+        """Multiplications of all tiles."""
         return sum(n * stage.work for stage, n in self._stages())
 
     @property
     def cost(self) -> float:
-        """In multiplications, copying included."""
+        """Cost of all tiles in multiplications, copying included."""
         return sum(
             n * (stage.work + MULTIPLICATIONS_PER_COPY * stage.copied)
             for stage, n in self._stages()
@@ -131,7 +129,7 @@ class TileSet:
         return list(zip(self.plan.stages, self.counts, strict=True))
 
     def _cells(self, strides: tuple[int, ...]) -> int:
-        """Of a tile."""
+        """Cells of a tile of a tensor with these strides."""
         return math.prod(t // s for t, s in zip(self.plan.tile, strides, strict=True))
 
     # ------------------------------------------------------------------ from stage to stage

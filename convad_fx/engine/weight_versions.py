@@ -19,17 +19,16 @@ class WeightVersions:
     """
 
     tensors: tuple[weakref.ref[Tensor], ...]
-    versions: tuple[tuple[int, int], ...]
+    versions: tuple[tuple[int, int | None], ...]
 
     @classmethod
     def of(cls, network: Callable[..., Any]) -> WeightVersions | None:
         """None where changes cannot be detected: inference-mode tensors have no version counter."""
         if not isinstance(network, nn.Module):
             return cls((), ())
-        tensors = [*network.parameters(), *network.buffers()]
-        if any(tensor.is_inference() for tensor in tensors):
+        tensors, versions = _weights(network), weight_versions(network)
+        if any(version is None for _, version in versions):
             return None
-        versions = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         return cls(tuple(map(weakref.ref, tensors)), versions)
 
     def __eq__(self, other: object) -> bool:
@@ -40,3 +39,13 @@ class WeightVersions:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def weight_versions(network: nn.Module) -> tuple[tuple[int, int | None], ...]:
+    """Address and version counter of every weight; inference-mode tensors have no counter."""
+    weights = _weights(network)
+    return tuple((t.data_ptr(), None if t.is_inference() else t._version) for t in weights)
+
+
+def _weights(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]

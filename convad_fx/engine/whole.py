@@ -20,11 +20,11 @@ class WholeStrategy:
         self.costs = [1.0] * len(chunk)
 
     def groups(self, members: list[int]) -> dict[Size, list[int]]:
-        """All in one."""
+        """One group of all masks."""
         return {tuple(self.chunk.x.shape[2:]): members}
 
     def share(self, size: Size) -> float:  # noqa: ARG002
-        """All of the arithmetic."""
+        """A mask costs all of the arithmetic."""
         return 1.0
 
     def key(self, size: Size) -> tuple[Any, ...]:  # noqa: ARG002

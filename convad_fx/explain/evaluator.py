@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convad_fx.engine import PrecisionCheck
 from convad_fx.engine.chunk import MASKS_PER_CHUNK
-from convad_fx.engine.mask_hash import mask_hashes
+from convad_fx.engine.dedup import UniqueMasks
 from convad_fx.engine.precision import check_precision
 from convad_fx.errors import ImageError, ModelError, PolicyError
 from convad_fx.explain.options import check_class, check_count
@@ -159,19 +159,19 @@ class Evaluator:
         """Logits (K, classes) of K masks (H, W), in order; float64, on the CPU."""
         by_engine = isinstance(self._masker, MaskedModule) and not direct
         precision = None if full_precision or direct else self.precision
-        batches = _DistinctMasks(
-            masks, MASKS_PER_CHUNK if by_engine else images_per_call(self.batch_size, self.image)
-        )
+        size = MASKS_PER_CHUNK if by_engine else images_per_call(self.batch_size, self.image)
+        # Here and not left to the engine: `evaluations` counts the empty mask, which the engine
+        # may answer from its cache, and chunks of distinct masks are full.
+        unique = UniqueMasks(self.image)
+        batches = _distinct_batches(masks, size, unique)
         logits = [self._evaluate(batch, precision, by_engine=by_engine) for batch in batches]
         if not logits:
             return torch.zeros(0, 0, dtype=torch.float64)
-        return torch.cat(logits)[batches.rows]
+        return torch.cat(logits)[unique.rows]
 
-    def _evaluate(
-        self, masks: NDArray[np.bool_], precision: str | None, *, by_engine: bool
-    ) -> Tensor:
-        """Logits (K, classes) of masks (K, H, W)."""
-        mask = torch.from_numpy(masks)[:, None].to(self.image.device)
+    def _evaluate(self, masks: Tensor, precision: str | None, *, by_engine: bool) -> Tensor:
+        """Logits (K, classes) of masks (K, 1, H, W)."""
+        mask = masks.to(self.image.device)
         with torch.inference_mode():
             if by_engine:
                 assert isinstance(self._masker, MaskedModule)
@@ -193,7 +193,7 @@ class Evaluator:
         # Softmax in double precision on the CPU: the same on every device.
         logits = _checked(answer, len(masks)).double().cpu()
         if not (finite := logits.isfinite().all(1)).all():
-            kept = masks[int(finite.logical_not().nonzero()[0])].mean()
+            kept = masks[int(finite.logical_not().nonzero()[0])].double().mean()
             raise _not_finite(float(kept), precision)
         self.evaluations += len(masks)
         if self._on_evaluated is not None:
@@ -201,32 +201,17 @@ class Evaluator:
         return logits
 
 
-class _DistinctMasks:
-    """Batches (size, H, W) of masks without duplicates; only the last one may be smaller.
-
-    Attributes:
-        rows: for every mask drawn, its row among the distinct ones.
-    """
-
-    def __init__(self, masks: Iterable[Mask], size: int) -> None:
-        self._masks, self._size = iter(masks), size
-        self.rows: list[int] = []
-
-    def __iter__(self) -> Iterator[NDArray[np.bool_]]:
-        row_by_hash: dict[tuple[int, int], int] = {}
-        batch: list[Mask] = []
-        while drawn := list(islice(self._masks, self._size - len(batch))):
-            hashes = mask_hashes(torch.from_numpy(np.stack(drawn)))
-            for mask, mask_hash in zip(drawn, hashes, strict=True):
-                if mask_hash not in row_by_hash:
-                    row_by_hash[mask_hash] = len(row_by_hash)
-                    batch.append(mask)
-                self.rows.append(row_by_hash[mask_hash])
-            if len(batch) == self._size:
-                yield np.stack(batch)
-                batch = []
-        if batch:
-            yield np.stack(batch)
+def _distinct_batches(masks: Iterable[Mask], size: int, unique: UniqueMasks) -> Iterator[Tensor]:
+    """Batches (size, 1, H, W) of masks without duplicates; only the last one may be smaller."""
+    stream, parts, held = iter(masks), list[Tensor](), 0
+    while drawn := list(islice(stream, size - held)):
+        parts.append(unique.new(torch.from_numpy(np.stack(drawn))[:, None]).masks)
+        held += len(parts[-1])
+        if held == size:
+            yield torch.cat(parts)
+            parts, held = [], 0
+    if held:
+        yield torch.cat(parts)
 
 
 def _checked(answer: object, count: int) -> Tensor:

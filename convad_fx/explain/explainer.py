@@ -61,15 +61,9 @@ def explain(
     False
 
     Kept alone, the pixels of `Explanation.mask` give the class `target` with at least `gamma`
-    times its confidence (softmax) on the whole image. They are found as in the paper's experiments
-    (arXiv 2510.01038): ReX's causal responsibility search ranks the pixels (`responsibility`), the
-    most responsible are kept until they suffice (`shortest_prefix`), the set is shrunk if
-    `search.minimal` requests it (`shrink`), and evaluated again, alone, at batch size 1. It is
-    small, not the smallest, and not the only one (`explain_disjoint`). If the empty mask already
-    suffices, it is the result, without a search; if no smaller set is found, the whole image is.
-
-    The random stream depends on `seed` and the image's values alone. Results depend on
-    `batch_size` by rounding only.
+    times its confidence (softmax) on the whole image, evaluated at batch size 1. The set is small,
+    not the smallest, and not the only one. The search is ReX's, as in the paper (arXiv 2510.01038);
+    docs/search.md describes it. The random stream depends on `seed` and the image's values alone.
 
     Args:
         masker: `(x, mask) -> logits`, e.g. a `MaskedModule`, or `occlusion(model)`.
@@ -79,18 +73,15 @@ def explain(
         progress: show a progress bar on stderr.
         seed: a non-negative integer.
         search: the options of the search.
-        contrastive: also find what must be hidden for the class to change
-            (`Explanation.contrast`): the most responsible pixels, as many as necessary.
+        contrastive: also find what must be hidden for the class to change.
         batch_size: masks per call of the network; "auto": the fastest size.
-        precision: "bfloat16" or "float16": arithmetic of the search, for a masked float32 network.
-            A set found is enlarged until it suffices in float32, and shrunk in float32.
+        precision: "bfloat16" or "float16": arithmetic of the search, for a masked float32 network;
+            the result is checked in float32.
         labels: class names, one for every class, or a mapping from class numbers.
 
     Raises:
-        ImageError: the image is not one floating-point image.
+        ImageError, PolicyError: an unsuitable argument.
         ModelError: the masker's answers are not finite logits (N, classes).
-        PolicyError: target, gamma, seed, batch_size, precision, labels or the budget are out of
-            range.
     """
     return explain_disjoint(
         masker,
@@ -133,16 +124,14 @@ def explain_disjoint(
     >>> len(reasons), bool((reasons[0].mask & reasons[1].mask).any())
     (2, False)
 
-    The first is the result of `explain`. For each further one, the pixels of those before it stay
-    hidden, and the search starts again on the rest. It ends when the rest does not suffice, so
-    there may be fewer than `count`.
+    The first is the result of `explain`. Each further search hides the pixels of all before it,
+    and the last ends when the rest does not suffice.
 
     Args:
-        masker, image, target, gamma, progress, seed, batch_size, precision, labels: as in
-            `explain`.
         count: the most explanations wanted, 1 or more.
-        search: as in `explain`; `search.budget` holds for each explanation.
-        contrastive: as in `explain`; for the first explanation only.
+        search: its budget holds for each explanation.
+        contrastive: for the first explanation only.
+        other arguments: as in `explain`.
 
     Returns:
         One explanation or more; `Explanation.number` counts from 0.

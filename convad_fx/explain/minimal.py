@@ -47,9 +47,8 @@ def shrink(
     >>> int(small.mask.sum()), small.minimal
     (16, True)
 
-    Every block is left out by itself; those that can be spared are then left out together, the
-    least responsible first, as many as the goal allows; this repeats, first in blocks of four and
-    two times the side. At the end every remaining block has been evaluated.
+    Blocks are left out one at a time, then the removable ones together, the least responsible
+    first; this repeats, first in blocks of four and two times the side.
 
     Args:
         evaluator: the network and the image.
@@ -93,12 +92,12 @@ class _Shrinking:
             # 2: the prefixes have one more than the bit length; and one recheck.
             if not self.limit.allows(len(candidates) + len(candidates).bit_length() + 2):
                 return False
-            if spare := self._spare_alone(blocks, candidates):
-                left_out = self._spare_together(blocks, spare)
+            if removable := self._removable_alone(blocks, candidates):
+                left_out = self._remove_together(blocks, removable)
                 if not left_out:
                     return False
                 remaining = [block for block in remaining if block not in left_out]
-                candidates = [block for block in spare if block not in left_out]
+                candidates = [block for block in removable if block not in left_out]
                 all_remaining = False
                 if candidates or not prove:
                     continue
@@ -115,18 +114,18 @@ class _Shrinking:
         mean_rank = sums / np.maximum(counts, 1)
         return sorted(np.flatnonzero(counts).tolist(), key=lambda i: (-mean_rank[i], i))
 
-    def _spare_alone(self, blocks: NDArray[np.int64], candidates: Sequence[int]) -> list[int]:
+    def _removable_alone(self, blocks: NDArray[np.int64], candidates: Sequence[int]) -> list[int]:
         """Those of the candidates without which, one at a time, the goal is still reached."""
         sets = (self.sets[-1][0] & (blocks != block) for block in candidates)
         reached, _ = self.goal.evaluate(self.evaluator, sets, full_precision=True)
-        return [block for block, spared in zip(candidates, reached, strict=True) if spared]
+        return [block for block, spare in zip(candidates, reached, strict=True) if spare]
 
-    def _spare_together(self, blocks: NDArray[np.int64], spare: Sequence[int]) -> set[int]:
+    def _remove_together(self, blocks: NDArray[np.int64], removable: Sequence[int]) -> set[int]:
         """Leave out the longest passing prefix of 1, 2, 4, ... or all of these blocks."""
-        lengths = sorted({1 << n for n in range(len(spare).bit_length())} | {len(spare)})
-        sets = [self.sets[-1][0] & ~np.isin(blocks, spare[:n]) for n in lengths]
+        lengths = sorted({1 << n for n in range(len(removable).bit_length())} | {len(removable)})
+        sets = [self.sets[-1][0] & ~np.isin(blocks, removable[:n]) for n in lengths]
         reached, confidences = self.goal.evaluate(self.evaluator, sets, full_precision=True)
         passing = np.flatnonzero(reached)
         self.sets.extend((sets[i], float(confidences[i])) for i in passing)
         # None passes only by rounding: the first one did alone.
-        return set(spare[: lengths[passing[-1]]]) if len(passing) else set()
+        return set(removable[: lengths[passing[-1]]]) if len(passing) else set()

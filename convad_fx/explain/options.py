@@ -42,7 +42,7 @@ def check_class(target: int, classes: int, *, allow_none: bool = False) -> None:
     """Raise unless 0 <= target < classes; the hint mentions None where the caller accepts it."""
     if target not in range(classes):
         raise PolicyError(
-            f"target {target!r} is no class of this network",
+            f"target {target!r} is not a class of this network",
             hint=f"pass a number from 0 to {classes - 1}"
             + ", or None for the network's answer" * allow_none,
         )
@@ -50,40 +50,31 @@ def check_class(target: int, classes: int, *, allow_none: bool = False) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The options of the search; docs/search.md shows the measurements behind the defaults.
+    """The options of the search; docs/search.md has their names in ReX and the measurements.
 
     >>> Search(partitions=5).evaluations          # upper bound of the masks for the map
     560
 
-    The first group controls the responsibility map, the second (`order`, `minimal`, `budget`) the
-    set that is built from it.
-
     Args:
-        partitions: random partitions whose responsibilities are summed (ReX: iters); more make
-            smoother maps.
+        partitions: random partitions whose responsibilities are summed.
         min_box: boxes of this many pixels (area) or fewer are not split further.
         max_splits: boxes split per partition; each costs 14 masks.
-        depth: how often a part may be split again, or None for no limit (ReX: tree_depth).
-        confidence: a combination passes if the class is the target and its confidence is at least
-            this share of that on the whole image; in [0, 1]. At 0 only the class counts, the
-            default of ReX (ReX: confidence_filter). None: `gamma`, but at most 0.9, since few
-            parts keep all of the confidence.
-        weighted: passing combinations count by their confidence relative to the whole image's
-            (at most 1, in sixty-fourths) instead of 1 each.
-        split: how the row and the column of a cut are drawn: "uniform", or more often near the
-            middle: "binomial" (p = 1/2) or "beta-binomial".
+        depth: how often a part may be split again; None: no limit.
+        confidence: the share of the whole image's confidence that a combination must keep to pass,
+            in [0, 1]; at 0 only the class counts. None: `gamma`, at most 0.9.
+        weighted: combinations count by their confidence relative to the whole image's (at most 1,
+            in sixty-fourths) instead of 1 each.
+        split: how cuts are drawn: "uniform", or more often near the middle: "binomial" (p = 1/2)
+            or "beta-binomial".
         split_shape: the two positive parameters of the beta distribution; (1, 1) is uniform.
-        queue: in which passing combinations the search continues: "area": the smallest;
-            "intersection": the smallest of those that contain the parts common to all that pass
-            (if there are none, the part that most of them share); "all": every one.
-        queue_len: in how many of them, for "area" and "intersection".
-        stable: stop when the ranking of the pixels is this reliable, in (0, 1]; None: never. It is
-            estimated from two independent halves of the partitions (see `reliability`).
-        order: how pixels are added until they suffice: by "responsibility" alone, or "spatial":
-            those in the smallest passing disc around the peak first (ReX's spatial strategy).
-        minimal: side in pixels of the blocks in which the set is made 1-minimal: no single block
-            can be left out; 0: not at all.
-        budget: the most masks to evaluate, all steps together, or None.
+        queue: the passing combinations in which the search continues: "area": the smallest;
+            "intersection": the smallest of those with the parts common to all that pass; "all".
+        queue_len: number of them, for "area" and "intersection".
+        stable: stop when the ranking is this reliable, in (0, 1] (`reliability`); None: never.
+        order: how pixels are added: by "responsibility" alone, or "spatial": those in the smallest
+            passing disc around the peak first.
+        minimal: side in pixels of the blocks in which the set is made 1-minimal; 0: not at all.
+        budget: the most masks to evaluate, all steps together; None: no limit.
 
     Raises:
         PolicyError: a field out of its range.

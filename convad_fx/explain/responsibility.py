@@ -258,13 +258,9 @@ def responsibility(
     In each of `search.partitions` random partitions, a box (at first the whole image) is split at
     random into four, and all 14 proper non-empty combinations of the parts are evaluated, with the
     rest hidden. Each passing combination gives 1 / (number of its parts) to each of its parts, and
-    every pixel of a part collects the *sum* over passing combinations and levels, as in ReX's
-    implementation (not divided by the part's area, or small boxes would dominate). The search
-    continues inside the smallest passing combination (or more: see `Search.queue`): its parts are
-    split in turn, the largest first, with all other boxes of the combination kept. So what is kept
-    passes at every step. A box none of whose combinations passes stays whole and gives nothing.
-
-    All masks of a step are evaluated together, over all partitions, or with `search.stable` over
+    every pixel collects the *sum* over combinations and levels, as in ReX's implementation. The
+    search continues inside the smallest passing combination (see `Search.queue`), the largest box
+    first, with the other boxes kept. All partitions are evaluated together; with `search.stable`,
     `PARTITIONS_PER_ROUND` of them.
 
     Args:
@@ -291,22 +287,34 @@ def responsibility(
             [split for partition in group for split in partition.next_splits(search, allowed)],
             remaining.left,
         ):
-            masks = (mask for *_, split in pending for mask in split.masks(evaluator.shape))
-            scores = evaluator.scores(masks, target)
-            passing = scores.passing(target, (search.confidence or 0.0) * confidence_whole)
-            weights = passing * _weights(scores, confidence_whole, weighted=search.weighted)
-            ends = np.cumsum([len(split.combinations) for *_, split in pending])[:-1]
-            for (partition, branch, split), passed, weight in zip(
-                pending, np.split(passing, ends), np.split(weights, ends), strict=True
-            ):
-                split.credit(weight, halves[partition.half])
-                partition.branches += branch.continue_in(split, passed, search)
+            _evaluate(pending, evaluator, target, confidence_whole, search, halves)
         if search.stable is not None and reliability(halves[0], halves[1]) >= search.stable:
             break
     total: NDArray[np.int64] = halves.sum(0)
     if allowed is not None:
         total[~allowed] = 0
     return (total / (_SIXTHS * _CONFIDENCE_STEPS)).astype(np.float32)
+
+
+def _evaluate(
+    pending: list[_PendingSplit],
+    evaluator: Evaluator,
+    target: int,
+    confidence_whole: float,
+    search: Search,
+    halves: NDArray[np.int64],
+) -> None:
+    """Evaluate splits together, add their credit to `halves`, and continue their partitions."""
+    masks = (mask for *_, split in pending for mask in split.masks(evaluator.shape))
+    scores = evaluator.scores(masks, target)
+    passing = scores.passing(target, (search.confidence or 0.0) * confidence_whole)
+    weights = passing * _weights(scores, confidence_whole, weighted=search.weighted)
+    ends = np.cumsum([len(split.combinations) for *_, split in pending])[:-1]
+    for (partition, branch, split), passed, weight in zip(
+        pending, np.split(passing, ends), np.split(weights, ends), strict=True
+    ):
+        split.credit(weight, halves[partition.half])
+        partition.branches += branch.continue_in(split, passed, search)
 
 
 def _affordable(pending: list[_PendingSplit], left: int | None) -> list[_PendingSplit]:

@@ -73,10 +73,9 @@ def shortest_prefix(
     (49, True)
 
     Goals are not monotone (more pixels can change the class again), so a shorter one may exist.
-    Guaranteed is that the returned set passes at batch size 1, that every shorter prefix evaluated
-    failed, and that the prefix one pixel shorter was evaluated. Exceptions: a prefix that passes in
-    a batch but, by rounding, not at batch size 1 is lengthened by 1, 2, 4, ... pixels until it
-    does; and if even the longest fails (the network is not deterministic), `passed` is False.
+    The prefix passes at batch size 1, and every shorter one evaluated failed, the one a pixel
+    shorter included; but a prefix that passes only in a batch, by rounding, is lengthened by 1, 2,
+    4, ... pixels. If even the longest fails (the network is not deterministic), `passed` is False.
 
     Args:
         evaluator: the network and the image.

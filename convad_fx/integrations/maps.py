@@ -56,8 +56,7 @@ def grayscale(explanations: Explanation | Sequence[Explanation]) -> Maps:
 class Responsibility:
     """The responsibility search with the interface of pytorch-grad-cam's CAMs.
 
-    `cam(input_tensor=x, targets=targets)` returns (N, H, W), float32, in [0, 1]. A ``with`` block
-    works, too, but there is nothing to release.
+    `cam(input_tensor=x, targets=targets)` returns (N, H, W), float32, in [0, 1].
 
     Args:
         masker: `(x, mask) -> logits`: a `MaskedModule`, or `occlusion(model)`.

@@ -1,9 +1,7 @@
 """`explain_many` on Ray: Ray Data distributes the pictures, this process stores the rows.
 
 Workers receive the masked network as the bytes of a file of `convad_fx.save`, so they need neither
-the model's source nor its weights. A row is on disk before it is reported, and pictures with a row
-are skipped: if a worker dies, only its current picture is lost, and Ray gives it to another worker.
-All machines must see the pictures under the same paths.
+the model's source nor its weights.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from typing import Any
 import convad_fx
 from convad_fx import images
 from convad_fx.allocator import keep_memory
-from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable
+from convad_fx.errors import ConvadError, ImageError, PolicyError, Unavailable, last_line
 from convad_fx.integrations.ray_connection import connected, import_ray
 from convad_fx.many.explainer import Explainer
 from convad_fx.many.options import ClassifierSpec, ExplainOptions, rank_device
@@ -57,12 +55,11 @@ def explain_many(
 
     Args:
         explainer: the network, and how each picture is explained; sent to the workers.
-        paths: folders, tar files and pictures, under paths that are valid on all machines.
-        out: the folder of rows, on this machine. Workers write only overlays.
+        paths, out, resume, on_outcome: as in `convad_fx.many.explain_many`. All machines must see
+            the pictures under these paths; `out` is on this machine.
         address: of a cluster: HOST:PORT, or `auto` for the one that this machine belongs to;
             `local` starts one on this machine and ends it afterwards. An existing connection of
             this process is used and kept.
-        resume, on_outcome: as in `convad_fx.many.explain_many`.
         device: cpu; cuda, one GPU per worker; or auto: cuda if the cluster has GPUs.
         workers: number of workers; by default, and at most, one per GPU, or per CPU.
         spec: how the explainer's classifier was loaded. Required for a file with compiled machine
@@ -74,13 +71,7 @@ def explain_many(
         ConvadError: as in `convad_fx.many.explain_many`; and if the network cannot be saved, or a
             worker has other versions than this machine.
     """
-    if workers is not None and workers < 1:
-        raise PolicyError(f"workers must be positive, not {workers}", hint="pass 1 or more")
-    if device.startswith("cuda:"):
-        raise PolicyError(
-            f"on Ray, {device} cannot be chosen: each worker gets a GPU of its own",
-            hint="pass `--device cuda`",
-        )
+    _check_workers(workers, device)
     ray = import_ray(address)
     next(stream(paths))  # raises before anything is started
     start = time.perf_counter()
@@ -101,6 +92,16 @@ def explain_many(
                 else:
                     recorder.add(json.loads(answer["row"]), answer["draw"])
         return recorder.finish()
+
+
+def _check_workers(workers: int | None, device: str) -> None:
+    if workers is not None and workers < 1:
+        raise PolicyError(f"workers must be positive, not {workers}", hint="pass 1 or more")
+    if device.startswith("cuda:"):
+        raise PolicyError(
+            f"on Ray, {device} cannot be chosen: each worker gets a GPU of its own",
+            hint="pass `--device cuda`",
+        )
 
 
 def _pending(paths: Sequence[str | Path], recorder: Recorder) -> Iterator[dict[str, str]]:
@@ -272,8 +273,7 @@ def _answers(
     try:
         yield from dataset.map(_Worker, **pool).iter_rows()
     except ray.exceptions.RayError as error:
-        lines = str(error).strip().splitlines()
         raise Unavailable(
-            f"Ray failed ({lines[-1] if lines else type(error).__name__})",
+            f"Ray failed ({last_line(str(error)) or type(error).__name__})",
             hint="finished rows are kept; continue with `--resume`",
         ) from error

@@ -16,7 +16,7 @@ from typing import Any, TextIO, cast
 
 import torch
 
-from convad_fx.errors import Unavailable, first_line
+from convad_fx.errors import Unavailable, first_line, last_line
 
 #: Seconds a cluster has for its first answer.
 CONNECT_TIMEOUT = 60.0
@@ -139,8 +139,7 @@ def _join(ray: Any, address: str, stack: contextlib.ExitStack) -> None:
                 f"the Ray cluster at {address} requires another token than the one set here",
                 hint="set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN as on the cluster",
             )
-        lines = done.stderr.strip().splitlines()
-        reason = lines[-1].partition(": ")[2] if lines else f"code {done.returncode}"
+        reason = last_line(done.stderr).partition(": ")[2] or f"code {done.returncode}"
         raise Unavailable(f"no Ray cluster answers at {address} ({reason.rstrip('.')})", hint=hint)
     stack.callback(ray.shutdown)
     ray.init(address=address, **quiet)

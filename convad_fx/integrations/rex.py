@@ -13,12 +13,8 @@ rex_script.py is a ready script; ``python -m convad_fx.integrations.rex`` prints
     export CONVAD_FX_MODEL=resnet50
     ReX photo.jpg --script $(python -m convad_fx.integrations.rex) --config rex.toml
 
-On a machine without CUDA ReX needs ``gpu = false`` under ``[rex]`` in rex.toml.
-
-ReX passes pictures in which hidden pixels are painted. The paint is a value that no picture
-contains, so the mask is recovered exactly, regardless of `mask_value` in rex.toml. Pixels that ReX
-fills by other means (its robustness test puts an explanation on noise) count as visible. ReX's
-spotlights treat the paint as responsibility: leave `spotlight_objective_function` at "none".
+ReX passes images in which hidden pixels are painted. The paint is a value that no image contains,
+so the mask is recovered exactly. docs/rex.md has the settings of rex.toml and the limits.
 
 Written for rex-xai 0.4.1, where, unlike in its documentation, `model_shape` is a list, and
 `preprocess` receives path, shape and device.

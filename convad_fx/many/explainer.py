@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from convad_fx import images, models
-from convad_fx.errors import ImageError, Unavailable
+from convad_fx.errors import ImageError, writing_to
 from convad_fx.explain import Explanation, explain
 from convad_fx.explain.options import check_class
 from convad_fx.many.options import METRICS, ExplainOptions
@@ -145,10 +145,6 @@ class Explainer:
         name = PurePosixPath(key).stem[:80].replace("\\", "_").replace("\0", "_")
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:12]
         shown = images.displayable(x, self.classifier.preprocess)
-        try:
+        with writing_to(self.overlays):
             _, picture = report.save(why, shown, self.overlays, f"{name}-{digest}")
-        except OSError as error:
-            raise Unavailable(
-                f"cannot write to {self.overlays} ({error.strerror})", hint="pass another `--out`"
-            ) from error
         return f"{self.overlays.name}/{picture.name}"

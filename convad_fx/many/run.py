@@ -166,11 +166,7 @@ def explain_many(
 class Recorder:
     """Stores the rows of a run, with its counts, timings and callbacks.
 
-    Args:
-        store: where rows go.
-        start: `time.perf_counter()` at the start of the run.
-        shard: the pictures that this process explains.
-        on_outcome: called after each picture that was explained or failed.
+    `start` is `time.perf_counter()` at the start of the run.
     """
 
     def __init__(
@@ -202,11 +198,10 @@ class Recorder:
 
     def add(self, row: Mapping[str, Any], seconds_draw: float) -> None:
         """Store a row; a second row of the same picture is dropped."""
-        if row["key"] in self._store.stored:
-            return
         seconds = self._summary.seconds
         start = time.perf_counter()
-        self._store.add(row)
+        if not self._store.add(row):
+            return
         seconds["write"] += time.perf_counter() - start
         seconds["load"] += row["seconds_load"]
         seconds["search"] += row["seconds_search"]

@@ -1,14 +1,9 @@
 """Rows on disk, such that a kill at any moment neither loses nor duplicates a row.
 
-For each process (*rank*) that wrote to it, a folder holds
-
-* `rank-00000.jsonl`, the journal: each row is appended and flushed to disk as it is made. An
-  incomplete last line is dropped when the folder is opened again;
-* `part-00000.0007.parquet`, a journal that reached its maximum length;
-* `part-00000.parquet`, all rows of the rank, written at the end.
-
-Parquet files are written under a temporary name and renamed, and their sources are deleted after
-that. A kill in between leaves the same rows in two files; every reader drops the duplicates.
+For each process (*rank*), a folder holds `rank-00000.jsonl`, the journal;
+`part-00000.0007.parquet`, a journal that reached its maximum length; and `part-00000.parquet`, all
+rows, written at the end. A kill may leave an incomplete last line or the same rows in two files,
+which every reader drops.
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from convad_fx.errors import ArtifactError, ConvadError, PolicyError, Unavailable, first_line
+from convad_fx.errors import ArtifactError, PolicyError, Unavailable, first_line, writing_to
 from convad_fx.many.provenance import Provenance
 from convad_fx.many.rows import arrow, schema, table
 
@@ -81,7 +76,7 @@ class Store:
         self._journal_rows = 0
         self._path = folder / f"rank-{rank:05d}.jsonl"
         self._resources = contextlib.ExitStack()
-        with _write_errors(folder):
+        with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock()
@@ -96,14 +91,14 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _write_errors(self.folder):  # closing flushes the journal, for which disk may run out
+        with writing_to(self.folder):  # closing flushes the journal, for which disk may run out
             self._resources.close()
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Write a row to disk before returning; a second row of the same picture is dropped."""
+    def add(self, row: Mapping[str, Any]) -> bool:
+        """Write a row to disk; False: the picture has one already, and this one is dropped."""
         if row["key"] in self.stored:
-            return
-        with _write_errors(self.folder):
+            return False
+        with writing_to(self.folder):
             self._journal.write(json.dumps(row, ensure_ascii=True).encode("ascii") + b"\n")
             self._journal.flush()
             os.fsync(self._journal.fileno())
@@ -111,6 +106,7 @@ class Store:
         self._journal_rows += 1
         if self._journal_rows >= self._rows_per_part:
             self._rotate_journal()
+        return True
 
     def finish(self) -> int:
         """Merge all files of this rank into one part; returns the number of rows in the folder."""
@@ -126,7 +122,7 @@ class Store:
     def write_failures(self, failed: Mapping[str, str]) -> Path | None:
         """Write key -> error message to `not-explained-00000.json`; no failures, no file."""
         path = self.folder / f"not-explained-{self.rank:05d}.json"
-        with _write_errors(self.folder):
+        with writing_to(self.folder):
             # including files of ranks that existed only in a run with more processes
             for old in self.folder.glob("not-explained-*.json"):
                 number = old.stem.rpartition("-")[2]
@@ -144,7 +140,7 @@ class Store:
         return [path for path in _files(self.folder) if _rank(path) % self.world == self.rank]
 
     def _open_journal(self) -> None:
-        with _write_errors(self.folder):
+        with writing_to(self.folder):
             self._journal: IO[bytes] = self._resources.enter_context(self._path.open("ab"))
         self._journal_rows = 0
 
@@ -159,7 +155,7 @@ class Store:
         """Write the distinct rows of `files` to the Parquet file `target`, then delete `files`."""
         pa = arrow()
         temporary = target.with_name(f".{target.name}.tmp")
-        with _write_errors(self.folder):
+        with writing_to(self.folder):
             self._journal.close()
             seen: set[str] = set()
             with pa.parquet.ParquetWriter(temporary, schema(), compression="zstd") as writer:
@@ -205,7 +201,7 @@ class Store:
 
     def _recover(self) -> None:
         """Delete temporary files and the incomplete last line that a kill may have left."""
-        with _write_errors(self.folder):
+        with writing_to(self.folder):
             for path in self.folder.glob(".part-*.tmp"):
                 if _rank(path.with_name(path.name[1:])) % self.world == self.rank:
                     path.unlink(missing_ok=True)
@@ -223,7 +219,7 @@ class Store:
         except ImportError:  # Windows: concurrent runs in one folder are not detected
             return
         for rank in sorted({self.rank, *map(_rank, self._own_files())}):
-            with _write_errors(self.folder):
+            with writing_to(self.folder):
                 path = self.folder / f".rank-{rank:05d}.lock"
                 file = self._resources.enter_context(path.open("ab"))
             try:
@@ -310,16 +306,3 @@ def _drop_seen(batch: pyarrow.Table, seen: set[str]) -> pyarrow.Table:
         fresh.append(key not in seen)
         seen.add(key)
     return batch if all(fresh) else batch.filter(fresh)
-
-
-@contextlib.contextmanager
-def _write_errors(folder: Path) -> Iterator[None]:
-    """Turn an OSError into `Unavailable`."""
-    try:
-        yield
-    except ConvadError:
-        raise
-    except OSError as error:
-        raise Unavailable(
-            f"cannot write to {folder} ({error.strerror})", hint="pass another `--out`"
-        ) from error

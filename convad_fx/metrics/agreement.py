@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from convad_fx.errors import PolicyError
-from convad_fx.explain.evaluator import Evaluator, Mask, as_batch
+from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.options import check_class, check_share
 from convad_fx.explain.paint import Normalisation
@@ -100,9 +100,6 @@ def agreement(
     >>> len(result.rho), 0 <= result.called_sufficient <= 1
     (32, True)
 
-    Compares maskers without a search: all of them are evaluated on the same masks and the same
-    backgrounds, which are also the same for every mask of an image.
-
     Args:
         masker: `(x, mask) -> logits`.
         model: images (N, C, H, W) -> logits: the original model.
@@ -121,40 +118,57 @@ def agreement(
     check_share("gamma", gamma, allow_zero=False, hint="0.9 is usual")
     check_share("threshold", threshold, allow_zero=False, hint="0.8 is usual")
     evaluator = Evaluator(masker, image, batch_size=batch_size)
-    x = as_batch(image)
+    x = evaluator.image
     if target is None:
         target = int(model_logits(model, [x], 1)[0].argmax())
-    if masks is None:
-        masks = random_masks(evaluator.shape, 32, seed)
-    kept = [as_array(mask, evaluator.shape) for mask in masks]
+    given = random_masks(evaluator.shape, 32, seed) if masks is None else masks
+    kept = [as_array(mask, evaluator.shape) for mask in given]
     if not kept:
         raise PolicyError("there are no masks", hint="pass two or more")
-    whole = evaluator.logits([np.ones(evaluator.shape, bool)])
-    check_class(target, whole.shape[1], allow_none=True)
-    whole_confidence = float(torch.softmax(whole, 1)[0, target])
-    if not whole_confidence:
-        raise PolicyError(
-            f"class {target} has a confidence of 0 on the whole image",
-            hint="leave target out, for the model's answer",
-        )
+    whole = _whole_confidence(evaluator, target)
     scores = evaluator.scores(kept, target)
     if rho is None:
         if isinstance(on, str):
             on = list(backgrounds(x, on, n, others=others, seed=seed, normalisation=normalisation))
-        logits = planted_logits(model, x, kept, on, batch_size)
-        survived = (logits.argmax(1) == target).double()
-        rho = survived.reshape(len(kept), -1).mean(1).numpy()
+        rho = _survival(model, x, kept, target, on, batch_size)
     elif len(rho) != len(kept):
         raise PolicyError(
             f"{len(rho)} numbers as `rho` do not fit {len(kept)} masks",
             hint="pass Agreement.rho of the same masks",
         )
     return Agreement(
-        np.where(scores.top == target, scores.confidence / whole_confidence, 0.0),
-        scores.passing(target, gamma * whole_confidence),
+        np.where(scores.top == target, scores.confidence / whole, 0.0),
+        scores.passing(target, gamma * whole),
         np.asarray(rho, np.float64),
         float(threshold),
     )
+
+
+def _whole_confidence(evaluator: Evaluator, target: int) -> float:
+    logits = evaluator.logits([np.ones(evaluator.shape, bool)])
+    check_class(target, logits.shape[1], allow_none=True)
+    confidence = float(torch.softmax(logits, 1)[0, target])
+    if not confidence:
+        raise PolicyError(
+            f"class {target} has a confidence of 0 on the whole image",
+            hint="leave target out, for the model's answer",
+        )
+    return confidence
+
+
+def _survival(
+    model: Model,
+    x: Tensor,
+    masks: Sequence[Mask],
+    target: int,
+    planted_on: Sequence[Tensor],
+    batch_size: int | str,
+) -> NDArray[np.float64]:
+    """(K,): for each of K masks, the share of the backgrounds on which the model gives `target`."""
+    logits = planted_logits(model, x, masks, planted_on, batch_size)
+    survived = (logits.argmax(1) == target).double().reshape(len(masks), -1)
+    share: NDArray[np.float64] = survived.mean(1).numpy()
+    return share
 
 
 def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:

@@ -38,7 +38,7 @@ class Signs:
 
     @property
     def seen(self) -> tuple[str, ...]:
-        """The signs beyond the limits of docs/failure-signs.md, in words."""
+        """The signs beyond the limits of docs/failure-signs.md, as text."""
         rows = (
             (self.parts > 5 and self.largest < 0.5, "scattered: many pieces, none of them large"),
             (self.border > 2, "at the border: more of the set lies there than by chance"),
@@ -74,18 +74,12 @@ def signs(
     >>> result.seen
     ('scattered: many pieces, none of them large', 'bias: nothing kept gives the class as well')
 
-    The definitions are this project's own; the paper (arXiv 2510.01038) has none.
-
     Args:
-        masker: `(x, mask) -> logits`.
-        image: (C, H, W) or (1, C, H, W).
-        mask: (H, W), bool, True = kept: an explanation.
-        target: the class it explains.
+        masker, image, mask, target, batch_size: as in `confidence`.
         hidden: for `spared`, the share of the pixels outside the set to hide, in (0, 1].
         draws: number of random draws for `spared`.
         side: of the blocks that are hidden, in pixels.
         seed: of the draws; a non-negative integer.
-        batch_size: masks per call of the network.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: an unsuitable argument.

@@ -54,8 +54,7 @@ def localisation(
 
     Sources: pointing game: Zhang et al., *Top-down Neural Attention by Excitation Backprop* (ECCV
     2016), section 5.1 (there with a tolerance of 15 pixels); energy inside: Wang et al.,
-    *Score-CAM* (CVPR workshops 2020), section 4.3, there for boxes. A network may have valid
-    reasons outside the object, so low numbers alone do not condemn it.
+    *Score-CAM* (CVPR workshops 2020), section 4.3, there for boxes.
 
     Args:
         mask: the explanation, (H, W), bool, True = kept.

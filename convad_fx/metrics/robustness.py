@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -143,8 +142,7 @@ def robustness(
     1.0
 
     rho = |{b : argmax model(where(mask, image, b)) = target}| / n, as in the paper (arXiv
-    2510.01038, section 5), with the original model, whatever masker explained it. Larger sets are
-    more robust: report the size, or compare at equal size.
+    2510.01038, section 5). Larger sets are more robust: report the size, or compare at equal size.
 
     Args:
         model: images (N, C, H, W) -> logits (N, classes): the *original* one, in evaluation mode.
@@ -177,7 +175,11 @@ def robustness_by_kind(
     mask: Mask | Tensor,
     target: int,
     kinds: Mapping[str, int],
-    **options: Any,
+    *,
+    others: Sequence[Tensor] = (),
+    seed: int = 0,
+    normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
+    batch_size: int | str = "auto",
 ) -> dict[str, Robustness]:
     """`robustness` for each kind of background.
 
@@ -190,14 +192,24 @@ def robustness_by_kind(
 
     Args:
         kinds: the number of backgrounds of each kind.
-        model, image, mask, target: as in `robustness`.
-        options: `others`, `seed`, `normalisation`, `batch_size`, as in `robustness`.
+        model, image, mask, target, others, seed, normalisation, batch_size: as in `robustness`.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: as `robustness`.
     """
     return {
-        kind: robustness(model, image, mask, target, kind, n=n, **options)
+        kind: robustness(
+            model,
+            image,
+            mask,
+            target,
+            kind,
+            n=n,
+            others=others,
+            seed=seed,
+            normalisation=normalisation,
+            batch_size=batch_size,
+        )
         for kind, n in kinds.items()
     }
 

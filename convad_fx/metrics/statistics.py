@@ -51,8 +51,7 @@ def bootstrap(
 
     Percentile bootstrap (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter
     13). Units must be independent: one number per *image*, not per mask of an image. With fewer
-    than about ten units the interval is too narrow: report n with it. (Unlike
-    `scipy.stats.bootstrap` it accepts a single unit.)
+    than about ten units the interval is too narrow.
 
     Args:
         values: one number per unit, one or more, finite.
@@ -202,9 +201,8 @@ def best_of(
 
     The best of many methods leads by chance alone, so the test corrects for the choice: the
     one-sided single-step max-t test of Westfall and Young, *Resampling-Based Multiple Testing*
-    (1993). In every unit the differences of all methods from the baseline change their sign
-    together, at random (all patterns up to 12 units), and the largest Student's t is compared with
-    the leader's. Wins and the honest gain repeat the choice in bootstrap resamples of the units.
+    (1993), by sign flips of all differences of a unit together (all patterns up to 12 units). Wins
+    and the honest gain repeat the choice in bootstrap resamples of the units.
 
     Args:
         values: for each method, one finite number per unit; larger is better. Ties go to the
@@ -215,16 +213,7 @@ def best_of(
     Raises:
         PolicyError: lists of different lengths, no such baseline, or as `bootstrap`.
     """
-    rows = [_sample(f"method {number}", row) for number, row in enumerate(values)]
-    if not rows or len({len(row) for row in rows}) > 1:
-        raise PolicyError(
-            f"methods with {[len(row) for row in rows]} numbers are not paired",
-            hint="one of each per image, and one method or more",
-        )
-    if baseline not in range(len(rows)):
-        raise PolicyError(
-            f"there is no method {baseline!r}", hint=f"pass a number from 0 to {len(rows) - 1}"
-        )
+    rows = _paired_rows(values, baseline)
     _check_resampling(level, resamples, seed)
     n = len(rows[0])
     # The baseline first: `argmax` resolves ties in favour of the first.
@@ -246,6 +235,23 @@ def best_of(
         level=float(level),
         n=n,
     )
+
+
+def _paired_rows(
+    values: Sequence[Numbers] | NDArray[np.floating], baseline: int
+) -> list[NDArray[np.float64]]:
+    """The numbers of each method; raises unless they are paired and `baseline` is one of them."""
+    rows = [_sample(f"method {number}", row) for number, row in enumerate(values)]
+    if not rows or len({len(row) for row in rows}) > 1:
+        raise PolicyError(
+            f"methods with {[len(row) for row in rows]} numbers are not paired",
+            hint="one of each per image, and one method or more",
+        )
+    if baseline not in range(len(rows)):
+        raise PolicyError(
+            f"there is no method {baseline!r}", hint=f"pass a number from 0 to {len(rows) - 1}"
+        )
+    return rows
 
 
 #: Decimals; smaller differences come from the order of additions.

@@ -161,13 +161,9 @@ def minimality(
     the elements are squares of a grid here. Two blocks together may still be removable.
 
     Args:
-        masker: `(x, mask) -> logits`.
-        image: (C, H, W) or (1, C, H, W).
-        mask: (H, W), bool, True = kept.
-        target: the class to be kept.
+        masker, image, mask, target, batch_size: as in `confidence`.
         at_least: the confidence to be kept, in [0, 1]; at 0 only the class counts.
         side: of the blocks, in pixels.
-        batch_size: masks per call of the network.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: an unsuitable argument.

@@ -1,4 +1,4 @@
-"""Explain one picture by several maskers, and measure how robust each explanation is."""
+"""Explain one image by several maskers, and measure how robust each explanation is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convad_fx.errors import PolicyError
 from convad_fx.explain import Explanation, Occlusion, Search, explain
-from convad_fx.metrics import Normalisation, robustness
+from convad_fx.metrics import Normalisation, robustness_by_kind
 
 if TYPE_CHECKING:
     from convad_fx.explain.masker import Masker
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskerResult:
-    """The explanation of one picture by one masker.
+    """The explanation of one image by one masker.
 
     Args:
         name: of the masker, for people.
@@ -79,8 +79,7 @@ def compare(
         image: (C, H, W) or (1, C, H, W), normalised.
         gamma, seed, search, batch_size, labels, progress: as in `explain`.
         n: number of solid colours, and at most as many of `others`.
-        others: other images as backgrounds; without them that kind is omitted.
-        normalisation: mean and deviation of the preprocessing.
+        others, normalisation: as in `convad_fx.metrics.robustness`.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: invalid arguments.
@@ -100,21 +99,18 @@ def compare(
             labels=labels,
             progress=progress,
         )
-        rho = {
-            kind: robustness(
-                model,
-                image,
-                why.mask,
-                why.target,
-                kind,
-                n=count,
-                others=others,
-                seed=seed,
-                normalisation=normalisation,
-                batch_size=batch_size,
-            ).rho
-            for kind, count in backgrounds.items()
-        }
+        planted = robustness_by_kind(
+            model,
+            image,
+            why.mask,
+            why.target,
+            backgrounds,
+            others=others,
+            seed=seed,
+            normalisation=normalisation,
+            batch_size=batch_size,
+        )
+        rho = {kind: result.rho for kind, result in planted.items()}
         results.append(MaskerResult(name, why, rho, backgrounds, _painted(masker, image, why)))
     return tuple(results)
 

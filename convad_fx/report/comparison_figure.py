@@ -43,7 +43,7 @@ def draw_comparison(
 ) -> Figure:
     """One page with a row per masker: its numbers, responsibilities and explanation.
 
-    The last picture of a row is the network's input for the explanation: painted where the masker
+    The last panel of a row is the network's input for the explanation: painted where the masker
     paints, a chequered pattern where it switches off.
 
     >>> import torch

@@ -89,8 +89,7 @@ def save_page(
 ) -> Path:
     """Write an HTML page: means over the pictures, then the numbers and the drawing of each.
 
-    The page contains the drawings as data URIs, and loads and runs nothing when it is opened. Texts
-    are escaped. Equal comparisons give equal files.
+    The page contains the drawings, and loads and runs nothing. Equal comparisons give equal files.
 
     >>> import tempfile, torch
     >>> from convad_fx.explain import occlusion

@@ -103,7 +103,7 @@ def show_kept(explanation: Explanation, image: NDArray[Any], ax: Axes | None = N
 def show_responsibility(
     explanation: Explanation, image: NDArray[Any], ax: Axes | None = None
 ) -> Axes:
-    """Draw the responsibility over the grey picture; arguments as for `show_kept`."""
+    """Draw the responsibility over the grey image; arguments as for `show_kept`."""
     return _in_panel(_draw_map, explanation, image, ax)
 
 
@@ -170,25 +170,25 @@ def write_png(figure: Figure, path: Path | str, **options: Any) -> None:
 def displayable(image: NDArray[Any], shape: tuple[int, ...]) -> Pixels:
     """Check that an image has this shape, and convert it to floats (H, W, 3) in [0, 1]."""
     image = np.asarray(image)
-    hint = "pass the picture before normalisation: (H, W, 3), uint8, or float in [0, 1]"
+    hint = "pass the image before normalisation: (H, W, 3), uint8, or float in [0, 1]"
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ImageError(f"an array of shape {image.shape} is not a picture", hint=hint)
+        raise ImageError(f"an array of shape {image.shape} is not an image", hint=hint)
     if image.shape[:2] != shape:
         raise ImageError(
-            f"a picture of {image.shape[0]}x{image.shape[1]} pixels does not fit an explanation of "
+            f"an image of {image.shape[0]}x{image.shape[1]} pixels does not fit an explanation of "
             f"{shape[0]}x{shape[1]}",
             hint="pass what the network saw: after resizing and cropping",
         )
     if image.dtype == np.uint8:
         image = image / 255.0
     elif not np.issubdtype(image.dtype, np.floating):
-        raise ImageError(f"a picture of dtype {image.dtype} has no known range", hint=hint)
+        raise ImageError(f"an image of dtype {image.dtype} has no known range", hint=hint)
     # The margin allows for rounding when a normalisation is undone. NaN fails, too.
     if not (image.min() >= -1e-3 and image.max() <= 1 + 1e-3):
         raise ImageError(
-            f"the picture's values lie in [{image.min():.3g}, {image.max():.3g}], not in [0, 1]",
+            f"the image's values lie in [{image.min():.3g}, {image.max():.3g}], not in [0, 1]",
             hint=hint,
         )
     return np.clip(np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64), 0.0, 1.0)
@@ -217,7 +217,7 @@ def _draw_map(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
 
 
 def draw_map(axes: Axes, explanation: Explanation, pixels: Pixels) -> float:
-    """Draw the responsibility over the grey picture, without a title; returns its maximum."""
+    """Draw the responsibility over the grey image, without a title; returns its maximum."""
     values = explanation.responsibility
     axes.imshow(_grey(pixels), cmap="gray", vmin=0, vmax=1)
     peak = float(values.max())
@@ -242,7 +242,7 @@ def _draw_kept(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
 
 
 def _draw_contrast(axes: Axes, contrast: Contrast, pixels: Pixels) -> None:
-    """Draw the picture with the contrast hidden and outlined."""
+    """Draw the image with the contrast hidden and outlined."""
     _draw_set(axes, ~contrast.mask, pixels, outlined=contrast.mask)
     if not contrast.changes:
         _title(axes, "nothing changes the class", "not even hiding everything")

@@ -46,7 +46,7 @@ def save_plan(
     ...     save_plan(model, torch.zeros(1, 3, 64, 64), Path(folder) / "squeezenet.svg").ok
     True
 
-    `draw_plan` describes the picture. Of a model that cannot be captured it shows the finding.
+    `draw_plan` describes the drawing. For a model that cannot be captured it shows the finding.
 
     Args:
         model, example, policy, front_end: as for `convad_fx.check`.
@@ -81,7 +81,7 @@ def save_plan(
 
 
 def writable_picture(file: Path | str) -> Path:
-    """The path, if a picture can be written there; call it before expensive work.
+    """The path, if a plan can be drawn there; call it before expensive work.
 
     Raises:
         PolicyError: the suffix is not .svg, .png or .pdf.
@@ -90,7 +90,7 @@ def writable_picture(file: Path | str) -> Path:
     path = Path(file)
     if path.suffix.lower() not in _VARIABLE_METADATA:
         raise PolicyError(
-            "a picture of the plan is .svg, .png or .pdf,"
+            "a drawing of the plan is .svg, .png or .pdf,"
             f" not {path.suffix or 'a file without suffix'} ({path})",
             hint=f"write {path.stem or 'plan'}.svg",
         )
@@ -118,10 +118,7 @@ def draw_plan(traced: Trace, plan: Plan, report: Report, axes: Axes | None = Non
     >>> len(figure.axes)
     1
 
-    A box is filled by family. The number at its right end is the activity of its result (a row of
-    the list below the picture), in bold if it differs from the inputs'. A black diamond means that
-    inactive cells are read as zero. Findings are red and numbered as in the report, and so is a
-    shortest path to each from the image. Activities after a finding are undecided: "?".
+    docs/cli.md describes the drawing.
 
     Args:
         traced, plan, report: of the same model.

@@ -1,4 +1,4 @@
-"""Texts of the picture of a plan, and the positions of everything on its page."""
+"""Texts of a drawn plan, and the positions of everything on its page."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class PlanPage:
         return top + _LEGEND_HEIGHT * (line + 1)
 
     def _legend(self) -> Iterator[tuple[str, str]]:
-        """Symbol and text, of the symbols that the picture contains."""
+        """Symbol and text, of the symbols that the drawing contains."""
         boxes = self.boxes.values()
         present: Counter[str] = sum((box.families for box in boxes), Counter())
         yield from ((family, family) for family in FAMILIES if family in present)

@@ -210,14 +210,14 @@ class Measurement:
         others = sorted((s for s in self.samples if s is not sample), key=lambda s: s.digest)
         if not others:
             return list(colours)
-        pictures = backgrounds(
+        on_images = backgrounds(
             sample.x,
             "images",
             min(self.n, len(others)),
             others=[s.x for s in others],
             seed=self.seed,
         )
-        return [*colours, *pictures]
+        return [*colours, *on_images]
 
     def _target(self, sample: Sample) -> int:
         with torch.inference_mode():

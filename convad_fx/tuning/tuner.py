@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from torch import Tensor, nn
@@ -51,15 +51,8 @@ def tune(
     >>> result.decided, result.policy == Policy(), result.verdict[:13]
     (False, True, 'No conclusion')
 
-    With `aim="robust"` the score of a policy on an image is the AUC of the masked network's
-    confidence as a predictor of robust random masks, whose kept pixels keep the class on solid
-    colours and on the other images (`convad_fx.metrics.agreement`). With `aim="object"` it is the
-    overlap (IoU) of the explanation with the object's true mask; every policy explains every image,
-    which takes much longer.
-
-    The baseline is kept unless another policy's lead is significant, corrected for the choice among
-    all of them (`convad_fx.metrics.best_of`): that takes five images at least, and usually ten. The
-    order of the images does not matter: masks depend on an image's values and the seed alone.
+    The baseline is kept unless another policy's lead is significant, corrected for the choice,
+    which takes five images at least. docs/tune.md describes the criteria and the test.
 
     Args:
         model: images (N, C, H, W) -> logits, in evaluation mode, as `convert` takes it.
@@ -68,58 +61,65 @@ def tune(
         masks: the object's true mask (H, W) for each image, bool, True = object; None: not known.
         policies: the candidates; None: `convad_fx.tuning.FEW`.
         baseline: the policy to keep if no other is significantly better.
-        aim: "robust" or "object".
-        gamma: a mask suffices if it keeps this share of the confidence, in (0, 1].
-        threshold: a mask is robust if the class survives on this share of the backgrounds.
+        aim: a key of `convad_fx.tuning.CRITERIA`.
+        gamma, threshold, normalisation: as in `convad_fx.metrics.agreement`.
         tried: random masks per image.
         n: backgrounds of each kind: solid colours, and at most as many other images.
         search: options of the explanations, which the baseline and the leader make (for "object"
-            every policy), so that their size and robustness can be compared; None: none are made.
+            every policy); None: none are made.
         level: confidence level of the choice, in [0.5, 1).
-        seed: a non-negative integer.
-        normalisation: what the preprocessing subtracts and divides by; colours are drawn before it.
+        seed, batch_size, progress: as in `convad_fx.explain`.
         names: of the images, for messages and results.
-        batch_size: masks or images per call of the network; "auto": the fastest size.
-        progress: show a progress bar on stderr.
 
     Raises:
-        ImageError: no images, two alike, or of different shapes.
-        MaskError: a true mask that does not fit its image, or is empty.
+        ImageError, MaskError: no images, two alike, or masks or images that do not fit.
         PolicyError: an option out of its range.
         ConvadError: as `convert`.
     """
     _check_aim(aim, masks, search)
-    if not 0.5 <= level < 1:
-        raise PolicyError(f"level must lie in [0.5, 1), not {level!r}", hint="0.95 is usual")
-    samples = make_samples(images, masks, names)
     if isinstance(model, MaskedModule):
         raise ModelError("the model is masked already", hint="pass the original network")
+    samples = make_samples(images, masks, names)
     measurement = Measurement(
         model, samples, gamma, threshold, tried, n, seed, normalisation, batch_size
     )
-    candidates = list(dict.fromkeys((baseline, *(FEW if policies is None else policies))))
-    maskers = [convert(model, samples[0].x, policy) for policy in candidates]
-    by_search = len(maskers) if aim == "object" else 0 if search is None else 2
-    with tqdm(
-        total=len(samples) * (len(maskers) + by_search),
-        unit="image",
-        desc="tune",
-        disable=not progress,
-        leave=False,
-    ) as bar:
+    policies = tuple(dict.fromkeys((baseline, *(FEW if policies is None else policies))))
+    return _tuned(measurement, policies, aim, search, level, progress=progress)
+
+
+def _tuned(
+    measurement: Measurement,
+    policies: Sequence[Policy],
+    aim: str,
+    search: Search | None,
+    level: float,
+    *,
+    progress: bool,
+) -> Tuning:
+    """Measure the policies, of which the first is the baseline, and choose one."""
+    if not 0.5 <= level < 1:
+        raise PolicyError(f"level must lie in [0.5, 1), not {level!r}", hint="0.95 is usual")
+    samples, seed = measurement.samples, measurement.seed
+    maskers = [convert(measurement.model, samples[0].x, policy) for policy in policies]
+    explaining = len(maskers) if aim == "object" else 0 if search is None else 2
+    total = len(samples) * (len(maskers) + explaining)
+    with tqdm(total=total, unit="image", desc="tune", disable=not progress, leave=False) as bar:
         rows = measurement.on_masks(maskers, on_measured=bar.update)
-        if aim == "object" and search is not None:
-            rows = [
-                measurement.with_explanations(row, masker, search, on_measured=bar.update)
-                for row, masker in zip(rows, maskers, strict=True)
-            ]
-        best, difference = _compare(rows, samples, aim, level, seed)
-        leader = 0 if best is None else best.leader
-        if aim == "robust" and search is not None:
-            for k in {0, leader}:
+
+        def explain_by(numbers: Iterable[int]) -> None:
+            if search is None:
+                return
+            for k in numbers:
                 rows[k] = measurement.with_explanations(
                     rows[k], maskers[k], search, on_measured=bar.update
                 )
+
+        if aim == "object":
+            explain_by(range(len(maskers)))
+        best, difference = _compare(rows, samples, aim, level, seed)
+        leader = 0 if best is None else best.leader
+        if aim == "robust":
+            explain_by({0, leader})
     trials = tuple(
         Trial(
             policy,
@@ -127,9 +127,9 @@ def tune(
             mean_of_known(_criterion(measured, aim) for measured in row),
             0.0 if best is None else best.wins[k],
         )
-        for k, (policy, row) in enumerate(zip(candidates, rows, strict=True))
+        for k, (policy, row) in enumerate(zip(policies, rows, strict=True))
     )
-    return Tuning(aim, trials, leader, best, difference, float(gamma), seed)
+    return Tuning(aim, trials, leader, best, difference, float(measurement.gamma), seed)
 
 
 def _compare(

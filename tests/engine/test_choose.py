@@ -8,13 +8,13 @@ import torchvision
 
 import convad_fx
 from convad_fx.engine import PrecisionCheck, choose
-from convad_fx.engine import patch as patched
+from convad_fx.engine import patch as patch_engine
 from tests.compiler.lowering.test_box import GRID, built, calls_of, random_boxes, some_masks
 
 
 @pytest.mark.parametrize("strategy", ["box", "patch"])
 def test_a_strategy_may_be_left_out(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patched, "PATCH_OVERHEAD", 1.0)
+    monkeypatch.setattr(patch_engine, "PATCH_OVERHEAD", 1.0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("max-pool"), x)
     calls, masks = calls_of(masked), torch.cat([random_boxes(20), ~random_boxes(20)])

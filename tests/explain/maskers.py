@@ -7,9 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from convad_fx.explain import Search
 from convad_fx.explain.responsibility import Box
 
 LABELS = ["nothing", "thing", "other"]
+IMAGE = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
+LEFT, RIGHT = Box(4, 14, 6, 16), Box(30, 42, 44, 56)
+QUICK = Search(partitions=6, max_splits=6)
 
 
 class Counting:

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from maskers import LABELS, Counting, always, both, either, share, whole
+from maskers import IMAGE, LABELS, LEFT, QUICK, RIGHT, Counting, always, both, either, share, whole
 from PIL import Image
 from torch import nn
 
@@ -25,10 +25,6 @@ from convad_fx.explain import (
 )
 from convad_fx.explain.explainer import image_digest
 from convad_fx.explain.responsibility import Box
-
-IMAGE = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
-LEFT, RIGHT = Box(4, 14, 6, 16), Box(30, 42, 44, 56)
-QUICK = Search(partitions=6, max_splits=6)
 
 
 def kept(explanation: Explanation, box: Box) -> float:
@@ -229,9 +225,9 @@ MASKER = Counting(share(LEFT))
          lambda: explain(MASKER, IMAGE, gamma=0)),
         (PolicyError, "gamma .* not 1.5", lambda: explain(MASKER, IMAGE, gamma=1.5)),
         (PolicyError, "gamma .* not nan", lambda: explain(MASKER, IMAGE, gamma=float("nan"))),
-        (PolicyError, "target 3 is no class .* 0 to 2, or None",
+        (PolicyError, "target 3 is not a class .* 0 to 2, or None",
          lambda: explain(MASKER, IMAGE, target=3)),
-        (PolicyError, "target -1 is no class", lambda: explain(MASKER, IMAGE, target=-1)),
+        (PolicyError, "target -1 is not a class", lambda: explain(MASKER, IMAGE, target=-1)),
         (PolicyError, r"predicts thing \(0.9.*\) for the whole image, not nothing \(0.01.*"
          "pass target=1 or None", lambda: explain(MASKER, IMAGE, target=0, labels=LABELS)),
         (PolicyError, "2 labels do not name 3 classes; pass one name per class",

@@ -11,14 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from maskers import LABELS, Counting, always, both, either, share, whole
+from maskers import IMAGE, LABELS, LEFT, QUICK, RIGHT, Counting, always, both, either, share
 
 from convad_fx.errors import PolicyError
 from convad_fx.explain import Evaluator, Explanation, Search, explain, explain_disjoint
-from convad_fx.explain.goals import Changes, Suffices
-from convad_fx.explain.minimal import grid_blocks, shrink
+from convad_fx.explain.goals import Changes
+from convad_fx.explain.minimal import grid_blocks
 from convad_fx.explain.options import ORDERS, QUEUES, SPLITS
-from convad_fx.explain.ranking import pixel_ranks, spatial_ranks
 from convad_fx.explain.responsibility import (
     PARTITIONS_PER_ROUND,
     Box,
@@ -27,11 +26,7 @@ from convad_fx.explain.responsibility import (
     responsibility,
     split_box,
 )
-from convad_fx.explain.sufficient import max_prefix_evaluations, recheck, shortest_prefix
-
-IMAGE = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
-LEFT, RIGHT = Box(4, 14, 6, 16), Box(30, 42, 44, 56)
-QUICK = Search(partitions=6, max_splits=6)
+from convad_fx.explain.sufficient import max_prefix_evaluations
 
 
 def passes(masker: Counting, mask: np.ndarray) -> bool:
@@ -250,124 +245,6 @@ def test_a_confidence_left_open_is_what_the_set_must_keep(gamma: float, strict: 
     # Of two classes, the one given has half of the confidence anyway.
     same = np.array_equal(left_open.responsibility, class_alone.responsibility)
     assert same == (strict == 0.5)
-
-
-# ---------------------------------------------------------------------------------- around the peak
-def test_discs_hold_together_what_order_scatters() -> None:
-    """Two patches suffice each; the map favours one half of each."""
-    ranking = np.zeros((48, 64), np.float32)
-    ranking[4:14, 6:16] = 2
-    ranking[30:42, 44:56] = 2
-    ranking[8, 8] = 3
-    masker = Counting(either(share(LEFT), share(RIGHT)))
-    evaluator, goal = Evaluator(masker, IMAGE), Suffices(1, 0.9)
-    ranks = pixel_ranks(ranking)
-    scattered = shortest_prefix(evaluator, goal, ranks).mask
-    compact = shortest_prefix(evaluator, goal, spatial_ranks(evaluator, goal, ranks)).mask
-    assert scattered[RIGHT.slices].any()
-    assert not compact[RIGHT.slices].any()
-    assert compact.sum() < scattered.sum()
-
-
-@given(st.integers(0, 2**32), st.booleans())
-def test_spatial_ranks_are_ranks_and_keep_to_the_smallest_disc(seed: int, limited: bool) -> None:
-    random = np.random.default_rng(seed)
-    values = random.random((12, 15)).astype(np.float32)
-    within = random.random((12, 15)) < 0.8 if limited else None
-    rank = pixel_ranks(values, within)
-    box = Box(0, 12, 0, 15)
-    evaluator = Evaluator(Counting(share(box)), torch.zeros(1, 12, 15))
-    ranks = spatial_ranks(evaluator, Suffices(1, 0.0), rank, within)
-    assert sorted(ranks.ravel().tolist()) == list(range(180))
-    row, column = np.argwhere(rank == 0)[0]
-    assert ranks[row, column] == 0
-    if within is not None and within.any():
-        assert ranks[within].max() == within.sum() - 1
-    # What lies in the first passing disc comes first, in the old order.
-    distance = np.hypot(*(np.mgrid[:12, :15] - np.array([row, column])[:, None, None]))
-    allowed = np.ones((12, 15), bool) if within is None else within
-    radius = 1.2 ** np.arange(24) * max(1.0, 12 * 25 / 224)
-    passing = [r for r in radius if (disc := (distance <= r) & allowed).mean() > 0.5 and disc.any()]
-    if passing and passing[0] < distance.max():
-        disc = (distance <= passing[0]) & allowed
-        assert ranks[disc].max() == disc.sum() - 1
-        assert (np.diff(rank[disc][np.argsort(ranks[disc])]) > 0).all()
-
-
-# ------------------------------------------------------------------------------------------ minimal
-@pytest.mark.parametrize("side", [1, 3, 8])
-@pytest.mark.parametrize(
-    "strength", [share(LEFT), whole(LEFT), both(share(LEFT), share(RIGHT)),
-                 either(share(LEFT), share(RIGHT))]
-)  # fmt: skip
-def test_minimal_sets_are_minimal_from_scratch(side: int, strength) -> None:
-    masker = Counting(strength)
-    search = replace(QUICK, minimal=side)
-    why = explain(masker, IMAGE, search=search)
-    assert why.minimal
-    assert why.sufficient
-    assert f"minimal in blocks of {side}" in str(why)
-    at_least = why.gamma * why.confidence_whole
-    evaluator = Evaluator(Counting(strength), IMAGE)
-    label = grid_blocks((48, 64), side)
-    without = [why.mask & (label != n) for n in np.unique(label[why.mask])]
-    assert not evaluator.scores(without, 1).passing(1, at_least).any()
-    plain = explain(Counting(strength), IMAGE, search=QUICK)
-    assert (why.mask & ~plain.mask).sum() == 0
-    assert not plain.minimal
-
-
-def test_shrinking_goes_from_everything_to_the_patch() -> None:
-    evaluator, goal = Evaluator(Counting(whole(LEFT)), IMAGE), Suffices(1, 0.9)
-    everything = recheck(evaluator, goal, np.ones((48, 64), bool), 1.0)
-    rank = pixel_ranks(np.zeros((48, 64), np.float32))
-    small = shrink(evaluator, goal, everything, rank, 2)
-    assert small.minimal
-    expected = np.zeros((48, 64), bool)
-    expected[LEFT.slices] = True  # its sides lie on the grid of 2
-    assert np.array_equal(small.mask, expected)
-
-
-@pytest.mark.parametrize("limit", [0, 1, 5, 20, 60])
-def test_a_limit_is_kept_and_the_set_stays_sufficient(limit: int) -> None:
-    evaluator, goal = Evaluator(Counting(share(LEFT)), IMAGE), Suffices(1, 0.9)
-    everything = recheck(evaluator, goal, np.ones((48, 64), bool), 1.0)
-    before = evaluator.evaluations
-    rank = pixel_ranks(np.zeros((48, 64), np.float32))
-    small = shrink(evaluator, goal, everything, rank, 2, limit=limit)
-    assert evaluator.evaluations - before <= limit
-    assert goal.reached(evaluator.scores([small.mask], 1))[0]
-    assert not small.minimal
-
-
-def test_of_two_reasons_the_more_responsible_is_kept() -> None:
-    evaluator, goal = (
-        Evaluator(Counting(either(share(LEFT), share(RIGHT))), IMAGE),
-        Suffices(1, 0.9),
-    )
-    everything = recheck(evaluator, goal, np.ones((48, 64), bool), 1.0)
-    for box, other in ((LEFT, RIGHT), (RIGHT, LEFT)):
-        ranking = np.zeros((48, 64), np.float32)
-        ranking[box.slices] = 1
-        small = shrink(evaluator, goal, everything, pixel_ranks(ranking), 4)
-        assert small.mask[box.slices].mean() > 0.7
-        assert not small.mask[other.slices].any()
-
-
-def test_rounding_undoes_the_last_steps_only() -> None:
-    """Alone, sets below 300 pixels fail by a hair; they are not reported."""
-
-    class Rounding(Counting):
-        def __call__(self, x, mask, /):
-            low = (len(mask) == 1) & (mask.sum((1, 2, 3)) < 300)
-            return super().__call__(x, mask) - torch.tensor([0, 9.0, 0]) * low[:, None]
-
-    evaluator, goal = Evaluator(Rounding(share(LEFT)), IMAGE), Suffices(1, 0.9)
-    everything = recheck(evaluator, goal, np.ones((48, 64), bool), 1.0)
-    small = shrink(evaluator, goal, everything, pixel_ranks(np.zeros((48, 64), np.float32)), 2)
-    assert not small.minimal
-    assert small.passed
-    assert 300 <= small.mask.sum() < 48 * 64
 
 
 # ----------------------------------------------------------------------------------------- disjoint

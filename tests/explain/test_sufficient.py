@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from maskers import Counting, share
 
 from convad_fx.explain import Evaluator
@@ -15,32 +14,6 @@ from convad_fx.explain.goals import Suffices
 from convad_fx.explain.ranking import pixel_ranks
 from convad_fx.explain.responsibility import Box
 from convad_fx.explain.sufficient import shortest_prefix
-
-shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
-
-
-@given(hnp.arrays(np.float32, shapes, elements=st.sampled_from([0, 1 / 3, 0.5, 1, 7])))
-def test_ranks_follow_responsibility_and_are_all_different(values: np.ndarray) -> None:
-    rank = pixel_ranks(values)
-    assert sorted(rank.ravel().tolist()) == list(range(values.size))
-    in_order = values.ravel()[np.argsort(rank.ravel())]
-    assert (np.diff(in_order) <= 0).all()
-    assert np.array_equal(pixel_ranks(values.copy()), rank)
-
-
-def test_a_plateau_fills_from_the_side_of_the_peak() -> None:
-    values = np.zeros((64, 64), np.float32)
-    values[20:40, 10:60] = 1
-    values[28:32, 50:54] = 2
-    rank = pixel_ranks(values)
-    assert rank[28:32, 50:54].max() == 15
-    first = np.argwhere(rank < 100)
-    assert np.abs(first - [30, 52]).max() < 12
-
-
-def test_without_any_responsibility_the_middle_comes_first() -> None:
-    rank = pixel_ranks(np.zeros((15, 15), np.float32))
-    assert rank[7, 7] == 0
 
 
 class Prefixes:

@@ -366,7 +366,7 @@ def test_torchrun_and_ray_do_not_go_together(tmp_path, photos, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = run("explain", photos, "--out", tmp_path, *OPTIONS, "--ray", "auto")
     assert result.exit_code == 2
-    assert "torchrun and `--ray` both share the pictures; use one" in result.stderr
+    assert "torchrun and `--ray` cannot be combined; use one" in result.stderr
 
 
 # -------------------------------------------------------------------------------------- bad sources
@@ -427,15 +427,15 @@ def test_a_name_twice_in_a_tar_is_two_pictures(tmp_path):
         (("empty",), "there are no pictures in"),
         (("gone", "--resume"), "gone: no such file or folder; check the path"),
         (("photos", "other/photos"), "are both called photos; rename one"),
-        (("photos", "--disjoint", "2"), "--disjoint does not go with folders"),
-        (("photos", "--progress"), "--progress does not go with folders"),
+        (("photos", "--disjoint", "2"), "--disjoint cannot be used with folders"),
+        (("photos", "--progress"), "--progress cannot be used with folders"),
         (("photos", "--metric", "fame"), "no metric is called 'fame'"),
-        (("photos", "--target", "99"), "target 99 is no class of this network"),
+        (("photos", "--target", "99"), "target 99 is not a class of this network"),
         (("photos", "--gamma", "2"), "gamma must lie in (0, 1]"),
         (("photos", "--model", "demonet"), "no classifier called 'demonet'"),
         (("photos", "--labels", "photos/short.txt"), "names 2 classes, and demo answers"),
         (("photos", "--out", "photos/1.png"), "cannot write to"),
-        (("photos", "--workers", "2"), "--workers are Ray's; pass `--ray local` as well"),
+        (("photos", "--workers", "2"), "`--workers` needs `--ray`; pass `--ray local` as well"),
         (("photos", "--ray", "auto", "--device", "cuda:1"), "on Ray, cuda:1 cannot be chosen"),
     ],
 )

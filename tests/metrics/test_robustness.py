@@ -134,7 +134,7 @@ def nan(x: torch.Tensor) -> torch.Tensor:
          lambda: metrics.robustness(Sees(), IMAGE, HALF, 1, "images", n=5)),
         (PolicyError, "n must be", lambda: metrics.robustness(Sees(), IMAGE, HALF, 1, n=0)),
         (PolicyError, "no backgrounds", lambda: metrics.robustness(Sees(), IMAGE, HALF, 1, [])),
-        (PolicyError, "target 2 is no class of this network; pass a number from 0 to 1",
+        (PolicyError, "target 2 is not a class of this network; pass a number from 0 to 1",
          lambda: metrics.robustness(Sees(), IMAGE, HALF, 2)),
         (ImageError, r"background 0 has shape \(1, 3, 4, 4\)",
          lambda: metrics.robustness(Sees(), IMAGE, HALF, 1, "images", n=1,
@@ -257,3 +257,8 @@ def test_robustness_once_measured_serves_every_masker() -> None:
     assert np.array_equal(reused.confidence, again.confidence)
     with pytest.raises(PolicyError, match="32 numbers as `rho` do not fit 2 masks"):
         metrics.agreement(occlusion(model), model, IMAGE, rho=first.rho, masks=[HALF, ~HALF])
+
+
+def test_misspelled_options_are_refused_even_without_a_kind() -> None:
+    with pytest.raises(TypeError, match="sed"):
+        metrics.robustness_by_kind(Sees(), IMAGE, HALF, 1, {}, sed=0)  # type: ignore[call-arg]

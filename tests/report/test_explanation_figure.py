@@ -109,10 +109,10 @@ def test_pyplot_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (RED[:, :, :2], r"shape \(24, 32, 2\) is not a picture; pass the picture before"),
-        (RED[None], "is not a picture"),
+        (RED[:, :, :2], r"shape \(24, 32, 2\) is not an image; pass the image before"),
+        (RED[None], "is not an image"),
         (RED[1:], "23x32 pixels does not fit an explanation of 24x32; pass what the network saw"),
-        (RED * 2 - 1, r"values lie in \[-1, 0.6\], not in \[0, 1\]; pass the picture before"),
+        (RED * 2 - 1, r"values lie in \[-1, 0.6\], not in \[0, 1\]; pass the image before"),
         (RED * np.nan, "not in"),
         (RED.astype(int), "dtype int64 has no known range"),
     ],

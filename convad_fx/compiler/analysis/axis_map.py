@@ -74,7 +74,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Changed(Axis):
-    """An input axis of which cells are taken, reversed or repeated; ``how`` says which.
+    """An input axis of which elements are taken, reversed or repeated; ``how`` says which.
 
     Attributes:
         how: "flip", "repeat", a slice, a tuple of indices or the view of a tensor of indices.
@@ -91,7 +91,7 @@ class Merged:
 
     @property
     def size(self) -> int:
-        """Number of cells."""
+        """Number of elements."""
         return math.prod(part.size for part in self.parts)
 
     @property
@@ -110,7 +110,7 @@ class Piece:
 
     @property
     def size(self) -> int:
-        """Number of cells."""
+        """Number of elements."""
         return self.sizes[self.index]
 
     @property
@@ -179,7 +179,7 @@ def _batch_stride(component: Component, batch: BatchAxis, images: int) -> int | 
 
 @dataclass(frozen=True, slots=True)
 class AxisMap:
-    """For every output axis the component of the input that it is.
+    """Maps each output axis to its input component.
 
     Attributes:
         shape: of the input.
@@ -202,7 +202,7 @@ class AxisMap:
 
     @classmethod
     def reshaped(cls, blocks: Sequence[Block], before: Shape, after: Shape) -> AxisMap:
-        """A reshape. Of axes merged and cut anew, outputs of size 1 count as new axes."""
+        """A reshape. Of axes merged and split, outputs of size 1 count as new axes."""
         outputs: list[Component] = [New() for _ in after]
         for block in blocks:
             whole = merged([Axis(i, before[i]) for i in block.inputs])
@@ -259,7 +259,7 @@ class AxisMap:
         return cls(shape, (images, shuffled, *grid))
 
     def batch_after(self, batch: BatchAxis) -> BatchAxis:
-        """Where the batch is in the output. Raises `MixesImages` where images do not stay apart."""
+        """Where the batch is in the output. Raises `MixesImages` if images would mix."""
         images = self.shape[batch.axis] // (batch.outer * batch.inner)
         for axis, component in enumerate(self.outputs):
             stride = _batch_stride(component, batch, images)
@@ -296,7 +296,7 @@ def reshape_blocks(before: Sequence[int], after: Sequence[int]) -> tuple[Block, 
     to be 1x1 is merged with its channels and not forgotten.
     """
     if math.prod(before) != math.prod(after):
-        raise ValueError(f"{tuple(before)} and {tuple(after)} have different numbers of cells")
+        raise ValueError(f"{tuple(before)} and {tuple(after)} have different numbers of elements")
     blocks: list[Block] = []
     i = j = 0
     while i < len(before) or j < len(after):

@@ -18,7 +18,7 @@ from convad_fx.compiler.capture.op_schema import OpView
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """A call of one of the tensor functions in `activity`, as a value.
+    """A call of one of the functions in `kernels`, as a value.
 
     The arguments are the source activities, then the graph's ``tensors`` (by node name, with the
     place in it where the node gives several), then ``options``. What two derivations must share to
@@ -78,7 +78,7 @@ class NodePlan:
     """What is decided for one node.
 
     Attributes:
-        result: its activity, one each for a tuple; None where a finding leaves it open.
+        result: its activity, one each for a tuple; None if unknown after a finding.
         reads: operand -> what its inactive elements read as, the step's identity.
         refill: an extremum over the whole grid: where nothing is active it gives 0.
         renormalise: multiply the result by this (``pool="renormalize"``), over ``renormalise_of``.

@@ -28,7 +28,7 @@ from convad_fx.compiler.capture.op_schema import OpView, TensorView, op_view, re
 from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.policy import Policy
 
-#: The activities of a node: of its tensor, of each of its tensors, or None: open behind a finding.
+#: The activity of a node, one each for a tuple; None: unknown after a finding.
 Result = Tracked | tuple[Tracked, ...] | None
 
 
@@ -126,8 +126,8 @@ class _Walk:
         step = _parsed(op)
         operands = self._operands(op, step)
         if isinstance(step, steps.Constant) or operands == []:
-            return  # of the image it takes a shape at most
-        if operands is None:  # a finding further up leaves it open
+            return  # it reads at most the image's shape
+        if operands is None:  # unknown after a finding further up
             self._note(node, op, step, None)
             return
         first_only = all(_picked_index(user) == 0 for user in node.users)
@@ -165,7 +165,7 @@ class _Walk:
         return not self.table[tracked.row].is_global
 
     def _operands(self, op: OpView, step: steps.Step) -> list[Operand] | None:
-        """Parameters that depend on the image; None where a finding leaves an activity open."""
+        """Parameters that depend on the image; None if one is unknown after a finding."""
         allowed = {"input", "other", "third", "dim"} if isinstance(step, steps.Join) else {"input"}
         if isinstance(step, steps.Reduce):
             allowed = {step.operand}
@@ -298,7 +298,8 @@ def _parsed(op: OpView) -> steps.Step:
     """The step of an operation. Its parameters may be such that the rule fails on them."""
     try:
         step = step_of(op)
-    except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+    # ArithmeticError: an axis modulo the rank of a tensor without axes
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise Refusal(
             f"its parameters are not understood ({error})",
             "call it with plain numbers, or report it with the model's code",

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from convad_fx.compiler.analysis.axis_map import AxisMap, Block, Shape
 
 #: (before, after) for each axis. None is TensorFlow's "SAME": as much as gives ceil(size / stride)
-#: elements, the odd one at the end, computed from the size at hand.
+#: elements, the odd one at the end, computed from the input size.
 Pairs = tuple[tuple[int, int] | None, ...]
 SAME = None
 
@@ -55,15 +55,10 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
+class Join(Combines):
     """Element by element over two operands: "sum", "product", "max" or "min"."""
 
-    kind: str
-
-    @property
-    def identity(self) -> float | None:
-        """What an inactive element reads as."""
-        return IDENTITIES[self.kind]
+    reads: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +272,7 @@ class Refused:
     hint: str
 
 
-#: Steps that only give elements other places.
+#: Steps that only move elements.
 Relabelling = Reshape | Rearrange | Expand | Take | Flip | PixelShuffle | ChannelShuffle
 
 

@@ -71,14 +71,7 @@ def facts(node: torch.fx.Node) -> Facts:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A reason to refuse the model that is visible to capture but not to the rule of one operation.
-
-    Attributes:
-        node: name of the node in the graph.
-        path: the operation's dotted path in the model.
-        why: what is wrong.
-        hint: what to do about it.
-    """
+    """A reason to refuse the model that capture sees, and the rule of one operation does not."""
 
     node: str
     path: str

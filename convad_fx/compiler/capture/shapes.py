@@ -39,15 +39,20 @@ def propagate_shapes(
     return recorder.storages
 
 
-class _Recorder(torch.fx.Interpreter):
+class ShapeInterpreter(torch.fx.Interpreter):
+    """Runs a graph on fake tensors; skips batch norms, whose decomposition would take longest."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module, or return a tensor of the shape that a batch norm keeps."""
+        if isinstance(self.fetch_attr(target), nn.modules.batchnorm._NormBase):
+            return torch.empty_like(args[0] if args else kwargs["input"])
+        return super().call_module(target, args, kwargs)
+
+
+class _Recorder(ShapeInterpreter):
     def __init__(self, captured: torch.fx.GraphModule) -> None:
         super().__init__(captured)
         self.storages: dict[torch.fx.Node, Any] = {}
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(self.module.get_submodule(target), nn.modules.batchnorm._NormBase):
-            return torch.empty_like(args[0])  # decomposing it would take most of the time
-        return super().call_module(target, args, kwargs)
 
     def run_node(self, node: torch.fx.Node) -> Any:
         result = super().run_node(node)

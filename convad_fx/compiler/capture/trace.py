@@ -1,4 +1,4 @@
-"""The entrance: from a trained module to a graph in eval form, with paths and shapes.
+"""Capture a module as a graph in eval form, with paths and shapes.
 
 The model is never changed: the graph's modules are shallow copies that share its parameters.
 """

@@ -21,8 +21,8 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
         bits = None  # bitwise operations have no gradient
     if torch.compiler.is_compiling():  # strides are inductor's choice; one operation, to be fused
         # a maximum over the whole image has no second axis
-        few = z.dtype == torch.float32 and z.dim() > 1 and z.shape[1] < FEW_CHANNELS
-        if bits is not None and few and is_compiled_for_cpu(z):
+        few_channels = z.dtype == torch.float32 and z.dim() > 1 and z.shape[1] < FEW_CHANNELS
+        if bits is not None and few_channels and is_compiled_for_cpu(z):
             return _bitwise(z, activity, bits)
         return torch.where(activity, z, fill)
     repeated = len(z) == 1 != len(activity)  # one image, many masks; other axes need no expansion
@@ -40,7 +40,6 @@ def gate(z: Tensor, activity: Tensor, fill: float = 0.0) -> Tensor:
 
 
 def _bitwise(z: Tensor, activity: Tensor, bits: torch.dtype) -> Tensor:
-    """Every number, or zero, by a bitwise "and"."""
     return (z.view(bits) & -activity.to(bits)).view(z.dtype)
 
 

@@ -31,7 +31,7 @@ def reshaped(
     spread: tuple[int, ...],
     full: tuple[bool, ...],
     batch: tuple[int, int] | None = None,
-    narrow: tuple[int, ...] = (),
+    collapsed: tuple[int, ...] = (),
 ) -> Tensor:
     """The activity of ``like``, a reshape of ``source``.
 
@@ -39,7 +39,7 @@ def reshaped(
         spread: axes of the source that are merged with others, and must be expanded first.
         full: the axes of the result along which activity may differ; the others have size 1.
         batch: the axis of the batch before and after, where either is not axis 0 and nothing else.
-        narrow: axes of the result to be stored with size 1 after all: nothing differs along them.
+        collapsed: axes of the result to store with size 1: activity does not differ along them.
     """
     sizes = [source.shape[i] if i in spread else n for i, n in enumerate(activity.shape)]
     shape = [n if wide else 1 for n, wide in zip(like.shape, full, strict=True)]
@@ -49,7 +49,7 @@ def reshaped(
             sizes[before] = max(source.shape[before], activity.shape[before])
         shape[after] = -1
         result = activity.expand(sizes).reshape(shape)
-        for axis in narrow:
+        for axis in collapsed:
             result = result.narrow(axis, 0, 1)
         return result
     return activity.expand(sizes).reshape(activity.shape[0], *shape[1:])

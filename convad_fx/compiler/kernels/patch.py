@@ -233,7 +233,6 @@ def _frame(
 def _empty_patches(
     whole: Tensor, places: Sequence[Tensor], axes: Sequence[int], sizes: Sequence[int]
 ) -> Tensor:
-    """Patches without values."""
     shape = [places[0].shape[0], *whole.shape[1:]]
     for axis, n in zip(axes, sizes, strict=True):
         shape[axis] = n
@@ -247,7 +246,6 @@ def _arange(n: int, like: Tensor) -> Tensor:
 def _on_grid(
     starts: list[Tensor], sizes: Sequence[int], axes: Sequence[int], whole: Tensor
 ) -> Tensor:
-    """Which cells of patches lie on the grid."""
     inside = torch.ones((), dtype=torch.bool, device=whole.device)
     for start, n, axis in zip(starts, sizes, axes, strict=True):
         cell = start + _arange(n, whole)

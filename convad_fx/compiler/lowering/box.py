@@ -7,9 +7,9 @@ strides. They end anywhere where all strided windows are padded by as much as th
 E positions is then one of E / S cells, rounded up, at every level; otherwise at such multiples.
 Activities are computed on whole masks and cut, so they follow every policy.
 
-An operation keeps boxes (a convolution), ends them by itself (a mean over the grid is scaled, a
-maximum stays what it is), or is given whole grids again, zero around the box: then everything after
-it is as before.
+An operation keeps boxes (a convolution), reduces them to one value (a mean over the grid is scaled,
+a maximum stays what it is), or is given whole grids again, zero around the box: then everything
+after it is as before.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from convad_fx.compiler.lowering.subgraph import (
     NoPlan,
     activity_graph,
     activity_shapes,
+    check_sizes,
     shapes_of,
 )
 from convad_fx.compiler.passes.node_roles import decided, inserted, is_gate, role_of
@@ -52,8 +53,8 @@ class BoxPlan:
         levels: where the grids of activities lie that gates on boxes read; None for the others.
         tile: boxes start at multiples of this, in image positions.
         granularity: their sizes are multiples of this.
-        image_size: the only one this holds for.
-        work: what each mask multiplies.
+        image_size: the only supported image size.
+        work: multiplications per mask.
         leaves: operations that are given whole grids again, and why.
         why: why it does not run on boxes, or "".
     """
@@ -159,13 +160,12 @@ class BoxWriter(PartWriter):
             ]
 
         shapes = shapes_of(self.geometry.traced, self.graph, inputs)
-        for node, written in self.parts.items():
-            grid = self.grids.get(node)
-            if not isinstance(grid, GridMap) or written not in shapes:
-                continue
-            rows = zip(grid.axes, grid.strides, grid.extra, sizes, strict=True)
-            if any(shapes[written][a] != -(-n // s) + sum(more) for a, s, more, n in rows):
-                raise NoPlan(f"{written.name} has another size on a box than its strides say")
+        parts = (
+            (part, grid, grid.extra)
+            for node, part in self.parts.items()
+            if isinstance(grid := self.grids.get(node), GridMap) and part in shapes
+        )
+        check_sizes(shapes, parts, sizes)
 
     # ------------------------------------------------------------------------------ operations
 
@@ -238,7 +238,7 @@ class BoxWriter(PartWriter):
         return self.call(box.paste_box, args, f"{node.name}_whole")
 
     def _hold_active_cells(self, node: Node, grid: GridMap) -> None:
-        """An ungated value goes back to whole grids: the box must hold its active cells."""
+        """An ungated value is pasted into whole grids: the box must hold its active cells."""
         known = decided(node, self.geometry.plan)
         assert known is not None
         assert isinstance(known.result, Tracked)
@@ -254,7 +254,7 @@ class BoxWriter(PartWriter):
         self._levels[activity] = grid
 
     def _cells_of(self, grid: GridMap) -> tuple[Node, ...]:
-        """Where boxes lie in such a grid, handed in before the activities."""
+        """Where boxes lie in such a grid, as an input before the activities."""
         keys = tuple(enumerate(grid.strides))
         for key in keys:
             if key not in self._cells:

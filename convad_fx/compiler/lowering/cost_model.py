@@ -40,7 +40,7 @@ class OpCost:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Multiplications of a network for one mask; by default, all on whole images.
+    """Multiplications per mask; by default, all on whole images.
 
     Attributes:
         costs: of the operations on boxes.
@@ -71,14 +71,14 @@ class CostModel:
         return 1 - self.rest / self.total if self.total else 0.0
 
     def multiplied(self, sizes: Sizes) -> NDArray[np.float64]:
-        """For boxes of these sizes, (K,)."""
+        """Multiplications for boxes of these sizes, (K,)."""
         total = np.full(len(sizes), self.rest)
         for cost in self.costs:
             total += cost.of(sizes)
         return total
 
     def shares(self, sizes: Sizes) -> NDArray[np.float64]:
-        """As shares of a whole image's, for boxes of these sizes, (K,); 1 at most."""
+        """Multiplications for boxes of these sizes, as shares of a whole image, (K,); at most 1."""
         return np.minimum(1.0, self.multiplied(sizes) / self.total)
 
     def share(self, size: tuple[int, ...]) -> float:

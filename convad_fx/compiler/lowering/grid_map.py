@@ -143,7 +143,7 @@ class _Operand:
 
 
 class NoGridMap(Exception):
-    """Where the result's grid lies is not known, or not for one of the strategies."""
+    """The result has no known grid map, or none for one of the strategies."""
 
 
 class Geometry:
@@ -174,10 +174,10 @@ class Geometry:
         return depends and known.has_tensors
 
     def work(self, node: Node) -> int:
-        """Multiplications of a convolution or linear layer that every mask needs anew.
+        """Multiplications of a convolution or linear layer that is recomputed for every mask.
 
-        One for each weight and cell of the result. The formulas of torch.utils.flop_counter are
-        another for each operator, and for transposed convolutions count cells of the operand.
+        One per weight and cell of the result. torch.utils.flop_counter has another formula for each
+        operator, and for transposed convolutions counts cells of the operand.
         """
         known = decided(node, self.plan)
         if known is None or known.op is None or node in self.unmasked:
@@ -235,7 +235,7 @@ class Geometry:
         step, op = known.step, known.op
         padded = any(isinstance(grid, GridMap) and not grid.aligned for grid in direct)
         if padded and not isinstance(step, steps.Window | steps.Pad):
-            # to all others zeros are cells like any other, and a box has only those next to it
+            # elsewhere zeros are ordinary values, and a box has only those next to it
             raise NoGridMap("only windows and further padding may read explicit padding")
         if direct and isinstance(direct[0], tuple):
             return GridStep(_picked(node, direct[0]))
@@ -340,7 +340,6 @@ class Geometry:
 
 
 def _picked(node: Node, grids: tuple[GridMap | None, ...]) -> GridMap:
-    """Of one of several tensors."""
     if node.target is operator.getitem and isinstance(node.args[1], int):
         picked = grids[node.args[1]]
         if picked is not None:

@@ -1,4 +1,4 @@
-"""Writing a masked graph anew, on parts of grids (boxes, patches) where that is possible."""
+"""Rewrite a masked graph to run on parts of grids (boxes, patches) where possible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from convad_fx.compiler.passes.node_roles import decided, role_of, zeroes
 
 Node = torch.fx.Node
 
-#: Policies under which no part of a grid is enough, by the role of what they insert.
+#: Policies that need whole grids, by the role of the nodes that they insert.
 _NEEDS_WHOLE_GRIDS = {
     "renormalise": "means are divided by the active count",
     "fill": "inactive cells read as their neighbours",
@@ -84,7 +84,7 @@ class PartWriter(ABC):
         if not isinstance(grid, GridMap) or not (
             grid.aligned or (zeroes(node) and self.geometry.pads(value))
         ):
-            grid = None  # what padding has become is not known around a part
+            grid = None  # padding is unknown outside the part
         self.grids[node] = grid
         if grid is None:
             args = (self.whole(value), self.activity(activity), *fill)
@@ -106,7 +106,6 @@ class PartWriter(ABC):
             self.wholes[node] = self.copy(node, self.whole)
 
     def _count(self, node: Node, grid: Grids, on_parts: bool) -> None:
-        """Note what an operation multiplies."""
         work, cost = self.geometry.work(node), None
         if not work:
             return
@@ -116,7 +115,7 @@ class PartWriter(ABC):
         self.costs.append((node, work, cost))
 
     def cost_model(self) -> CostModel:
-        """What each mask multiplies."""
+        """Multiplications per mask."""
         return CostModel.of((work, cost) for _, work, cost in self.costs)
 
     def alignment(self) -> tuple[int, ...]:
@@ -174,13 +173,13 @@ class PartWriter(ABC):
         if node not in self.parts:
             return self._number(node, whole=True)
         grid = self.grids[node]
-        # several tensors are taken apart once more, of whole grids; these are padded, too
+        # tuples are recomputed on whole grids; these are padded, too
         again = not isinstance(grid, GridMap) or self._is_padding(node)
         self.wholes[node] = self.copy(node, self.whole) if again else self._put_back(node, grid)  # type: ignore[arg-type]
         return self.wholes[node]
 
     def operand(self, node: Node) -> Node:
-        """What an operation on parts is given: a part, or what has no grid as it is."""
+        """A part, or the tensor itself if it has no grid."""
         if node in self.parts or isinstance(self.grids.get(node), GridMap):
             return self.part(node)
         return self.wholes[node] if node in self.wholes else self._number(node, whole=False)
@@ -193,7 +192,7 @@ class PartWriter(ABC):
         return self._numbers[key]
 
     def activity(self, node: Node) -> Node:
-        """A whole activity, handed in."""
+        """A whole activity, as an input."""
         if node not in self.activities:
             name = node.name if node.name.endswith("activity") else f"{node.name}_activity"
             name += "_" * any(name == given.target for given in self.activities.values())

@@ -32,6 +32,7 @@ from convad_fx.compiler.lowering.subgraph import (
     NoPlan,
     activity_graph,
     activity_shapes,
+    check_sizes,
     extract,
     shapes_of,
 )
@@ -55,8 +56,8 @@ class PatchPlan:
         activities: graph of ``(x, mask) -> activities``, on whole masks.
         kept: graph of ``(x, mask=None) -> tensors`` that values reads, without a mask.
         tile: hidden boxes start at, and have the size of, multiples of this, in image positions.
-        image_size: the only one this holds for.
-        work: what each mask multiplies.
+        image_size: the only supported image size.
+        work: multiplications per mask.
         until: path of the operation that is given whole grids again.
         why: why it reuses nothing, or "".
     """
@@ -147,11 +148,6 @@ class PatchWriter(PartWriter):
             before += work
         return best
 
-    def last_end(self) -> Node | None:
-        """The output, if anything before it is on patches and anything at all multiplies."""
-        on_patches = len(self.parts) > 1 and self.costs  # more than the image's
-        return self.geometry.graph.output_node() if on_patches else None
-
     def plan(self) -> PatchPlan:
         """The plan, once all is written. Raises `NoPlan`."""
         self.graph.eliminate_dead_code(_is_boundary)
@@ -187,13 +183,12 @@ class PatchWriter(PartWriter):
             ]
 
         shapes = shapes_of(self.geometry.traced, on_patches, inputs)
-        for node, part in parts.items():
-            grid = self.grids[node]
-            if not isinstance(grid, GridMap):
-                continue
-            rows = zip(grid.axes, grid.strides, self.reach(node), sizes, strict=True)
-            if any(shapes[copies[part]][a] != n // s + sum(more) for a, s, more, n in rows):
-                raise NoPlan(f"{part.name} has another size on a patch than its windows say")
+        checked = (
+            (copies[part], grid, self.reach(node))
+            for node, part in parts.items()
+            if isinstance(grid := self.grids[node], GridMap)
+        )
+        check_sizes(shapes, checked, sizes)
 
     # ------------------------------------------------------------------------------ operations
 
@@ -217,7 +212,8 @@ class PatchWriter(PartWriter):
         if record.window is None:
             return self.copy(node, lambda source: self._operand(source, reach))
         source = next(n for n in node.all_input_nodes if self.grids.get(n) is not None)
-        fill = -math.inf if record.window.step.reads == "max" else 0.0
+        fill = record.window.step.identity
+        assert fill is not None
         z = self._widened(source, record.window.reads(reach), fill)
         return call_window(self.graph, node, record.window, z, self.whole)
 
@@ -286,7 +282,7 @@ class PatchWriter(PartWriter):
         return self._surrounded[key]
 
     def _unmasked(self, node: Node) -> Node:
-        """A tensor without a mask, and without padding, handed in."""
+        """A tensor without a mask, and without padding, as an input."""
         while self._is_padding(node):
             node = padded_by(node)
         if node.op == "placeholder":

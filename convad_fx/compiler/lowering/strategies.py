@@ -17,20 +17,14 @@ from convad_fx.compiler.lowering.tile import TilePlan, plan_tiles
 
 @dataclass(frozen=True, slots=True)
 class Strategies:
-    """How a network may run: on boxes of what is active, patches of what changed, shared tiles.
-
-    Attributes:
-        box: on boxes, where a mask keeps little.
-        patch: on patches, where a mask hides little.
-        tile: on tiles, which masks share that keep the same there.
-    """
+    """How a network may run: on boxes of what a mask keeps, patches of what it hides, or tiles."""
 
     box: BoxPlan
     patch: PatchPlan
     tile: TilePlan
 
     def graphs(self) -> dict[str, torch.fx.Graph]:
-        """Those that there are, by name."""
+        """The emitted graphs by name."""
         known = {
             "box": self.box.values,
             "box_activities": self.box.activities,
@@ -43,7 +37,7 @@ class Strategies:
         return {name: graph for name, graph in known.items() if graph is not None}
 
     def with_graphs(self, graphs: Mapping[str, torch.fx.Graph]) -> Strategies:
-        """The same with these graphs."""
+        """The same plans with these graphs."""
         get = graphs.get
         box = replace(self.box, values=get("box"), activities=get("box_activities"))
         patch = replace(

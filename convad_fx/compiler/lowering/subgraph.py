@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +10,13 @@ import torch.fx
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from convad_fx.compiler.capture.node_facts import facts
+from convad_fx.compiler.capture.shapes import ShapeInterpreter
 from convad_fx.compiler.capture.trace import Trace
 from convad_fx.compiler.kernels.box import shape_only
 from convad_fx.compiler.kernels.gating import gate
-from convad_fx.compiler.lowering.grid_map import Geometry
+from convad_fx.compiler.lowering.grid_map import Geometry, GridMap
 from convad_fx.compiler.passes.node_roles import INSERTED, is_original, role_of
 
 
@@ -113,6 +113,27 @@ def shapes_of(
     return run.shapes
 
 
+def check_sizes(
+    shapes: Mapping[Node, tuple[int, ...]],
+    parts: Iterable[tuple[Node, GridMap, Sequence[tuple[int, int]]]],
+    size: Sequence[int],
+) -> None:
+    """Check that parts of this size, in image positions, are as large as their grid maps say.
+
+    Args:
+        shapes: from `shapes_of`.
+        parts: tensors, their grid maps, and the cells (before, after) that they have in addition.
+
+    Raises:
+        NoPlan: the first that has another size.
+    """
+    for node, grid, extra in parts:
+        rows = zip(size, grid.strides, extra, strict=True)
+        cells = [-(-n // stride) + sum(more) for n, stride, more in rows]
+        if [shapes[node][axis] for axis in grid.axes] != cells:
+            raise NoPlan(f"a part of {node.name} has another size than its grid map says")
+
+
 def activity_shapes(geometry: Geometry, activities: Graph) -> list[tuple[int, ...]]:
     """The shapes of what `activity_graph` returns, of two masks."""
     grid = geometry.traced.grid
@@ -123,8 +144,8 @@ def activity_shapes(geometry: Geometry, activities: Graph) -> list[tuple[int, ..
     return [shapes[node] for node in returned]
 
 
-class _Shapes(torch.fx.Interpreter):
-    """Keeps the shape of every tensor; skips operations that are slow and whose shape is known."""
+class _Shapes(ShapeInterpreter):
+    """Keeps the shape of every tensor, and skips gates."""
 
     def __init__(self, module: nn.Module, graph: Graph) -> None:
         super().__init__(module, graph=graph)
@@ -135,11 +156,6 @@ class _Shapes(torch.fx.Interpreter):
         if isinstance(result, Tensor):
             self.shapes[n] = tuple(result.shape)
         return result
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(self.fetch_attr(target), _BatchNorm):
-            return args[0]
-        return super().call_module(target, args, kwargs)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target is gate:

@@ -1,4 +1,4 @@
-"""From the masked graph to stages on tiles, which masks that agree there share.
+"""From the masked graph to stages on tiles that equal masks share.
 
 What a cell is depends on the mask only within its receptive field. Masks of one search differ in
 few places each, so in the first layers most tiles (squares of cells) of one mask are those of
@@ -27,7 +27,7 @@ from convad_fx.compiler.lowering.box import BoxPlan, BoxWriter
 from convad_fx.compiler.lowering.cost_model import CostModel
 from convad_fx.compiler.lowering.grid_map import GATES, Geometry, GridMap, Grids, WindowMap
 from convad_fx.compiler.lowering.part_writer import call, call_window, copied
-from convad_fx.compiler.lowering.subgraph import NoPlan, extract, shapes_of
+from convad_fx.compiler.lowering.subgraph import NoPlan, check_sizes, extract, shapes_of
 from convad_fx.compiler.passes.node_roles import is_gate, is_original, padded_by, role_of
 
 Node = torch.fx.Node
@@ -39,9 +39,9 @@ TILE_SIDE = 1 / 7
 MULTIPLICATIONS_PER_COPY = 100.0
 #: What boxes multiply of the whole image's, on average over a search.
 MEAN_BOX_SHARE = 0.55
-#: At most so many tensors at which it could end lie within a stage.
+#: Maximum number of candidate end tensors per stage.
 MAX_CANDIDATES_PER_STAGE = 12
-#: With less of the network's arithmetic saved, looking for equal tiles costs more.
+#: Below this share of the network's arithmetic, finding equal tiles costs more than it saves.
 MIN_SHARE_SAVED = 0.05
 
 
@@ -103,7 +103,7 @@ class TilePlan:
         stages: from the image on.
         rest: graph of ``(box, *cells, *activities) -> answer``, activities as in `BoxPlan`.
         tile: image positions of a tile.
-        image_size: the only one this holds for.
+        image_size: the only supported image size.
         work: what the rest multiplies on a box, as a share of the whole network.
         until: path of the operation whose tiles are shared last.
         why: why masks share nothing, or "".
@@ -226,7 +226,7 @@ class TileTensors:
         return node.all_input_nodes if known else []
 
     def reads(self, node: Node, reach: Reach) -> Reach:
-        """Cells that a tile of a tensor with so many around it reads of its operands."""
+        """The reach in its operands, for a result with this reach."""
         return self.windows[node].reads(reach) if node in self.windows else reach
 
     def between(self, start: Node, end: Node) -> dict[Node, Reach]:
@@ -289,9 +289,11 @@ def candidates(tensors: TileTensors, boxes: BoxWriter) -> list[Node]:
     graph, image = tensors.geometry.graph, tensors.geometry.image
     values = nx.DiGraph((n, node) for node in graph.nodes for n in tensors.operands(node))
     output = graph.output_node()
-    if output not in values or image not in values:
+    if image not in values:
         return []
     above = nx.immediate_dominators(values, image)
+    if output not in above:  # it returns a tuple that one operation makes
+        return []
     chain = [output]
     while chain[-1] is not image:
         chain.append(above[chain[-1]])
@@ -363,7 +365,7 @@ class _Stage:
         self.graph.lint()
 
     def plan(self, tile: tuple[int, ...], activity_shapes: list[tuple[int, ...]]) -> TileStage:
-        """The stage, if every tensor is as large as its windows say; else raises `NoPlan`."""
+        """The stage, if its tiles are as large as their grid map says. Raises `NoPlan`."""
         tensors, start, end = self.tensors, self.start, self.end
         behind = tensors.between(tensors.geometry.image, end)
         stage = TileStage(
@@ -392,9 +394,8 @@ class _Stage:
             return [x.new_empty(patch), *(x.new_empty(cut, dtype=torch.bool) for cut in cuts)]
 
         shapes = shapes_of(tensors.geometry.traced, self.graph, inputs)
-        sides = tuple(t // s for t, s in zip(tile, stage.result, strict=True))
-        if shapes[self.tiles[end]] != (2, stage.channels, *sides):
-            raise NoPlan(f"{end.name} has another size on a tile than its windows say")
+        no_extra = ((0, 0),) * len(tile)
+        check_sizes(shapes, [(self.tiles[end], tensors.grid(end), no_extra)], tile)
         return stage
 
     def _reads_of_gates(self, reaches: Reaches) -> list[TileRead]:
@@ -413,7 +414,6 @@ class _Stage:
         )
 
     def _on_tile(self, node: Node, reach: Reach) -> Node:
-        """An operation, on tensors that reach as far as it reads."""
         tensors = self.tensors
         if is_gate(node):
             cut = call(self.graph, materialised, (self.gates[self._read_of(node, reach)],), "cut")
@@ -430,7 +430,7 @@ class _Stage:
         return call_window(self.graph, node, tensors.windows[node], z, self._parameter_or_number)
 
     def _part(self, source: Node, wanted: Reach) -> Node:
-        """So many cells before and after the tile, of a tensor that may have more."""
+        """The tile with `wanted` cells around it, of a tensor that may have more."""
         grid = self.tensors.grids.get(source)
         if grid is None:
             return self._parameter_or_number(source)
@@ -471,7 +471,7 @@ def _allow_any_order(node: Node) -> None:
 
 
 def widest(reads: Iterable[TileRead]) -> tuple[TileRead, ...]:
-    """Without those that another read of the same activity holds."""
+    """Drop reads contained in another of the same activity."""
     known = list(dict.fromkeys(reads))
     return tuple(
         read

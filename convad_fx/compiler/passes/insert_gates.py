@@ -1,6 +1,6 @@
 """From the plan to the naive masked graph: activity nodes, and a gate after every operation.
 
-`simplify` removes most of the gates. Every inserted node carries an `Inserted` (`roles`).
+`simplify` removes most of the gates. Every inserted node carries an `Inserted` (`node_roles`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a gate after every operation to at most one gate before each reader that mixes cells.
+"""From a gate after every operation to at most one gate before each reader that mixes elements.
 
 Explicit zero padding may stand between the two. Each pass takes a graph and returns how many nodes
 it removed or moved; `simplify` stops when no pass changes anything.
@@ -79,7 +79,7 @@ def drop_gates_of_padding(graph: torch.fx.Graph, plan: Plan) -> int:
 
 
 def drop_idle_gates(graph: torch.fx.Graph, plan: Plan) -> int:
-    """Remove gates of which no reader mixes cells that may differ in activity.
+    """Remove gates of which no reader mixes elements that may differ in activity.
 
     Where one does, all readers share the gated value: values of inactive elements are unspecified,
     and two versions of one tensor in memory cost more than one gate.
@@ -152,7 +152,7 @@ _ANY_BATCH = (
 
 
 def _needs(user: torch.fx.Node, source: str, plan: Plan) -> bool:
-    """Whether this reader combines cells of the source that may differ in activity."""
+    """Whether this reader combines elements of the source that may differ in activity."""
     if user.op == "output":
         return source in plan.outputs
     if pads_zeros(user, plan):  # readers of the padded tensor read the source

@@ -73,7 +73,7 @@ def test_flatten_and_unflatten_know_their_blocks_from_the_call() -> None:
 
 
 def test_different_numbers_of_cells_are_an_error() -> None:
-    with pytest.raises(ValueError, match="different numbers of cells"):
+    with pytest.raises(ValueError, match="different numbers of elements"):
         reshape_blocks((2, 3), (2, 4))
 
 

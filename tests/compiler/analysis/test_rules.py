@@ -14,6 +14,7 @@ from convad_fx.compiler.capture.op_schema import OpView, TensorView
 from convad_fx.compiler.capture.spellings import SPELLINGS
 
 GRID = TensorView((13, 8, 10, 12), masked=True, node="z")
+SAMPLE = TensorView((8, 10, 12), masked=True, node="z")
 
 
 def op(kind: str, output: Any = (13, 8, 10, 12), **params: Any) -> OpView:
@@ -89,7 +90,10 @@ def test_step(view: OpView, expected: steps.Step) -> None:
 @pytest.mark.parametrize(
     ("view", "why"),
     [
-        (op("dropout", p=0.5, training=True), "at random"),
+        (op("dropout", p=0.5, training=True), "drops elements at random"),
+        (op("stochastic_depth", p=0.5, training=True), "drops whole branches at random"),
+        (op("pixel_shuffle", input=SAMPLE, upscale_factor=2), "one sample without a batch"),
+        (op("pixel_unshuffle", input=SAMPLE, downscale_factor=2), "one sample without a batch"),
         (op("batch_norm", running_mean=None, training=False), "statistics of the batch"),
         (op("roll", shifts=1), "across the border"),
         (op("data_dependent"), "by value"),

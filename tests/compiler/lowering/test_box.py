@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import convad_fx
-from convad_fx.compiler.lowering import box as region
-from convad_fx.compiler.lowering import patch as reuse
-from convad_fx.engine import patch as patched
+from convad_fx.compiler.lowering import box as box_lowering
+from convad_fx.compiler.lowering import patch as patch_lowering
+from convad_fx.engine import patch as patch_engine
+from tests.compiler.patches import last_end
 from tests.compiler.toys import (
     Dense,
     ExplicitPadding,
@@ -186,7 +187,7 @@ def calls_of(masked: convad_fx.MaskedModule) -> dict[str, list[int]]:
 def test_a_box_gives_what_the_whole_image_gives(
     name: str, policy: convad_fx.Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(region, "MIN_SHARE_ON_BOXES", 0.0)  # however little there is to save
+    monkeypatch.setattr(box_lowering, "MIN_SHARE_ON_BOXES", 0.0)  # however little there is to save
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built(name), x, policy)
     assert masked.strategies.box.ok, masked.strategies.box.why
@@ -205,7 +206,7 @@ def test_a_box_gives_what_the_whole_image_gives(
 def test_a_box_that_ends_beyond_a_padded_grid_gives_the_same(
     name: str, policy: convad_fx.Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(region, "MIN_SHARE_ON_BOXES", 0.0)
+    monkeypatch.setattr(box_lowering, "MIN_SHARE_ON_BOXES", 0.0)
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built(name), x, policy)
     found = masked.evaluate(x, masks, batch_size=5)
@@ -222,9 +223,9 @@ def test_a_box_that_ends_beyond_a_padded_grid_gives_the_same(
 def test_a_column_for_all_columns_is_not_cut(
     at_most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(region, "MIN_SHARE_ON_BOXES", 0.0)
-    monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
-    monkeypatch.setattr(patched, "PATCH_OVERHEAD", at_most)
+    monkeypatch.setattr(box_lowering, "MIN_SHARE_ON_BOXES", 0.0)
+    monkeypatch.setattr(patch_lowering.PatchWriter, "best_end", last_end)
+    monkeypatch.setattr(patch_engine, "PATCH_OVERHEAD", at_most)
     torch.manual_seed(0)
     model = Net(OneColumn(GRID[1]), 4).eval().double()
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
@@ -239,7 +240,7 @@ def test_a_column_for_all_columns_is_not_cut(
 def test_boxes_end_anywhere_unless_a_window_is_padded_by_less_than_it_reaches(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(region, "MIN_SHARE_ON_BOXES", 0.0)
+    monkeypatch.setattr(box_lowering, "MIN_SHARE_ON_BOXES", 0.0)
     found = convad_fx.convert(
         built(name), torch.zeros(1, 3, *GRID, dtype=torch.double)
     ).strategies.box
@@ -325,7 +326,7 @@ def test_many_sizes_of_box_stay_what_a_stride_of_three_allows(kernel: int) -> No
 
 
 def test_a_window_that_ceil_mode_clips_is_not_run_on_boxes(monkeypatch: Any) -> None:
-    monkeypatch.setattr(region, "MIN_SHARE_ON_BOXES", 0.0)
+    monkeypatch.setattr(box_lowering, "MIN_SHARE_ON_BOXES", 0.0)
     torch.manual_seed(0)
     body = nn.Sequential(conv(3, 4, 3, padding=1), nn.LPPool2d(2, 2, 2, ceil_mode=True))
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()

@@ -15,8 +15,8 @@ from torch._dynamo.utils import counters
 
 import convad_fx
 from convad_fx.compiler.kernels import patch
-from convad_fx.compiler.lowering import patch as reuse
-from convad_fx.engine import patch as patched
+from convad_fx.compiler.lowering import patch as patch_lowering
+from convad_fx.engine import patch as patch_engine
 from tests.compiler.lowering.test_box import (
     BODIES_AND_PADDED,
     GRID,
@@ -27,6 +27,7 @@ from tests.compiler.lowering.test_box import (
     some_masks,
     some_policies,
 )
+from tests.compiler.patches import last_end
 from tests.compiler.toys import Dense, Residual, Shuffle
 
 
@@ -41,8 +42,8 @@ def hiding_masks() -> Tensor:
 @pytest.fixture
 def eager_to_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patches as far as they go, however little there is to save."""
-    monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
-    monkeypatch.setattr(patched, "PATCH_OVERHEAD", 0.0)
+    monkeypatch.setattr(patch_lowering.PatchWriter, "best_end", last_end)
+    monkeypatch.setattr(patch_engine, "PATCH_OVERHEAD", 0.0)
 
 
 @some_policies

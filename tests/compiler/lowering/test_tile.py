@@ -7,7 +7,6 @@ import math
 import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -15,19 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convad_fx
-from convad_fx.compiler.lowering import box as region
-from convad_fx.compiler.lowering import patch as reuse
-from convad_fx.compiler.lowering import tile as share
-from convad_fx.compiler.lowering.cost_model import CostModel
+from convad_fx.compiler.lowering import box as box_lowering
+from convad_fx.compiler.lowering import patch as patch_lowering
+from convad_fx.compiler.lowering import tile as tile_lowering
 from convad_fx.compiler.lowering.tile import TileRead, widest
 from convad_fx.engine import choose, chunk, probe, tile_set
-from convad_fx.engine import patch as patched
-from convad_fx.engine import tile as tiles
+from convad_fx.engine import patch as patch_engine
+from convad_fx.engine import tile as tile_engine
 from convad_fx.engine.batch_size import BatchSize
 from convad_fx.engine.box import BoxStrategy
 from convad_fx.engine.chunk import MASKS_PER_CHUNK, Chunk
+from convad_fx.engine.mask_hash import MASKS_AT_ONCE
 from convad_fx.engine.patch import PatchStrategy
-from convad_fx.engine.tile_hash import TileHasher
 from tests.compiler.lowering.test_box import (
     BODIES_AND_PADDED,
     GRID,
@@ -41,18 +39,19 @@ from tests.compiler.lowering.test_box import (
     some_masks,
     some_policies,
 )
+from tests.compiler.patches import last_end
 from tests.compiler.toys import Dense, OneColumn, Residual, Shuffle, TwoWindows
 
 
 @pytest.fixture
 def eager_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages as far as they go, and every mask by way of them, however little there is to save."""
-    monkeypatch.setattr(region, "MIN_SHARE_ON_BOXES", 0.0)
-    monkeypatch.setattr(share, "MIN_SHARE_SAVED", -1e9)
-    monkeypatch.setattr(share, "MEAN_BOX_SHARE", 1e3)
-    monkeypatch.setattr(tiles, "TILE_OVERHEAD", -1e6)
+    monkeypatch.setattr(box_lowering, "MIN_SHARE_ON_BOXES", 0.0)
+    monkeypatch.setattr(tile_lowering, "MIN_SHARE_SAVED", -1e9)
+    monkeypatch.setattr(tile_lowering, "MEAN_BOX_SHARE", 1e3)
+    monkeypatch.setattr(tile_engine, "TILE_OVERHEAD", -1e6)
     monkeypatch.setattr(choose, "MIN_MASKS_FOR_TILING", 1)
-    monkeypatch.setattr(patched, "PATCH_OVERHEAD", 1e6)  # no patches
+    monkeypatch.setattr(patch_engine, "PATCH_OVERHEAD", 1e6)  # no patches
     monkeypatch.setattr(BatchSize, "call_cost", property(lambda _: -100.0))
 
 
@@ -109,8 +108,8 @@ def test_tiles_may_lie_beyond_the_image(eager_to_share: None) -> None:
     model = Net(conv(3, 4, 1, padding=1), 4).eval().double()
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(model, x)
-    way = masked.strategies.tile
-    assert way.counts[1] * way.tile[1] - way.tile[1] >= GRID[1]
+    plan = masked.strategies.tile
+    assert plan.counts[1] * plan.tile[1] - plan.tile[1] >= GRID[1]
     calls = calls_of(masked)
     found = masked.evaluate(x, masks, batch_size=5)
     torch.testing.assert_close(found.logits, masked(x, masks), rtol=1e-10, atol=1e-10)
@@ -139,9 +138,9 @@ def test_padding_in_the_way_of_tensorflow_gives_the_same(
     )  # fmt: skip
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     if not shared:
-        monkeypatch.setattr(patched, "PATCH_OVERHEAD", 0.0)
-        monkeypatch.setattr(tiles, "TILE_OVERHEAD", 1e6)
-        monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
+        monkeypatch.setattr(patch_engine, "PATCH_OVERHEAD", 0.0)
+        monkeypatch.setattr(tile_engine, "TILE_OVERHEAD", 1e6)
+        monkeypatch.setattr(patch_lowering.PatchWriter, "best_end", last_end)
     masked = convad_fx.convert(Net(body, 4).eval().double(), x)
     # the weights of the last are made when it is called
     assert masked.strategies.tile.until == "body.3"
@@ -205,8 +204,8 @@ def test_views_of_tiles_may_be_copies(eager_to_share: None) -> None:
 def test_all_masks_share_or_some_of_them_run_on_patches(
     all_share: bool, eager_to_share: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patched, "PATCH_OVERHEAD", 1.0)
-    monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
+    monkeypatch.setattr(patch_engine, "PATCH_OVERHEAD", 1.0)
+    monkeypatch.setattr(patch_lowering.PatchWriter, "best_end", last_end)
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
@@ -214,7 +213,7 @@ def test_all_masks_share_or_some_of_them_run_on_patches(
     masks = torch.cat([some_masks(), ~some_masks()])
     looked_at: list[int] = []
 
-    def worthwhile(self: Any, shared: tiles.TileStrategy) -> bool:
+    def worthwhile(self: Any, shared: tile_engine.TileStrategy) -> bool:
         looked_at.append(len(shared.members))
         return all_share or len(looked_at) == 2
 
@@ -241,11 +240,11 @@ def test_a_sliding_window_shares_tiles_only_where_that_beats_patches(
         i, j = (24 * n for n in divmod(k, 8))
         mask[0, i : i + 32, j : j + 32] = False
     calls = calls_of(masked)
-    monkeypatch.setattr(tiles, "TILE_OVERHEAD", 0.5)
+    monkeypatch.setattr(tile_engine, "TILE_OVERHEAD", 0.5)
     tiled = masked.evaluate(x, masks)
     assert sum(calls["tile_rest"]) == len(masks)
     assert not calls.get("patch")
-    monkeypatch.setattr(tiles, "TILE_OVERHEAD", 1.2)
+    monkeypatch.setattr(tile_engine, "TILE_OVERHEAD", 1.2)
     on_patches = masked.evaluate(x, masks)
     assert sum(calls["patch"]) == len(masks)
     assert sum(calls["tile_rest"]) == len(masks)
@@ -320,8 +319,8 @@ def test_where_looking_takes_longer_than_it_may_save_it_is_left(
 def test_a_call_whose_first_masks_go_on_patches_goes_on_looking_for_tiles(
     eager_to_share: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patched, "PATCH_OVERHEAD", 0.0)
-    monkeypatch.setattr(reuse.PatchWriter, "best_end", reuse.PatchWriter.last_end)
+    monkeypatch.setattr(patch_engine, "PATCH_OVERHEAD", 0.0)
+    monkeypatch.setattr(patch_lowering.PatchWriter, "best_end", last_end)
     monkeypatch.setattr(chunk, "MASKS_PER_CHUNK", 16)
     monkeypatch.setattr(choose, "MIN_MASKS_FOR_TILING", 4)
     torch.manual_seed(0)
@@ -333,7 +332,7 @@ def test_a_call_whose_first_masks_go_on_patches_goes_on_looking_for_tiles(
     decide = choose.Chooser._tiling_pays
     looked_at: list[set[int]] = []
 
-    def worthwhile(self: Any, shared: tiles.TileStrategy) -> bool:
+    def worthwhile(self: Any, shared: tile_engine.TileStrategy) -> bool:
         looked_at.append(set(shared.members))
         return len(looked_at) > 1 and decide(self, shared)
 
@@ -419,29 +418,12 @@ def test_a_network_whose_masks_share_nothing_says_why(
     assert why in str(masked.strategies.tile)
 
 
-def test_equal_activities_have_equal_sums_and_others_do_not() -> None:
-    generator = torch.Generator().manual_seed(0)
-    activity = torch.rand(40, 1, 16, 16, generator=generator) < 0.5
-    activity[20:] = activity[:20]
-    activity[25, 0, 5, 5] ^= True
-    read = TileRead(0, (2, 3), (0, 1), (1, 1), ((1, 1), (1, 1)))
-    grid = (1, 1), (16, 16)
-    stage = share.TileStage(None, *grid, ((1, 1), (1, 1)), (read,), (read,), *grid, 1, 1, 1.0)
-    way = share.TilePlan((stage,), None, (4, 4), (16, 16), CostModel())
-    sums = TileHasher(way, {0: (1, 16, 16)})
-    parts = [sums.hashes({0: activity[i : i + 15]}, len(activity[i : i + 15])) for i in (0, 15, 30)]
-    keys = np.concatenate([part[0] for part in parts])
-    alike = keys[:20] == keys[20:]
-    assert np.argwhere(~alike).tolist() == [[5, 1, 1]]
-    assert len(np.unique(keys)) == 20 * 16 + 1
-
-
 def test_a_last_mask_by_itself_is_told_from_the_others(eager_to_share: None) -> None:
     """Sums are made for so many masks at once; the one that is left over hides all but a corner."""
     torch.manual_seed(0)
     x = torch.randn(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("strided"), x)
-    masks = torch.zeros(tile_set.MASKS_AT_ONCE + 1, 1, *GRID, dtype=torch.bool)
+    masks = torch.zeros(MASKS_AT_ONCE + 1, 1, *GRID, dtype=torch.bool)
     masks[:, :, :9, :9] = torch.rand(len(masks), 1, 9, 9) < 0.5
     masks[-1, :, -9:, -9:] = True
     calls = calls_of(masked)
@@ -467,7 +449,7 @@ def test_real_networks_share_and_give_the_same(name: str, monkeypatch: Any) -> N
     model, x = model.double(), torch.randn(1, 3, 224, 224, dtype=torch.double)
     masked = convad_fx.convert(model, x)
     assert masked.strategies.tile.ok
-    monkeypatch.setattr(tiles, "TILE_OVERHEAD", 0.0)
+    monkeypatch.setattr(tile_engine, "TILE_OVERHEAD", 0.0)
     monkeypatch.setattr(choose, "MIN_MASKS_FOR_TILING", 1)
     masks = torch.rand(16, 1, 7, 7).gt(0.5).repeat_interleave(32, 2).repeat_interleave(32, 3)
     masks[0], masks[1] = True, False
@@ -559,19 +541,19 @@ def test_without_memory_for_tiles_masks_run_on_boxes(
 
 
 def test_where_masks_share_little_it_is_not_sought_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(share, "MIN_SHARE_SAVED", -1e9)
+    monkeypatch.setattr(tile_lowering, "MIN_SHARE_SAVED", -1e9)
     torch.manual_seed(0)
     x = torch.randn(1, 3, 64, 64)
     masked = convad_fx.convert(torchvision.models.resnet18(num_classes=5).eval(), x)
     assert masked.strategies.tile.ok
     looked_at: list[int] = []
-    made = tiles.TileStrategy.__init__
+    made = tile_engine.TileStrategy.__init__
 
     def listening(self: Any, *args: Any) -> None:
         looked_at.append(len(args[-1]))
         made(self, *args)
 
-    monkeypatch.setattr(tiles.TileStrategy, "__init__", listening)
+    monkeypatch.setattr(tile_engine.TileStrategy, "__init__", listening)
     masks = torch.rand(MASKS_PER_CHUNK + 100, 1, 64, 64) < 0.5  # no two tiles alike
     masked.evaluate(x, masks)
     assert looked_at == [choose.PROBE_SIZE]
@@ -592,25 +574,6 @@ def test_the_callers_own_autocast_holds_for_tiles(eager_to_share: None) -> None:
     assert sum(calls["tile_rest"]) == len(masks)
     exact = masked(x, masks).detach()
     assert 0 < float((found - exact).abs().max()) < 0.1 * float(exact.abs().max())
-
-
-def test_a_transposed_activity_is_told_by_its_own_axes() -> None:
-    """Rows of the image along the last axis of the activity: as the usual way, transposed."""
-    generator = torch.Generator().manual_seed(0)
-    activity = torch.rand(8, 1, 16, 24, generator=generator) < 0.5
-    activity[4:] = activity[:4]
-    activity[5, 0, 2, 20] ^= True
-    grid = (1, 1), (16, 24)
-    patterns = []
-    for axes, seen in (((2, 3), activity), ((3, 2), activity.transpose(2, 3))):
-        read = TileRead(0, axes, (0, 1), (1, 1), ((1, 0), (0, 2)))
-        stage = share.TileStage(None, *grid, ((0, 0), (0, 0)), (read,), (read,), *grid, 1, 1, 1.0)
-        way = share.TilePlan((stage,), None, (4, 4), (16, 24), CostModel())
-        keys = TileHasher(way, {0: tuple(seen.shape[1:])}).hashes({0: seen}, 8)[0]
-        assert keys.shape == (8, 4, 6)
-        patterns.append(keys[:, None] == keys[None])
-    assert (patterns[0] == patterns[1]).all()
-    assert np.argwhere(~patterns[0][1, 5]).tolist() == [[0, 4], [0, 5]]
 
 
 def test_what_is_compiled_serves_any_number_of_tiles(eager_to_share: None) -> None:

@@ -27,7 +27,8 @@ def rrelu(op: OpView) -> Step:
 @rule("dropout", "stochastic_depth")
 def dropout(op: OpView) -> Step:
     if op.training and op.p > 0:
-        return Refused("it drops elements at random", "call model.eval(), or pass training=False")
+        dropped = "elements" if op.kind == "dropout" else "whole branches"
+        return Refused(f"it drops {dropped} at random", "call model.eval(), or pass training=False")
     return SameCell()
 
 

@@ -14,7 +14,7 @@ REGISTRY: dict[str, Rule] = {}
 
 
 def rule(*kinds: str) -> Callable[[Rule], Rule]:
-    """Register the rule of one or more kinds (rows of `ops.SPELLINGS`).
+    """Register the rule of one or more kinds (rows of `spellings.SPELLINGS`).
 
     >>> @rule("my_kind")
     ... def my_rule(op):

@@ -58,7 +58,7 @@ def conv(op: OpView) -> Step:
     dilation = per_axis(op.dilation, dims)
     if op.padding == "valid":
         padding = both_sides((0,) * dims)
-    elif op.padding == "same":  # torch puts the odd cell at the end
+    elif op.padding == "same":  # torch puts the odd element at the end
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         padding = tuple((total // 2, total - total // 2) for total in totals)
     else:

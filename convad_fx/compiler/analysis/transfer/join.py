@@ -36,7 +36,7 @@ def join(step: steps.Join, op: OpView, operands: Operands, context: Context) -> 
     if first.is_global != second.is_global:
         return Outcome(Tracked(b.row if first.is_global else a.row, level))
     both_global = first.is_global
-    if step.kind == "product":
+    if step.reads == "product":
         how = Derivation("intersection")
     else:
         tau = 0.0 if both_global else context.policy.tau

@@ -200,18 +200,18 @@ class _Layout:
             how, base = self.activity.how, self.activity.of[:1]
             if how is not None and how.function == "reshaped" and how.sizes == (after, before):
                 assert base[0] is not None
-                return base[0]  # back to where it came from
+                return base[0]  # inverse of the previous reshape
             stored = [
                 differs or bool(self.spread.intersection(component.axes))
                 for differs, component in zip(self.full, self.axis_map.outputs, strict=True)
             ]
-            narrow = tuple(
+            collapsed = tuple(
                 axis
                 for axis, pair in enumerate(zip(stored, self.full, strict=True))
                 if pair == (True, False) and axis != self.batch.axis
             )
             sizes = (before, after)
-            options = (("batch", (batch.axis, self.batch.axis)), ("narrow", narrow))
+            options = (("batch", (batch.axis, self.batch.axis)), ("collapsed", collapsed))
         how = Derivation(
             "reshaped",
             (("spread", tuple(sorted(self.spread))), ("full", tuple(stored)), *options),

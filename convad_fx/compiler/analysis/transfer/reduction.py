@@ -50,5 +50,4 @@ def reduce(step: steps.Reduce, op: OpView, operands: Operands, context: Context)
 
 
 def _results(step: steps.Reduce, result: Tracked) -> Tracked | tuple[Tracked, ...]:
-    """One each for a step that returns a tuple of tensors."""
     return (result,) * step.results if step.results else result
