@@ -269,9 +269,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "scripted": (lambda: torch.jit.script(network()), "TorchScript"),
     "exported": (exported, "torch.export"),
     "quantised": (
-        lambda: torch.ao.quantization.quantize_dynamic(
-            network(), {nn.Linear}, torch.qint8
-        ).eval(),
+        lambda: torch.ao.quantization.quantize_dynamic(network(), {nn.Linear}, torch.qint8).eval(),
         "no rule",
     ),
     "a function": (lambda: network().forward, "Module"),

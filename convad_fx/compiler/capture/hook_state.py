@@ -17,6 +17,7 @@ _CONTAINERS = (list, dict, set, deque)
 class HookState:
     """The containers and attributes that a model's hooks can write to, to restore them.
 
+    >>> import torch
     >>> seen = []
     >>> layer = nn.ReLU()
     >>> handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
