@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from convad_fx.compiler.capture.snapshot import Snapshot
+from convad_fx.errors import ImageError, first_line
 
 #: Values of hidden pixels that show up wherever they are read.
 HIDDEN_VALUES = (float("nan"), 1e30)
@@ -55,18 +56,32 @@ def compare(
     Args:
         captured: the graph before it was rewritten, in which the first difference is located.
         masked: ``(x, mask) -> output``.
+
+    Raises:
+        ImageError: the model itself does not run on such a batch.
     """
     before = Snapshot(model)
     try:
         with torch.no_grad():
             for batch in sorted({1, 2, len(example)}):
                 x = _random_images(example, batch)
-                worst = _difference(model(x), masked(x, None))
+                worst = _difference(_expected(model, x), masked(x, None))
                 if worst is not None:
                     return _locate(model, captured, x, worst)
             return _hidden_pixels(masked, example) if hides else None
     finally:
         before.restore()
+
+
+def _expected(model: nn.Module, x: Tensor) -> Any:
+    try:
+        return model(x)
+    except Exception as error:  # whatever the model raises
+        raise ImageError(
+            f"{type(model).__name__} does not take a batch of shape {tuple(x.shape)}: "
+            f"{first_line(error, with_type=True)}",
+            hint="pass an example of the size, dtype and device that the model expects",
+        ) from error
 
 
 def _random_images(example: Tensor, batch: int) -> Tensor:
