@@ -7,18 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from convad_fx.errors import ImageError, ModelError
+from convad_fx.errors import ImageError, ModelError, UntraceableModel
 
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+#: Modules whose forward is that of their ``module``.
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, without the wrappers of torch.compile and DataParallel."""
+    """The network itself, without the wrappers of torch.compile, DataParallel and AveragedModel."""
     # torch._dynamo is slow to import; whoever compiled the model has imported it
     dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
     compiled: tuple[type[nn.Module], ...] = (dynamo.OptimizedModule,) if dynamo else ()
-    while isinstance(model, compiled + _PARALLEL):
+    while isinstance(model, compiled + _WRAPPERS):
         inner = model._orig_mod if isinstance(model, compiled) else model.module
         assert isinstance(inner, nn.Module)
         model = inner
@@ -36,6 +38,11 @@ def require_eval(model: object) -> None:
         raise ModelError(
             f"expected a torch.nn.Module, not {type(model).__name__}",
             hint="functions can be wrapped in a Module",
+        )
+    if isinstance(model, torch.fx.GraphModule) and hasattr(model, "validate_inputs"):
+        raise ModelError(
+            "a module made by torch.export has no eval mode, and no modules to name",
+            hint="pass the torch.nn.Module that was exported",
         )
     training = next((name for name, m in model.named_modules() if m.training), None)
     if training is not None:
@@ -61,3 +68,13 @@ def require_image(example: object) -> None:
             f"the example has dtype {example.dtype}; expected a floating point image batch",
             hint="normalise the image as the model expects",
         )
+
+
+def autocast_region(device: str, dtype: torch.dtype) -> UntraceableModel:
+    """The refusal of a forward that opens an autocast region: no front end keeps it."""
+    name = str(dtype).removeprefix("torch.")
+    return UntraceableModel(
+        f"forward opens torch.autocast({device!r}, dtype=torch.{name}), which would be lost",
+        hint="remove it from forward; call the masked network inside such a region instead, or pass"
+        f' precision="{name}" to evaluate',
+    )

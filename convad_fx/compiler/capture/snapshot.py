@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from convad_fx.compiler.capture.hook_state import HookState
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -22,7 +24,7 @@ class Changes:
 
 
 class Snapshot:
-    """The attributes and buffers of a model, before its forward runs on proxies."""
+    """The attributes and buffers of a model and what its hooks hold, before its forward runs."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -31,6 +33,7 @@ class Snapshot:
             name: (buffer, _version(buffer), buffer.detach().clone())
             for name, buffer in model.named_buffers()
         }
+        self.hooks = HookState(model)
 
     def restore(self) -> Changes:
         """Set the model back to the snapshot, and return what had changed."""
@@ -43,6 +46,7 @@ class Snapshot:
             for name in set(vars(module)) - set(before):
                 del module.__dict__[name]
             module.__dict__.update(before)
+        self.hooks.restore()
         changed = []
         for name, (buffer, version, value) in self.buffers.items():
             if _is_changed(buffer, version, value):

@@ -8,12 +8,15 @@ import logging
 import operator
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 
 from convad_fx.compiler.capture.module_tree import copy_tree
+from convad_fx.compiler.capture.requirements import autocast_region
 from convad_fx.errors import UntraceableModel, first_line
 
 
@@ -40,6 +43,9 @@ def capture_by_export(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph
     tree = copy_tree(model, lambda *_: False)
     known = {name for name, _ in (*tree.named_parameters(remove_duplicate=False),
                                   *tree.named_buffers(remove_duplicate=False))}  # fmt: skip
+    for node in list(graph.nodes):
+        if node.op == "call_function" and isinstance(node.target, HigherOrderOperator):
+            _inline_region(node, exported)
     for node in graph.nodes:
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
@@ -52,6 +58,37 @@ def capture_by_export(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph
             node.args = (node.args[0][0],)  # torch.export returns a list of outputs
     graph.set_codegen(torch.fx.graph.CodeGen())
     return graph, tree
+
+
+def _inline_region(node: torch.fx.Node, root: nn.Module) -> None:
+    """Replace a region, such as of `torch.no_grad`, by the operations inside.
+
+    Raises:
+        UntraceableModel: it is an autocast region that has an effect, or of another kind.
+    """
+    kind, args = str(node.target), list[Any](node.args)
+    if kind == "wrap_with_autocast":
+        device, dtype, enabled, _, body, *operands = args
+        if enabled:
+            raise autocast_region(device, dtype or torch.get_autocast_dtype(device))
+    elif kind == "wrap_with_set_grad_enabled":
+        _, body, *operands = args
+    else:
+        raise UntraceableModel(
+            f"forward uses {kind}, which is decided at run time",
+            hint="remove it from forward for explaining",
+        )
+    region = operator.attrgetter(str(body.target))(root).graph
+    with node.graph.inserting_before(node):
+        copies = dict(zip(region.find_nodes(op="placeholder"), operands, strict=True))
+        outputs: Any = node.graph.graph_copy(region, copies)
+    for user in list(node.users):  # a region returns a tuple
+        index: Any = user.args[1]
+        user.replace_all_uses_with(outputs[index])
+        node.graph.erase_node(user)
+    node.graph.erase_node(node)
+    if not body.users:
+        node.graph.erase_node(body)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch.fx._symbolic_trace import _assert_is_none
 
 from convad_fx.compiler.capture.in_place import OUT_OF_PLACE
 from convad_fx.compiler.capture.module_tree import copy_tree
+from convad_fx.compiler.capture.op_schema import reads_no_values
+from convad_fx.compiler.capture.requirements import autocast_region
 from convad_fx.compiler.capture.snapshot import Snapshot
 from convad_fx.errors import ModelError, UntraceableModel, first_line
 
@@ -66,9 +70,59 @@ class ModelTracer(torch.fx.Tracer):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._tensors: set[torch.fx.Node] = set()
+
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         """Proxies that record in-place operators."""
+        is_call = node.op in ("call_function", "call_method")
+        of_tensors = not self._tensors.isdisjoint(node.all_input_nodes)
+        if not is_call or (of_tensors and not reads_no_values(node)):
+            self._tensors.add(node)
         return InPlaceProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """The node of a proxy; torch.fx asks first whether it is a tensor (`truthful`)."""
+        return a.node if issubclass(type(a), torch.fx.Proxy) else super().create_arg(a)
+
+    def stands_for_tensor(self, proxy: torch.fx.Proxy) -> bool:
+        """Whether a proxy stands for a tensor, and not for a size or a number made of sizes."""
+        return proxy.node in self._tensors
+
+    @contextlib.contextmanager
+    def truthful(self) -> Iterator[None]:
+        """Inside, proxies of tensors are tensors to `isinstance`, and autocast regions raise.
+
+        torch.fx would trace ``if isinstance(x, Tensor): x = normalise(x)`` without the
+        normalisation, and a region as if it were not there. Proxies do not claim to be tensors by
+        ``__class__``: torch's C++ code would believe it, and read memory that is not a tensor's.
+        """
+        plain = builtins.isinstance
+        enter: Any = torch.autocast.__enter__
+
+        def is_instance(obj: Any, kinds: Any, /) -> bool:
+            if plain(obj, kinds):
+                return True
+            is_proxy = issubclass(type(obj), InPlaceProxy)
+            return is_proxy and plain(_TENSOR, kinds) and self.stands_for_tensor(obj)
+
+        def refuse(region: torch.autocast) -> Any:
+            if region._enabled:
+                raise autocast_region(region.device, region.fast_dtype)
+            return enter(region)
+
+        builtins.isinstance = is_instance
+        torch.autocast.__enter__ = refuse  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            builtins.isinstance = plain
+            torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+#: Stands for the tensor of a proxy where `isinstance` asks for its type.
+_TENSOR = torch.empty(0)
 
 
 def _is_altered(module: nn.Module) -> bool:
@@ -93,7 +147,11 @@ def capture_symbolically(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
     tracer = ModelTracer()
     before = Snapshot(model)
     try:
-        graph = tracer.trace(model, concrete_args=_defaults(model))
+        with tracer.truthful():
+            graph = tracer.trace(model, concrete_args=_defaults(model))
+    except UntraceableModel as error:
+        path = _innermost_path(tracer)
+        raise UntraceableModel(error.what, hint=error.hint, path=path) from error
     except Exception as error:  # whatever the model's own code raises on a proxy
         raise UntraceableModel(
             f"torch.fx cannot trace {type(model).__name__}: {first_line(error, with_type=True)}",
@@ -122,7 +180,9 @@ def _require_same_constants(model: nn.Module, constants: dict[str, Tensor]) -> N
     """Trace again: tensors that forward creates are constants only if they are equal each time."""
     before = Snapshot(model)
     try:
-        ModelTracer().trace(model, concrete_args=_defaults(model))
+        tracer = ModelTracer()
+        with tracer.truthful():
+            tracer.trace(model, concrete_args=_defaults(model))
     finally:
         again = before.restore().constants
     for name, constant in constants.items():
