@@ -4,11 +4,11 @@
 
 Random weights, 224 pixels, or the networks of --kit. After one warm-up, each network is converted
 `--runs` times, interleaved with the others: medians, and the slowest run. "trace", "check" (the
-plan), "rewrite" (and simplify), "strategies" (boxes, tiles, patches) and "emit" (code) are the
-steps of the way, taken one by one in runs of their own, medians as well. --compile adds, once each
-and with
-nothing cached: the first result of the compiled masked network on an image and a mask, of the plain
-one on the image, and of `evaluate` on 16 masks that need boxes. "peak MB" is what tensors take
+plan), "rewrite" (and simplify), "strategies" (boxes, tiles, patches), "emit" (code) and "verify"
+(runs on random images) are the steps of the way, taken one by one in runs of their own, medians as
+well; "forward" is the model on one image. --compile adds, once each and with nothing cached: the
+first result of the compiled masked network on an image and a mask, of the plain one on the image,
+and of `evaluate` on 16 masks that need boxes. "peak MB" is what tensors take
 beyond what was held. The last column is milliseconds per operation of the network: about the same
 for any depth if time grows linearly.
 """
@@ -30,6 +30,7 @@ from benchmarks import measure
 from convad_fx.compiler.analysis.propagate import plan
 from convad_fx.compiler.analysis.report import report_of
 from convad_fx.compiler.capture.trace import trace
+from convad_fx.compiler.capture.verify import compare
 from convad_fx.compiler.lowering.strategies import plan_strategies
 from convad_fx.compiler.passes.insert_gates import rewrite
 from convad_fx.compiler.passes.simplify import simplify
@@ -65,7 +66,10 @@ def steps_of(model: nn.Module, x: Tensor) -> dict[str, float]:
     graph = timed("rewrite", rewrite, traced, decided, policy)
     timed("rewrite", simplify, graph, decided)
     strategies = timed("strategies", plan_strategies, traced, decided, graph)
-    timed("emit", MaskedModule, traced.module, graph, policy, report, strategies)
+    masked = timed("emit", MaskedModule, traced.module, graph, policy, report, strategies)
+    timed("verify", partial(compare, hides=True), model, traced.module, masked, x)
+    with torch.inference_mode():
+        timed("forward", model, x)
     return seconds
 
 
