@@ -57,8 +57,8 @@ def convert(
         simplify: False keeps a gate after every operation: slower, the same results.
         verify: run model and result on random images: equal bit for bit with everything kept (on
             batches of 1, of 2 and of the example's size), and hidden values do not arrive. A
-            difference is a finding that names the first module that differs. Costs three forward
-            passes of the model and four of the result at most, most of them on one or two images.
+            difference is a finding that names the first module that differs. Costs about ten
+            forward passes of one image.
 
     Raises:
         ModelError: not a module in eval mode with one image input.

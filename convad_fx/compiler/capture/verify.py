@@ -49,9 +49,9 @@ def compare(
     """Compare on random images of the example's kind; None where nothing differs.
 
     With everything kept, outputs must be equal bit for bit on batches of 1, of 2 and of the
-    example's size; and with ``hides``, NaN and 1e30 under a mask must not reach the output. The
-    cost is that of at most three forward passes of the model and four of the masked network, most
-    of them on one or two images. The model is left as it was, buffers and hooks included.
+    example's size; and with ``hides``, NaN and 1e30 under a mask must not reach the output. That is
+    at most three calls of the model and four of the masked network, most of them on one or two
+    images. The model is left as it was, buffers and hooks included.
 
     Args:
         captured: the graph before it was rewritten, in which the first difference is located.
