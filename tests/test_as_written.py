@@ -18,6 +18,8 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 import convad_fx
+from convad_fx.compiler.capture.trace import trace
+from convad_fx.compiler.capture.verify import compare
 from convad_fx.errors import ConvadError
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.23, 0.22, 0.2)
@@ -217,6 +219,16 @@ def test_a_difference_names_the_first_module_that_differs() -> None:
     assert "differ" in finding.why
     unverified = convad_fx.convert(model, IMAGE, front_end="symbolic", verify=False)
     assert not torch.equal(unverified(IMAGE), model(IMAGE))
+
+
+def test_a_network_that_reads_hidden_pixels_is_caught() -> None:
+    model = network()
+    captured = trace(model, IMAGE).module
+    ignoring = compare(model, captured, lambda x, mask: model(x), IMAGE, hides=True)
+    assert ignoring is not None
+    assert ignoring.what == "values of hidden pixels reach the result"
+    assert compare(model, captured, lambda x, mask: model(x), IMAGE, hides=False) is None
+    assert compare(model, captured, convad_fx.convert(model, IMAGE), IMAGE, hides=True) is None
 
 
 def test_hooks_of_the_user_leave_nothing_behind() -> None:

@@ -22,7 +22,7 @@ EXAMPLES = """Examples:
 
 \b
   convad-fx demo
-  convad-fx demo --out /tmp/demo --no-progress
+  convad-fx demo --out demo --no-progress
 """
 
 

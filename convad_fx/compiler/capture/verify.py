@@ -92,9 +92,10 @@ def _random_images(example: Tensor, batch: int) -> Tensor:
 
 def _difference(expected: Any, given: Any) -> str | None:
     """How two outputs differ, in words; None where they are equal bit for bit."""
-    pairs = list(zip(_tensors(expected), _tensors(given), strict=False))
-    if len(_tensors(expected)) != len(_tensors(given)):
-        return f"{len(_tensors(given))} tensors instead of {len(_tensors(expected))}"
+    ours, theirs = _tensors(given), _tensors(expected)
+    if len(ours) != len(theirs):
+        return f"{len(ours)} tensors instead of {len(theirs)}"
+    pairs = list(zip(theirs, ours, strict=True))
     for a, b in pairs:
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{b.dtype} of shape {tuple(b.shape)} instead of {a.dtype}, {tuple(a.shape)}"
