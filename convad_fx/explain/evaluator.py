@@ -1,9 +1,8 @@
-"""`Evaluator`: the logits of many masks on one image, in bounded batches."""
+"""`Evaluator`: the answers to many masks on one image, and their scores, in bounded batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,31 +16,21 @@ from convad_fx.engine.chunk import MASKS_PER_CHUNK
 from convad_fx.engine.dedup import UniqueMasks
 from convad_fx.engine.precision import check_precision
 from convad_fx.errors import ImageError, ModelError, PolicyError
-from convad_fx.explain.options import check_class, check_count
+from convad_fx.explain.options import check_count
+from convad_fx.explain.scores import (
+    Score,
+    ScoreChoice,
+    Scores,
+    activation_of,
+    choose_score,
+    rounding_of,
+)
 from convad_fx.module import MaskedModule
 
 if TYPE_CHECKING:
     from convad_fx.explain.masker import Masker
 
 Mask: TypeAlias = NDArray[np.bool_]  # (H, W), True = kept
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scores:
-    """The network's answers to K masks.
-
-    Args:
-        top: the predicted class, (K,) integers.
-        confidence: softmax of one target class, (K,), in [0, 1].
-    """
-
-    top: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-
-    def passing(self, target: int, min_confidence: float) -> NDArray[np.bool_]:
-        """(K,): whether `target` is predicted with at least `min_confidence`."""
-        passing: NDArray[np.bool_] = (self.top == target) & (self.confidence >= min_confidence)
-        return passing
 
 
 def check_batch_size(batch_size: int | str) -> None:
@@ -85,11 +74,13 @@ class Evaluator:
         on_evaluated: called with the number of masks after every batch.
         precision: "bfloat16" or "float16": the arithmetic of a masked network, except in `direct`
             and `full_precision` calls; None is its own.
+        score: what the scores are, as in `convad_fx.explain`.
 
     Attributes:
         evaluations: masks evaluated so far.
         deviation: with a precision, the largest difference of logits from float32, compared on
             two masks of each size of box; else None.
+        score: the score in use, from the first answers on; None before.
 
     Raises:
         ImageError: the image is not one floating-point image.
@@ -105,6 +96,7 @@ class Evaluator:
         batch_size: int | str = "auto",
         on_evaluated: Callable[[int], object] | None = None,
         precision: str | None = None,
+        score: ScoreChoice = None,
     ) -> None:
         check_batch_size(batch_size)
         if precision is not None and not isinstance(masker, MaskedModule):
@@ -118,6 +110,8 @@ class Evaluator:
         self.precision = precision
         self.evaluations = 0
         self.deviation: float | None = None
+        self.score: Score | None = None
+        self._score_choice = score
         self._precision_check = PrecisionCheck()
         self._masker, self._on_evaluated = masker, on_evaluated
 
@@ -134,24 +128,43 @@ class Evaluator:
         direct: bool = False,
         full_precision: bool = False,
     ) -> Scores:
-        """The network's answers to K masks (H, W), in order.
+        """The scores of one class for K masks (H, W), in order.
 
         Args:
             masks: (H, W) each, bool, True = kept.
-            target: the class whose confidence is wanted.
+            target: the class whose scores are wanted.
             direct: call the masker itself, on whole images, uncompiled, in its own precision.
             full_precision: use the network's own precision instead of `precision`.
 
         Raises:
-            ModelError: the masker's answer is not one row of two or more finite logits per mask.
-            PolicyError: the network has no such class.
+            ModelError: the masker's answer is not one row of finite numbers per mask.
+            PolicyError: the network has no such class, or the score does not suit its answers.
         """
-        logits = self.logits(masks, direct=direct, full_precision=full_precision)
-        if not len(logits):
-            return Scores(np.zeros(0, np.int64), np.zeros(0, np.float64))
-        check_class(target, logits.shape[1])
-        confidence = torch.softmax(logits, 1)[:, target]
-        return Scores(logits.argmax(1).numpy(), confidence.numpy())
+        answers = self.logits(masks, direct=direct, full_precision=full_precision)
+        if not len(answers):
+            return Scores(target, 0, np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
+        return self._chosen_score(answers)(answers, target)
+
+    def whole(self, target: int | None = None, *, full_precision: bool = False) -> Scores:
+        """The scores of the whole image: of one class, or of the predicted one.
+
+        Raises:
+            ModelError, PolicyError: as `scores`.
+        """
+        everything = [np.ones(self.shape, bool)]
+        answers = self.logits(everything, full_precision=full_precision)
+        return self._chosen_score(answers)(answers, target, optional=True)
+
+    def _chosen_score(self, answers: Tensor) -> Score:
+        """The score in use; chosen by the first answers, where the user left the choice open."""
+        if self.score is None:
+            kept = torch.ones(1, 1, *self.shape, dtype=torch.bool, device=self.image.device)
+            activation = activation_of(
+                self._masker, answers, lambda: self._masker(self.image, kept)
+            )
+            dtype = getattr(torch, self.precision) if self.precision else self.image.dtype
+            self.score = choose_score(self._score_choice, answers, activation, rounding_of(dtype))
+        return self.score
 
     def logits(
         self, masks: Iterable[Mask], *, direct: bool = False, full_precision: bool = False
@@ -190,8 +203,8 @@ class Evaluator:
                 # `forward`, since a compiled module's `__call__` is compiled.
                 call = masker.forward if isinstance(masker, MaskedModule) else masker
                 answer = call(self.image, mask)
-        # Softmax in double precision on the CPU: the same on every device.
-        logits = _checked(answer, len(masks)).double().cpu()
+        # Scores in double precision on the CPU: the same on every device.
+        logits = check_answers(answer, len(masks)).double().cpu()
         if not (finite := logits.isfinite().all(1)).all():
             kept = masks[int(finite.logical_not().nonzero()[0])].double().mean()
             raise _not_finite(float(kept), precision)
@@ -214,21 +227,25 @@ def _distinct_batches(masks: Iterable[Mask], size: int, unique: UniqueMasks) -> 
         yield torch.cat(parts)
 
 
-def _checked(answer: object, count: int) -> Tensor:
-    """The masker's answer, if it is logits (count, classes)."""
+def check_answers(answer: object, count: int) -> Tensor:
+    """The answer of a masker or model, if it has one row per mask: (count, C); (count,) is C = 1.
+
+    Raises:
+        ModelError: it is something else.
+    """
     if not isinstance(answer, Tensor):
         raise ModelError(
-            f"the masker returned {type(answer).__name__}, not a tensor of logits",
+            f"the network returned {type(answer).__name__}, not a tensor of logits",
             hint="wrap it so that it returns logits (N, classes) alone",
         )
-    if answer.ndim != 2 or len(answer) != count or answer.shape[1] < 2:
+    rows = answer[:, None] if answer.ndim == 1 else answer
+    if rows.ndim != 2 or len(rows) != count or not rows.shape[1]:
         raise ModelError(
-            f"the masker answered {count} masks with shape {tuple(answer.shape)}, "
-            "not (N, classes) with two classes or more",
-            hint="wrap it so that it returns one row of logits per mask "
-            "(for one yes-or-no logit z: the two columns 0 and z)",
+            f"the network answered a batch of {count} with shape {tuple(answer.shape)}, "
+            "not (N, classes), or (N, 1) or (N,) for a single value",
+            hint="wrap it so that it returns one row of logits per image",
         )
-    return answer
+    return rows
 
 
 def _not_finite(kept: float, precision: str | None) -> ModelError | PolicyError:

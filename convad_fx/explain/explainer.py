@@ -1,4 +1,4 @@
-"""`explain` and `explain_disjoint`: sets of pixels that suffice for the network's answer."""
+"""`explain` and `explain_disjoint`: sets of pixels that suffice for a class."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from convad_fx.explain.minimal import shrink
 from convad_fx.explain.options import (
     MAX_DEFAULT_CONFIDENCE,
     Search,
-    check_class,
     check_count,
     check_share,
 )
 from convad_fx.explain.ranking import pixel_ranks, spatial_ranks
 from convad_fx.explain.responsibility import responsibility
+from convad_fx.explain.scores import Score, ScoreChoice, Scores, positive_score
 from convad_fx.explain.sufficient import recheck, shortest_prefix
 from convad_fx.versions import versions
 
@@ -41,6 +41,7 @@ def explain(
     target: int | None = None,
     gamma: float = 0.9,
     *,
+    score: ScoreChoice = None,
     progress: bool = False,
     seed: int = 0,
     search: Search = _DEFAULT,
@@ -49,7 +50,7 @@ def explain(
     precision: str | None = None,
     labels: Sequence[str] | Mapping[int, str] | None = None,
 ) -> Explanation:
-    """Find a small set of pixels that suffices for the network's answer.
+    """Find a small set of pixels that suffices for the network's answer, or for another class.
 
     >>> def corner(x, mask):                       # depends on the top left 8 x 8 pixels only
     ...     kept = torch.where(mask, x, 0)[:, 0, :8, :8].mean((1, 2))
@@ -61,26 +62,45 @@ def explain(
     False
 
     Kept alone, the pixels of `Explanation.mask` give the class `target` with at least `gamma`
-    times its confidence (softmax) on the whole image, evaluated at batch size 1. The set is small,
-    not the smallest, and not the only one. The search is ReX's, as in the paper (arXiv 2510.01038);
-    docs/search.md describes it. The random stream depends on `seed` and the image's values alone.
+    times its confidence on the whole image, evaluated at batch size 1. For a class that the network
+    does not predict on the whole image, the score alone counts, whichever class is predicted
+    (`Explanation.is_prediction` is then False). The set is small, not the smallest, and not the
+    only one. The search is ReX's, as in the paper (arXiv 2510.01038); docs/search.md describes it.
+    The random stream depends on `seed` and the image's values alone.
+
+    | `score` | what is kept to `gamma` | of one value z: 0 = no, 1 = yes |
+    |---|---|---|
+    | `"softmax"` | softmax of the answers | refused: always 1 |
+    | `"sigmoid"` | sigmoid of the answers: labels of their own | 1 - sigmoid(z), sigmoid(z) |
+    | `"probability"` | the answers, which lie in [0, 1] | 1 - z, z |
+    | `"logit"` | the answers | -z, z |
+    | a function | its result (K, classes) or (K,) for answers (K, C), float64 | the same |
+
+    Labels of their own are predicted from 0.5 on; so are probabilities that do not sum to 1. By
+    default, a network that ends in softmax or sigmoid is explained by its own probabilities,
+    another one by the softmax, or by the sigmoid where it has one logit. For regression, pass a
+    function with one column, larger = more, and positive: `score=lambda y: y[:, 0]`.
 
     Args:
-        masker: `(x, mask) -> logits`, e.g. a `MaskedModule`, or `occlusion(model)`.
+        masker: `(x, mask) -> logits` (N, classes), or (N, 1) or (N,) for a single value, e.g. a
+            `MaskedModule`, or `occlusion(model)`.
         image: as the network reads it: float, (C, H, W) or (1, C, H, W), on the network's device.
-        target: the class to explain, which must be the network's answer; None: that answer.
+        target: the class to explain; None: the network's answer.
         gamma: the share of the confidence to keep, in (0, 1].
+        score: one of the names above, or a function.
         progress: show a progress bar on stderr.
         seed: a non-negative integer.
         search: the options of the search.
-        contrastive: also find what must be hidden for the class to change.
+        contrastive: also find what must be hidden for the class to change; for a label or a class
+            that is not predicted, for it to be lost: see `Contrast`.
         batch_size: masks per call of the network; "auto": the fastest size.
         precision: "bfloat16" or "float16": arithmetic of the search, for a masked float32 network;
             the result is checked in float32.
         labels: class names, one for every class, or a mapping from class numbers.
 
     Raises:
-        ImageError, PolicyError: an unsuitable argument.
+        ImageError, PolicyError: an unsuitable argument; a score that does not suit the answers, or
+            is not positive on the whole image.
         ModelError: the masker's answers are not finite logits (N, classes).
     """
     return explain_disjoint(
@@ -89,6 +109,7 @@ def explain(
         1,
         target,
         gamma,
+        score=score,
         progress=progress,
         seed=seed,
         search=search,
@@ -106,6 +127,7 @@ def explain_disjoint(
     target: int | None = None,
     gamma: float = 0.9,
     *,
+    score: ScoreChoice = None,
     progress: bool = False,
     seed: int = 0,
     search: Search = _DEFAULT,
@@ -145,7 +167,12 @@ def explain_disjoint(
     check_count("seed", seed, minimum=0, hint="pass 0")
     with tqdm(total=None, unit="mask", desc="explain", disable=not progress, leave=False) as bar:
         evaluator = Evaluator(
-            masker, image, batch_size=batch_size, on_evaluated=bar.update, precision=precision
+            masker,
+            image,
+            batch_size=batch_size,
+            on_evaluated=bar.update,
+            precision=precision,
+            score=score,
         )
         problem = _Problem(evaluator, target, gamma, seed, search, labels, policy_of(masker))
         explanations = [problem.explanation(0, None, contrastive=contrastive)]
@@ -174,13 +201,21 @@ class _Problem:
         labels: Sequence[str] | Mapping[int, str] | None,
         policy: dict[str, Any],
     ) -> None:
-        logits = evaluator.logits([np.ones(evaluator.shape, bool)], full_precision=True)
         self.evaluator, self.gamma, self.seed, self.search = evaluator, float(gamma), seed, search
-        self.labels, self.classes, self.policy = labels, logits.shape[1], policy
-        target = _explained_class(logits, target, labels)
-        self._name(target)  # refuses unsuitable labels before the search
-        self.confidence_whole = float(torch.softmax(logits, 1)[0, target])
-        self.goal = Suffices(target, self.gamma * self.confidence_whole)
+        self.whole = evaluator.whole(target, full_precision=True)
+        assert evaluator.score is not None
+        self.score: Score = evaluator.score
+        self.labels, self.policy = labels, policy
+        target = self.whole.target
+        title = self._name(target) or f"class {target}"  # refuses labels before the search
+        self.confidence_whole = positive_score(self.whole, self.score.name, title)
+        score_only = self.whole.score_only
+        if score_only and search.confidence == 0:
+            raise PolicyError(
+                f"with Search(confidence=0) only the class counts, and {title} is not predicted",
+                hint="pass a confidence above 0, or leave it out",
+            )
+        self.goal = Suffices(target, self.gamma * self.confidence_whole, score_only)
         self.digest = image_digest(evaluator.image)
 
     def suffices(self, pixels: Mask) -> bool:
@@ -210,13 +245,15 @@ class _Problem:
         if search.minimal and pixels.passed and pixels.mask.any():
             limit = budget.for_shrinking()
             pixels = shrink(evaluator, goal, pixels, set_ranks, search.minimal, limit=limit)
-        contrast = self._contrast(ranks, int(empty.top[0]), budget) if contrastive else None
+        contrast = self._contrast(ranks, empty, budget) if contrastive else None
         return Explanation(
             mask=pixels.mask,
             responsibility=values,
             target=goal.target,
             target_name=self._name(goal.target),
             gamma=self.gamma,
+            score=self.score.name,
+            is_prediction=bool(self.whole.predicted[0]),
             confidence_whole=self.confidence_whole,
             confidence_kept=pixels.confidence,
             confidence_recheck=pixels.recheck,
@@ -247,36 +284,41 @@ class _Problem:
             self.confidence_whole,
             search,
             entropy,
+            score_only=self.goal.score_only,
             allowed=allowed,
             limit=limit,
         )
 
     def _contrast(
-        self, ranks: NDArray[np.int64], empty_class: int, budget: ExplanationBudget
+        self, ranks: NDArray[np.int64], empty: Scores, budget: ExplanationBudget
     ) -> Contrast:
-        """The shortest prefix whose absence changes the class."""
+        """The shortest prefix whose absence changes the class, or loses the target."""
         evaluator = self.evaluator
-        goal = Changes(self.goal.target)
-        if empty_class == goal.target:
+        goal = Changes(self.goal.target, self.whole)
+        # No other class takes the place of a label, or of a class that was not predicted.
+        replaced = not (self.whole.score_only or self.score.independent)
+        if not goal.reached(empty)[0]:
             nothing = np.zeros(evaluator.shape, bool)
-            name = self._name(empty_class)
-            return Contrast(nothing, False, empty_class, name, self.confidence_whole, False)
+            becomes = goal.target if replaced else None
+            name = self._name(becomes)
+            return Contrast(nothing, False, becomes, name, self.confidence_whole, False)
         pixels = shortest_prefix(evaluator, goal, ranks)
         if self.search.minimal and pixels.passed:
             limit = budget.for_contrast()
             pixels = shrink(evaluator, goal, pixels, ranks, self.search.minimal, limit=limit)
+        becomes = pixels.top if replaced else None
         return Contrast(
             mask=pixels.mask,
             changes=pixels.passed,
-            becomes=pixels.top,
-            becomes_name=self._name(pixels.top),
+            becomes=becomes,
+            becomes_name=self._name(becomes),
             confidence=pixels.recheck,
             suffices=recheck(evaluator, self.goal, pixels.mask, pixels.confidence).passed,
             minimal=pixels.minimal,
         )
 
-    def _name(self, number: int) -> str | None:
-        return _class_name(number, self.labels, self.classes)
+    def _name(self, number: int | None) -> str | None:
+        return None if number is None else _class_name(number, self.labels, self.whole.classes)
 
 
 def image_digest(image: Tensor) -> str:
@@ -289,29 +331,6 @@ def image_digest(image: Tensor) -> str:
     values = image.detach().cpu().contiguous()
     header = f"{values.dtype} {tuple(values.shape)} ".encode()
     return hashlib.sha256(header + values.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _explained_class(
-    logits: Tensor, target: int | None, labels: Sequence[str] | Mapping[int, str] | None
-) -> int:
-    """The network's answer, which `target` must be if given."""
-    classes = logits.shape[1]
-    top = int(logits[0].argmax())
-    if target is None:
-        return top
-    check_class(target, classes, allow_none=True)
-    if target != top:
-        share = torch.softmax(logits, 1)[0]
-        predicted, requested = (
-            f"{_class_name(number, labels, classes) or f'class {number}'} ({share[number]:.3g})"
-            for number in (top, target)
-        )
-        raise PolicyError(
-            f"the network predicts {predicted} for the whole image, not {requested}: only its "
-            "answer can be explained",
-            hint=f"pass target={top} or None",
-        )
-    return int(target)
 
 
 def _class_name(

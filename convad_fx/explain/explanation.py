@@ -23,18 +23,22 @@ from convad_fx.explain.evaluator import Mask
 from convad_fx.explain.options import Search
 
 #: Version of the JSON form.
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contrast:
     """Pixels that must be hidden for the class to change.
 
+    A class that is not predicted on the whole image is lost once its score is below half of the
+    score there; a label of its own, once it is not predicted. Then `becomes` is None.
+
     Args:
         mask: (H, W) bool, True = must be hidden; all False where even hiding everything does not
             change the class.
-        changes: whether hiding exactly these pixels gave another class, evaluated at batch size 1.
-        becomes: that other class.
+        changes: whether hiding exactly these pixels gave another class, or lost the explained one,
+            evaluated at batch size 1.
+        becomes: the other class; None where none takes the place of the explained one.
         becomes_name: its name, where names are known.
         confidence: of the explained class, with these pixels hidden.
         suffices: whether these pixels, kept alone, also suffice (ReX: contrastive).
@@ -43,7 +47,7 @@ class Contrast:
 
     mask: Mask
     changes: bool
-    becomes: int
+    becomes: int | None
     becomes_name: str | None
     confidence: float
     suffices: bool
@@ -59,14 +63,22 @@ class Contrast:
 
     @property
     def title(self) -> str:
-        """The other class: its name, or "class 7"."""
+        """The other class: its name, or "class 7"; without one, the score that remains."""
+        if self.becomes is None:
+            return f"a score of {self.confidence:.3g}"
         return _title(self.becomes, self.becomes_name)
+
+    @property
+    def effect(self) -> str:
+        """What hiding these pixels is to do, for sentences."""
+        return "lower the score enough" if self.becomes is None else "change the class"
 
     def __str__(self) -> str:
         if not self.changes:
-            return "hiding pixels does not change the class"
+            return f"hiding pixels does not {self.effect}"
         also = "; they also suffice" if self.suffices else ""
-        return f"without {self.size:.1%} of the image it is {self.title}{also}"
+        verb = "has" if self.becomes is None else "is"
+        return f"without {self.size:.1%} of the image it {verb} {self.title}{also}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the mask."""
@@ -76,7 +88,7 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """A set of pixels that suffices for the network's answer, and each pixel's responsibility.
+    """A set of pixels that suffices for a class, and each pixel's responsibility.
 
     >>> from convad_fx.explain import explain, occlusion
     >>> import torch
@@ -94,11 +106,13 @@ class Explanation:
         target: the class explained.
         target_name: its name, where names are known.
         gamma: the share of the whole image's confidence that had to be kept.
-        confidence_whole: softmax of the target on the whole image, in [0, 1].
+        confidence_whole: the target's score on the whole image, > 0; in [0, 1] unless `score` is
+            "logit" or a function.
         confidence_kept: on the kept pixels, in the batch in which they were evaluated first.
         confidence_recheck: on the kept pixels alone, at batch size 1, in the network's own
             precision.
-        sufficient: whether that call gave the target with at least `gamma * confidence_whole`.
+        sufficient: whether that call gave the target with at least `gamma * confidence_whole`;
+            unless `is_prediction`, whether the score alone reached that.
         evaluations: masks evaluated, all calls together.
         policy: how pixels were hidden: the masker's policy by field, empty if it has none.
         seed: of the random stream, together with the image.
@@ -110,6 +124,8 @@ class Explanation:
         contrast: what must be hidden for the class to change, if requested.
         precision: of the search's arithmetic, "bfloat16" or "float16"; None is the network's own.
         deviation: with a precision, the largest measured difference of logits from float32.
+        score: what the confidences are: a name in `SCORES`, or that of a function.
+        is_prediction: whether the network predicts the target on the whole image.
     """
 
     mask: Mask
@@ -132,6 +148,8 @@ class Explanation:
     contrast: Contrast | None = None
     precision: str | None = None
     deviation: float | None = None
+    score: str = "softmax"
+    is_prediction: bool = True
 
     def __post_init__(self) -> None:
         # Writable copies: torch.from_numpy warns of read-only arrays.
@@ -148,6 +166,16 @@ class Explanation:
         """The target: its name, or "class 7"."""
         return _title(self.target, self.target_name)
 
+    @property
+    def remark(self) -> str:
+        """For tables: that the target is not the network's answer; empty where it is."""
+        return "" if self.is_prediction else " (not predicted)"
+
+    @property
+    def measure(self) -> str:
+        """What the score is called: "confidence" for a probability, else "score"."""
+        return "confidence" if self.score in ("softmax", "sigmoid", "probability") else "score"
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Explanation):
             return NotImplemented
@@ -161,6 +189,8 @@ class Explanation:
         kept = f"{self.size:.1%} of the image"
         if not self.mask.any():
             kept = "nothing: the network gives this class with everything hidden;"
+            if not self.is_prediction:
+                kept = "nothing: this score is reached with everything hidden;"
         elif self.mask.all():
             kept = "the whole image: nothing smaller was found;"
         if self.minimal:
@@ -169,10 +199,12 @@ class Explanation:
         precision = f"; searched in {self.precision}" if self.precision is not None else ""
         if precision and self.deviation is not None:
             precision += f" (logits off by {self.deviation:.2g} where compared)"
+        predicted = "" if self.is_prediction else ", which the network does not predict"
+        score = "" if self.score == "softmax" else f" ({self.score})"
         return (
-            f"{self.title}: {kept} kept, confidence {self.confidence_recheck:.3f} of "
-            f"{self.confidence_whole:.3f}, {verdict}{contrast}; {self.evaluations} evaluations"
-            f"{precision}"
+            f"{self.title}{predicted}: {kept} kept, {self.measure} {self.confidence_recheck:.3f} "
+            f"of {self.confidence_whole:.3f}{score}, {verdict}{contrast}; "
+            f"{self.evaluations} evaluations{precision}"
         )
 
     def _repr_png_(self) -> bytes:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convad_fx.explain.evaluator import Evaluator, Mask, Scores
+from convad_fx.explain.evaluator import Evaluator, Mask
+from convad_fx.explain.scores import Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,13 @@ class Goal(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Suffices(Goal):
-    """The pixels, kept alone, give `target` with a confidence of at least `min_confidence`."""
+    """The pixels, kept alone, give `target` with a confidence of at least `min_confidence`.
+
+    With `score_only`, another class may be predicted.
+    """
 
     min_confidence: float
+    score_only: bool = False
 
     def mask(self, pixels: Mask) -> Mask:
         """The pixels alone."""
@@ -47,18 +52,23 @@ class Suffices(Goal):
 
     def reached(self, scores: Scores) -> NDArray[np.bool_]:
         """The class with enough confidence."""
-        return scores.passing(self.target, self.min_confidence)
+        return scores.passing(self.min_confidence, score_only=self.score_only)
 
 
 @dataclass(frozen=True, slots=True)
 class Changes(Goal):
-    """Without the pixels, the network predicts another class than `target`."""
+    """Without the pixels, the network no longer gives `target` as it does on the `whole` image.
+
+    It predicts another class, or not this label; where the score alone counts, less than half of
+    it is left (`Scores.survives`).
+    """
+
+    whole: Scores
 
     def mask(self, pixels: Mask) -> Mask:
         """All the other pixels."""
         return ~pixels
 
     def reached(self, scores: Scores) -> NDArray[np.bool_]:
-        """Any other class."""
-        changed: NDArray[np.bool_] = scores.top != self.target
-        return changed
+        """The target is lost."""
+        return ~scores.survives(self.whole)

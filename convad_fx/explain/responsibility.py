@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convad_fx.explain.budget import EvaluationLimit
-from convad_fx.explain.evaluator import Evaluator, Mask, Scores
+from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.options import Search
+from convad_fx.explain.scores import Scores
 
 # Credit is counted in integers: 1, 1/2 and 1/3 are whole numbers of sixths, and confidences are
 # rounded to sixty-fourths. So sums are exact, and equal responsibility compares as equal.
@@ -241,6 +242,7 @@ def responsibility(
     search: Search,
     entropy: Sequence[int],
     *,
+    score_only: bool = False,
     allowed: Mask | None = None,
     limit: int | None = None,
 ) -> NDArray[np.float32]:
@@ -269,6 +271,7 @@ def responsibility(
         confidence_whole: its confidence on the whole image.
         search: the options; a `confidence` of None counts as 0 here.
         entropy: non-negative integers that alone determine the random stream.
+        score_only: combinations pass by the target's score, whichever class is predicted.
         allowed: the only pixels (H, W) that may be kept; the others have responsibility 0.
         limit: the most masks to evaluate, or None. A split is evaluated completely or not at all.
     """
@@ -287,7 +290,9 @@ def responsibility(
             [split for partition in group for split in partition.next_splits(search, allowed)],
             remaining.left,
         ):
-            _evaluate(pending, evaluator, target, confidence_whole, search, halves)
+            _evaluate(
+                pending, evaluator, target, confidence_whole, search, halves, score_only=score_only
+            )
         if search.stable is not None and reliability(halves[0], halves[1]) >= search.stable:
             break
     total: NDArray[np.int64] = halves.sum(0)
@@ -303,11 +308,14 @@ def _evaluate(
     confidence_whole: float,
     search: Search,
     halves: NDArray[np.int64],
+    *,
+    score_only: bool,
 ) -> None:
     """Evaluate splits together, add their credit to `halves`, and continue their partitions."""
     masks = (mask for *_, split in pending for mask in split.masks(evaluator.shape))
     scores = evaluator.scores(masks, target)
-    passing = scores.passing(target, (search.confidence or 0.0) * confidence_whole)
+    needed = (search.confidence or 0.0) * confidence_whole
+    passing = scores.passing(needed, score_only=score_only)
     weights = passing * _weights(scores, confidence_whole, weighted=search.weighted)
     ends = np.cumsum([len(split.combinations) for *_, split in pending])[:-1]
     for (partition, branch, split), passed, weight in zip(

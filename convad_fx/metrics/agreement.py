@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
@@ -14,10 +13,17 @@ from torch import Tensor
 from convad_fx.errors import PolicyError
 from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.masker import Masker
-from convad_fx.explain.options import check_class, check_share
+from convad_fx.explain.options import check_share
 from convad_fx.explain.paint import Normalisation
+from convad_fx.explain.scores import ScoreChoice, positive_score
 from convad_fx.metrics.masks import as_array, random_masks
-from convad_fx.metrics.robustness import Model, backgrounds, model_logits, planted_logits
+from convad_fx.metrics.robustness import (
+    Model,
+    backgrounds,
+    model_logits,
+    planted_logits,
+    score_of_model,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,8 +31,8 @@ class Agreement:
     """Confidence and robustness of the same masks.
 
     Args:
-        confidence: the masker's, relative to the whole image, (K,); 0 where it predicts another
-            class.
+        confidence: the masker's, relative to the whole image, (K,); 0 where it does not predict the
+            class, unless it does not on the whole image either.
         sufficient: whether the mask suffices for the masker, (K,).
         rho: robustness in the original model, (K,), in [0, 1].
         threshold: a mask is robust if rho is at least this.
@@ -87,9 +93,11 @@ def agreement(
     seed: int = 0,
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
     batch_size: int | str = "auto",
+    score: ScoreChoice = None,
 ) -> Agreement:
     """Are random masks that suffice for the masker robust in the original model?
 
+    >>> import torch
     >>> def red(x):                                       # class 1: there is some red
     ...     amount = x[:, 0].amax((1, 2)) - x[:, 1].amax((1, 2)) - 0.5
     ...     return torch.stack([0 * amount, 9 * amount], 1)
@@ -110,65 +118,44 @@ def agreement(
             then not measured again.
         gamma: a mask suffices if it gives the class with this share of the confidence.
         threshold: a mask is robust if the class survives on this share of the backgrounds.
-        on, n, others, seed, normalisation, batch_size: as in `robustness`.
+        on, n, others, seed, normalisation, batch_size, score: as in `robustness`.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: an unsuitable argument.
     """
     check_share("gamma", gamma, allow_zero=False, hint="0.9 is usual")
     check_share("threshold", threshold, allow_zero=False, hint="0.8 is usual")
-    evaluator = Evaluator(masker, image, batch_size=batch_size)
+    evaluator = Evaluator(masker, image, batch_size=batch_size, score=score)
     x = evaluator.image
-    if target is None:
-        target = int(model_logits(model, [x], 1)[0].argmax())
+    if target is None or rho is None:
+        answer = model_logits(model, [x], 1)
+        chosen = score_of_model(model, x, answer, score)
+        of_model = chosen(answer, target, optional=True)
+        target = of_model.target
     given = random_masks(evaluator.shape, 32, seed) if masks is None else masks
     kept = [as_array(mask, evaluator.shape) for mask in given]
     if not kept:
         raise PolicyError("there are no masks", hint="pass two or more")
-    whole = _whole_confidence(evaluator, target)
+    whole = evaluator.whole(target)
+    assert evaluator.score is not None
+    confidence = positive_score(whole, evaluator.score.name, f"class {target}")
     scores = evaluator.scores(kept, target)
     if rho is None:
         if isinstance(on, str):
             on = list(backgrounds(x, on, n, others=others, seed=seed, normalisation=normalisation))
-        rho = _survival(model, x, kept, target, on, batch_size)
+        found = chosen(planted_logits(model, x, kept, on, batch_size), target)
+        rho = found.survives(of_model).reshape(len(kept), -1).mean(1)
     elif len(rho) != len(kept):
         raise PolicyError(
             f"{len(rho)} numbers as `rho` do not fit {len(kept)} masks",
             hint="pass Agreement.rho of the same masks",
         )
     return Agreement(
-        np.where(scores.top == target, scores.confidence / whole, 0.0),
-        scores.passing(target, gamma * whole),
+        np.where(scores.predicted | whole.score_only, scores.confidence / confidence, 0.0),
+        scores.passing(gamma * confidence, score_only=whole.score_only),
         np.asarray(rho, np.float64),
         float(threshold),
     )
-
-
-def _whole_confidence(evaluator: Evaluator, target: int) -> float:
-    logits = evaluator.logits([np.ones(evaluator.shape, bool)])
-    check_class(target, logits.shape[1], allow_none=True)
-    confidence = float(torch.softmax(logits, 1)[0, target])
-    if not confidence:
-        raise PolicyError(
-            f"class {target} has a confidence of 0 on the whole image",
-            hint="leave target out, for the model's answer",
-        )
-    return confidence
-
-
-def _survival(
-    model: Model,
-    x: Tensor,
-    masks: Sequence[Mask],
-    target: int,
-    planted_on: Sequence[Tensor],
-    batch_size: int | str,
-) -> NDArray[np.float64]:
-    """(K,): for each of K masks, the share of the backgrounds on which the model gives `target`."""
-    logits = planted_logits(model, x, masks, planted_on, batch_size)
-    survived = (logits.argmax(1) == target).double().reshape(len(masks), -1)
-    share: NDArray[np.float64] = survived.mean(1).numpy()
-    return share
 
 
 def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:

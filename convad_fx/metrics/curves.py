@@ -14,6 +14,7 @@ from convad_fx.explain.evaluator import Evaluator
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.options import check_count
 from convad_fx.explain.ranking import pixel_ranks
+from convad_fx.explain.scores import ScoreChoice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +23,7 @@ class Curve:
 
     Args:
         share: of the pixels shown (insertion) or hidden (deletion), ascending from 0 to 1.
-        confidence: softmax of the class at each share, in [0, 1].
+        confidence: the score of the class at each share; a probability in [0, 1] by default.
     """
 
     share: NDArray[np.float64]
@@ -30,7 +31,7 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """Area under the curve, by the trapezoidal rule, in [0, 1]."""
+        """Area under the curve, by the trapezoidal rule; in [0, 1] for probabilities."""
         return float(integrate.trapezoid(self.confidence, self.share))
 
 
@@ -42,6 +43,7 @@ def insertion(
     *,
     steps: int = 50,
     batch_size: int | str = "auto",
+    score: ScoreChoice = None,
 ) -> Curve:
     """Confidence as the most responsible pixels are shown first: large for a good ranking.
 
@@ -66,11 +68,12 @@ def insertion(
         target: the class.
         steps: of the curve, as even as whole pixels allow.
         batch_size: masks per call of the network.
+        score: as in `convad_fx.explain`.
 
     Raises:
         ImageError, ModelError, PolicyError: an unsuitable argument.
     """
-    return _curve(masker, image, ranking, target, steps, batch_size, delete=False)
+    return _curve(masker, image, ranking, target, steps, batch_size, score, delete=False)
 
 
 def deletion(
@@ -81,6 +84,7 @@ def deletion(
     *,
     steps: int = 50,
     batch_size: int | str = "auto",
+    score: ScoreChoice = None,
 ) -> Curve:
     """Confidence as the most responsible pixels are hidden first: small for a good ranking.
 
@@ -92,7 +96,7 @@ def deletion(
 
     Arguments, errors and source as for `insertion`.
     """
-    return _curve(masker, image, ranking, target, steps, batch_size, delete=True)
+    return _curve(masker, image, ranking, target, steps, batch_size, score, delete=True)
 
 
 def _curve(
@@ -102,11 +106,12 @@ def _curve(
     target: int,
     steps: int,
     batch_size: int | str,
+    score: ScoreChoice,
     *,
     delete: bool,
 ) -> Curve:
     check_count("steps", steps, minimum=1, hint="50 is usual")
-    evaluator = Evaluator(masker, image, batch_size=batch_size)
+    evaluator = Evaluator(masker, image, batch_size=batch_size, score=score)
     values = np.asarray(ranking)
     if values.shape != evaluator.shape:
         raise ImageError(

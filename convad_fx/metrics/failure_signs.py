@@ -14,6 +14,7 @@ from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.minimal import grid_blocks
 from convad_fx.explain.options import check_count, check_share
+from convad_fx.explain.scores import ScoreChoice
 from convad_fx.metrics.masks import as_array
 
 
@@ -59,6 +60,7 @@ def signs(
     side: int = 8,
     seed: int = 0,
     batch_size: int | str = "auto",
+    score: ScoreChoice = None,
 ) -> Signs:
     """Signs of failure: scattered sets, leaks at borders, bias, over-deactivation.
 
@@ -80,6 +82,7 @@ def signs(
         draws: number of random draws for `spared`.
         side: of the blocks that are hidden, in pixels.
         seed: of the draws; a non-negative integer.
+        score: as in `convad_fx.explain`.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: an unsuitable argument.
@@ -88,15 +91,16 @@ def signs(
     check_count("draws", draws, minimum=1, hint="8 is usual")
     check_count("side", side, minimum=1, hint="8 pixels are usual")
     check_count("seed", seed, minimum=0, hint="pass 0")
-    evaluator = Evaluator(masker, image, batch_size=batch_size)
+    evaluator = Evaluator(masker, image, batch_size=batch_size, score=score)
     kept = as_array(mask, evaluator.shape)
     masks = [np.ones_like(kept), np.zeros_like(kept)]
     masks += _with_little_hidden(kept, hidden, draws, side, seed)
     whole, empty, *spared = evaluator.scores(masks, target).confidence
-    if not whole:
+    if not whole > 0:
         raise PolicyError(
-            f"class {target} has a confidence of 0 on the whole image",
-            hint="pass the explained class: `why.target`",
+            f"class {target} has a confidence of {whole:.3g} on the whole image, which is not "
+            "positive",
+            hint="pass the explained class and its score: `why.target`, `why.score`",
         )
     pieces, parts = ndimage.label(kept, np.ones((3, 3)))
     largest = int(np.bincount(pieces[kept]).max()) / int(kept.sum()) if parts else 0.0

@@ -11,9 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from convad_fx.errors import ImageError, ModelError, PolicyError
-from convad_fx.explain.evaluator import Mask, as_batch, check_batch_size, images_per_call
-from convad_fx.explain.options import check_class, check_count
+from convad_fx.explain.evaluator import (
+    Mask,
+    as_batch,
+    check_answers,
+    check_batch_size,
+    images_per_call,
+)
+from convad_fx.explain.options import check_count
 from convad_fx.explain.paint import Normalisation, blurred, noise
+from convad_fx.explain.scores import (
+    Score,
+    ScoreChoice,
+    activation_of,
+    choose_score,
+    rounding_of,
+)
 from convad_fx.metrics.masks import as_array
 
 Model = Callable[[Tensor], Tensor]
@@ -27,8 +40,9 @@ class Robustness:
     """On which backgrounds the class survived.
 
     Args:
-        kept: for each background, whether the model predicted the class.
-        confidence: softmax of the class on each background, in [0, 1].
+        kept: for each background, whether the model predicted the class, or gave it the score
+            required.
+        confidence: the score of the class on each background; a probability by default.
     """
 
     kept: tuple[bool, ...]
@@ -130,6 +144,8 @@ def robustness(
     seed: int = 0,
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
     batch_size: int | str = "auto",
+    score: ScoreChoice = None,
+    at_least: float | None = None,
 ) -> Robustness:
     """Paste the kept pixels onto n backgrounds: how often does the model still give the class?
 
@@ -143,9 +159,12 @@ def robustness(
 
     rho = |{b : argmax model(where(mask, image, b)) = target}| / n, as in the paper (arXiv
     2510.01038, section 5). Larger sets are more robust: report the size, or compare at equal size.
+    For a class that the model does not predict on the image, pass the score that is to survive:
+    `at_least=why.confidence_whole / 2`.
 
     Args:
-        model: images (N, C, H, W) -> logits (N, classes): the *original* one, in evaluation mode.
+        model: images (N, C, H, W) -> logits (N, classes), or a single value each, (N, 1) or (N,):
+            the *original* one, in evaluation mode.
         image: (C, H, W) or (1, C, H, W), as the model reads it.
         mask: (H, W) or (1, 1, H, W), bool, True = kept.
         target: the class that is to survive.
@@ -153,6 +172,8 @@ def robustness(
             backgrounds themselves, (1, C, H, W) or (C, H, W) each.
         n, others, seed, normalisation: as in `backgrounds`.
         batch_size: images per call of the model; "auto": 16 on a CPU, else 64.
+        score: as in `convad_fx.explain`.
+        at_least: the score with which the class survives; None: it survives where it is predicted.
 
     Raises:
         ImageError, MaskError, PolicyError: an unsuitable argument.
@@ -163,10 +184,15 @@ def robustness(
     check_batch_size(batch_size)
     if isinstance(on, str):
         on = backgrounds(x, on, n, others=others, seed=seed, normalisation=normalisation)
-    logits = planted_logits(model, x, [kept], on, batch_size)
-    check_class(target, logits.shape[1])
-    confidence = torch.softmax(logits, 1)[:, target]
-    return Robustness(tuple((logits.argmax(1) == target).tolist()), tuple(confidence.tolist()))
+    answers = planted_logits(model, x, [kept], on, batch_size)
+    found = score_of_model(model, x, answers, score)(answers, target)
+    if at_least is None and found.classes == 1:
+        raise PolicyError(
+            "a single value predicts no class that could survive",
+            hint="pass at_least, for example why.gamma * why.confidence_whole",
+        )
+    survived = found.predicted if at_least is None else found.confidence >= at_least
+    return Robustness(tuple(survived.tolist()), tuple(found.confidence.tolist()))
 
 
 def robustness_by_kind(
@@ -180,6 +206,8 @@ def robustness_by_kind(
     seed: int = 0,
     normalisation: Normalisation = Normalisation(),  # noqa: B008 (frozen)
     batch_size: int | str = "auto",
+    score: ScoreChoice = None,
+    at_least: float | None = None,
 ) -> dict[str, Robustness]:
     """`robustness` for each kind of background.
 
@@ -192,7 +220,8 @@ def robustness_by_kind(
 
     Args:
         kinds: the number of backgrounds of each kind.
-        model, image, mask, target, others, seed, normalisation, batch_size: as in `robustness`.
+        model, image, mask, target, others, seed, normalisation, batch_size, score, at_least: as in
+            `robustness`.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: as `robustness`.
@@ -209,9 +238,17 @@ def robustness_by_kind(
             seed=seed,
             normalisation=normalisation,
             batch_size=batch_size,
+            score=score,
+            at_least=at_least,
         )
         for kind, n in kinds.items()
     }
+
+
+def score_of_model(model: Model, x: Tensor, answers: Tensor, score: ScoreChoice) -> Score:
+    """The score to use for a model, given its answers (K, C) to any variants of x (1, C, H, W)."""
+    activation = activation_of(model, answers, lambda: model(x))
+    return choose_score(score, answers, activation, rounding_of(x.dtype))
 
 
 def planted_logits(
@@ -240,13 +277,7 @@ def model_logits(model: Model, images: Iterable[Tensor], per_call: int) -> Tenso
     images, rows = iter(images), [torch.zeros(0, 0, dtype=torch.float64)]
     while batch := list(islice(images, per_call)):
         with torch.inference_mode():
-            logits: object = model(torch.cat(batch))
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
-            answer = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ModelError(
-                f"the model answered {len(batch)} images with {answer}, not (N, classes)",
-                hint="wrap it so that it returns logits alone",
-            )
+            logits = check_answers(model(torch.cat(batch)), len(batch))
         if not logits.isfinite().all():
             raise ModelError(
                 "the logits are not finite", hint="look for NaN in the images and the weights"

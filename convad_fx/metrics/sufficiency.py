@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convad_fx.errors import PolicyError
 from convad_fx.explain.evaluator import Evaluator, Mask
 from convad_fx.explain.masker import Masker
 from convad_fx.explain.minimal import grid_blocks
 from convad_fx.explain.options import check_count, check_share
+from convad_fx.explain.scores import ScoreChoice, positive_score
 from convad_fx.metrics.masks import as_array
 
 
@@ -32,19 +34,21 @@ def size(mask: Mask | Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Confidence:
-    """The target's softmax on the kept pixels and on the whole image.
+    """The target's score on the kept pixels and on the whole image.
 
     Args:
-        kept: on the kept pixels alone, in [0, 1].
+        kept: on the kept pixels alone; by default a probability in [0, 1].
         whole: on the whole image.
         gamma: the required share of `whole`.
-        top: whether the target is the predicted class on the kept pixels.
+        top: whether the target is predicted on the kept pixels.
+        is_prediction: whether it is predicted on the whole image; else the score alone counts.
     """
 
     kept: float
     whole: float
     gamma: float
     top: bool
+    is_prediction: bool = True
 
     @property
     def relative(self) -> float:
@@ -63,7 +67,7 @@ class Confidence:
     @property
     def sufficient(self) -> bool:
         """Whether the target is predicted with at least the required confidence."""
-        return self.top and self.over_threshold >= 0
+        return (self.top or not self.is_prediction) and self.over_threshold >= 0
 
 
 def confidence(
@@ -74,6 +78,7 @@ def confidence(
     gamma: float = 0.9,
     *,
     batch_size: int | str = "auto",
+    score: ScoreChoice = None,
 ) -> Confidence:
     """The masker's confidence in the target on the kept pixels, and whether it suffices.
 
@@ -93,23 +98,26 @@ def confidence(
         target: the class.
         gamma: the required share of the whole image's confidence, in (0, 1].
         batch_size: masks per call; 1: direct calls, as for `Explanation.confidence_recheck`.
+        score: as in `convad_fx.explain`.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: an unsuitable argument.
     """
     check_share("gamma", gamma, allow_zero=False, hint="0.9 is usual")
-    evaluator = Evaluator(masker, image, batch_size=batch_size)
+    evaluator = Evaluator(masker, image, batch_size=batch_size, score=score)
     whole = np.ones(evaluator.shape, bool)
     kept = as_array(mask, evaluator.shape)
     # Separate calls: in a batch the result may differ by rounding from that alone.
     of_kept, of_whole = (
         evaluator.scores([m], target, direct=batch_size == 1) for m in (kept, whole)
     )
+    assert evaluator.score is not None
     return Confidence(
         float(of_kept.confidence[0]),
-        float(of_whole.confidence[0]),
+        positive_score(of_whole, evaluator.score.name, f"class {target}"),
         gamma,
-        bool(of_kept.top[0] == target),
+        bool(of_kept.predicted[0]),
+        bool(of_whole.predicted[0]),
     )
 
 
@@ -145,6 +153,7 @@ def minimality(
     *,
     side: int = 16,
     batch_size: int | str = "auto",
+    score: ScoreChoice = None,
 ) -> Minimality:
     """Which single blocks can be left out of a set?
 
@@ -161,20 +170,29 @@ def minimality(
     the elements are squares of a grid here. Two blocks together may still be removable.
 
     Args:
-        masker, image, mask, target, batch_size: as in `confidence`.
-        at_least: the confidence to be kept, in [0, 1]; at 0 only the class counts.
+        masker, image, mask, target, batch_size, score: as in `confidence`.
+        at_least: the confidence to be kept, in [0, 1] if it is a probability; at 0 only the class
+            counts. For a class that is not predicted on the whole image, the score alone counts.
         side: of the blocks, in pixels.
 
     Raises:
         ImageError, MaskError, ModelError, PolicyError: an unsuitable argument.
     """
     check_count("side", side, minimum=1, hint="16 pixels are usual")
-    check_share("at_least", at_least, allow_zero=True, hint="a softmax; 0 requires the class alone")
-    evaluator = Evaluator(masker, image, batch_size=batch_size)
+    evaluator = Evaluator(masker, image, batch_size=batch_size, score=score)
+    score_only = evaluator.whole(target).score_only
+    if evaluator.score is not None and evaluator.score.is_probability:
+        check_share("at_least", at_least, allow_zero=True, hint="0 requires the class alone")
+    if score_only and not at_least:
+        raise PolicyError(
+            f"class {target} is not predicted on the whole image, so its score must be required",
+            hint="pass at_least=why.gamma * why.confidence_whole",
+        )
     kept = as_array(mask, evaluator.shape)
     grid = grid_blocks(evaluator.shape, side)
     present, indices = np.unique(grid[kept], return_inverse=True)
     blocks = np.full(evaluator.shape, -1, np.int64)
     blocks[kept] = indices
     scores = evaluator.scores((kept & (grid != block) for block in present), target)
-    return Minimality(tuple((~scores.passing(target, at_least)).tolist()), blocks)
+    needed = ~scores.passing(at_least, score_only=score_only)
+    return Minimality(tuple(needed.tolist()), blocks)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convad_fx.errors import PolicyError
 from convad_fx.explain import Explanation, Occlusion, Search, explain
+from convad_fx.explain.scores import LOST_BELOW, ScoreChoice
 from convad_fx.metrics import Normalisation, robustness_by_kind
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ def compare(
     maskers: Mapping[str, Masker],
     model: Model,
     image: Tensor,
+    target: int | None = None,
     *,
     gamma: float = 0.9,
+    score: ScoreChoice = None,
     seed: int = 0,
     search: Search = Search(),  # noqa: B008 (frozen)
     n: int = 50,
@@ -77,7 +80,9 @@ def compare(
         maskers: name -> masker.
         model: images (N, C, H, W) -> logits: the original model, for `rho`.
         image: (C, H, W) or (1, C, H, W), normalised.
+        target: the class; None: each masker's answer.
         gamma, seed, search, batch_size, labels, progress: as in `explain`.
+        score: as in `explain`; None: what suits the first masker, for all of them.
         n: number of solid colours, and at most as many of `others`.
         others, normalisation: as in `convad_fx.metrics.robustness`.
 
@@ -92,13 +97,16 @@ def compare(
         why = explain(
             masker,
             image,
-            gamma=gamma,
+            target,
+            gamma,
+            score=score,
             seed=seed,
             search=search,
             batch_size=batch_size,
             labels=labels,
             progress=progress,
         )
+        score = why.score if score is None else score
         planted = robustness_by_kind(
             model,
             image,
@@ -109,6 +117,8 @@ def compare(
             seed=seed,
             normalisation=normalisation,
             batch_size=batch_size,
+            score=score,
+            at_least=None if why.is_prediction else LOST_BELOW * why.confidence_whole,
         )
         rho = {kind: result.rho for kind, result in planted.items()}
         results.append(MaskerResult(name, why, rho, backgrounds, _painted(masker, image, why)))

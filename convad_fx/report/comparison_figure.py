@@ -115,12 +115,13 @@ def _draw_heading(axes: Axes, first: MaskerResult, title: str) -> None:
     why = first.explanation
     kinds = {"colours": "solid colours", "images": "other pictures"}
     on = " and ".join(kinds.get(kind, kind) for kind in first.rho)
+    of_what, still = why.measure, "this class" if why.is_prediction else "half of it"
     lines = [
         (title, 10, "0.35"),
-        (f"{why.title}: confidence {why.confidence_whole:.3f}", 13, "black"),
+        (f"{why.title}{why.remark}: {why.measure} {why.confidence_whole:.3f}", 13, "black"),
         ("Each row hides pixels in another way and searches for a part that", 9, "0.2"),
-        (f"keeps {why.gamma:.0%} of that confidence. Survives: the share of backgrounds", 9, "0.2"),
-        (f"({on}) on which the original network still gives this class.", 9, "0.2"),
+        (f"keeps {why.gamma:.0%} of that {of_what}. Survives: the share of backgrounds", 9, "0.2"),
+        (f"({on}) on which the original network still gives {still}.", 9, "0.2"),
         ("Larger parts survive more easily, so compare the sizes, too.", 9, "0.2"),
     ]
     for number, (text, size, colour) in enumerate(line for line in lines if line[0]):

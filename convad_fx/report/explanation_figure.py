@@ -207,7 +207,10 @@ def printable(text: str) -> str:
 
 def _draw_image(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
     axes.imshow(pixels)
-    _title(axes, explanation.title, f"confidence {explanation.confidence_whole:.3f}")
+    below = f"{explanation.measure} {explanation.confidence_whole:.3f}"
+    if not explanation.is_prediction:
+        below += ": not the network's answer"
+    _title(axes, explanation.title, below)
 
 
 def _draw_map(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
@@ -236,7 +239,7 @@ def _draw_kept(axes: Axes, explanation: Explanation, pixels: Pixels) -> None:
     _title(
         axes,
         f"{verdict}: {explanation.size:.1%} of the pixels",
-        f"confidence {explanation.confidence_recheck:.3f}, "
+        f"{explanation.measure} {explanation.confidence_recheck:.3f}, "
         f"needed {explanation.gamma * explanation.confidence_whole:.3f}",
     )
 
@@ -245,7 +248,7 @@ def _draw_contrast(axes: Axes, contrast: Contrast, pixels: Pixels) -> None:
     """Draw the image with the contrast hidden and outlined."""
     _draw_set(axes, ~contrast.mask, pixels, outlined=contrast.mask)
     if not contrast.changes:
-        _title(axes, "nothing changes the class", "not even hiding everything")
+        _title(axes, f"nothing can {contrast.effect}", "not even hiding everything")
         return
     also = ", also sufficient" if contrast.suffices else ""
     _title(axes, f"contrast: {contrast.title}", f"hidden: {contrast.size:.1%} of the pixels{also}")

@@ -127,8 +127,8 @@ def edited(**changes: object) -> str:
     [
         ("{", "not an explanation: JSONDecodeError.*pass the text"),
         ("[]", "not an explanation: TypeError"),
-        ('{"format": 3}', "not an explanation: KeyError: 'shape'"),
-        (edited(format=99), "format 99, this version reads 3; use the version"),
+        ('{"format": 4}', "not an explanation: KeyError: 'shape'"),
+        (edited(format=99), "format 99, this version reads 4; use the version"),
         (edited(mask=[3]), "runs do not fill 4 x 6 pixels; the file was truncated"),
         (edited(mask=[30, -6]), "runs do not fill"),
         (edited(responsibility="AAAA"), "not an explanation: error"),

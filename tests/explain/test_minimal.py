@@ -32,7 +32,7 @@ def test_minimal_sets_are_minimal_from_scratch(side: int, strength) -> None:
     evaluator = Evaluator(Counting(strength), IMAGE)
     label = grid_blocks((48, 64), side)
     without = [why.mask & (label != n) for n in np.unique(label[why.mask])]
-    assert not evaluator.scores(without, 1).passing(1, at_least).any()
+    assert not evaluator.scores(without, 1).passing(at_least).any()
     plain = explain(Counting(strength), IMAGE, search=QUICK)
     assert (why.mask & ~plain.mask).sum() == 0
     assert not plain.minimal

@@ -166,7 +166,7 @@ def test_what_is_kept_passes_at_every_moment() -> None:
     areas = []
     while len(areas) < 12 and (box_split := branch.split_largest(search, random)) is not None:
         scores = evaluator.scores(box_split.masks((32, 40)), 1)
-        (branch,) = branch.continue_in(box_split, scores.passing(1, 0.0), search)
+        (branch,) = branch.continue_in(box_split, scores.passing(0.0), search)
         kept = np.zeros((32, 40), bool)
         for box in (*branch.open, *branch.closed):
             assert not kept[box.slices].any()

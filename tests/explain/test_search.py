@@ -346,7 +346,8 @@ def test_not_asked_for_not_found() -> None:
 def test_the_goal_of_a_contrast_is_any_other_class() -> None:
     chosen = np.zeros((48, 64), bool)
     chosen[:10] = True
-    assert np.array_equal(Changes(1).mask(chosen), ~chosen)
+    whole = Evaluator(Counting(share(LEFT)), IMAGE).whole()
+    assert np.array_equal(Changes(1, whole).mask(chosen), ~chosen)
 
 
 # ---------------------------------------------------------------------------------------- the page

@@ -36,7 +36,7 @@ def test_compositions_come_in_bounded_batches() -> None:
 
     def model(x: torch.Tensor) -> torch.Tensor:
         calls.append(len(x))
-        return torch.zeros(len(x), 2)
+        return torch.full((len(x), 2), 2.0)  # no probabilities, so that nothing is tried
 
     metrics.robustness(model, IMAGE, HALF, 0, n=40)
     metrics.robustness(model, IMAGE, HALF, 0, n=40, batch_size=30)
@@ -145,7 +145,7 @@ def nan(x: torch.Tensor) -> torch.Tensor:
          lambda: metrics.robustness(Sees(), IMAGE, HALF[:, 1:], 1)),
         (ModelError, "training mode", lambda: metrics.robustness(nn.Flatten(), IMAGE, HALF, 1)),
         (ModelError, "not finite", lambda: metrics.robustness(nan, IMAGE, HALF, 1)),
-        (ModelError, r"answered 16 images with \(16, 3, 8, 10\)",
+        (ModelError, r"answered a batch of 16 with shape \(16, 3, 8, 10\)",
          lambda: metrics.robustness(nn.Identity().eval(), IMAGE, HALF, 1)),
         (PolicyError, "different thresholds",
          lambda: metrics.agreement(occlusion(Sees(-9)), Sees(-9), IMAGE, threshold=0.5)
@@ -194,7 +194,7 @@ def test_a_masker_that_knows_the_robustness_agrees_and_one_that_knows_nothing_do
 def test_where_another_class_is_given_confidence_does_not_count() -> None:
     def masker(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         lost = (mask.float().mean((1, 2, 3)) < 0.5).float()
-        return torch.stack([0 * lost, 1 + 0 * lost, 3 * lost], 1)
+        return torch.stack([0 * lost, 2 + 0 * lost, 4 * lost], 1)
 
     masks = [HALF & False, HALF | True]
     found = metrics.agreement(masker, lambda x: Sees(-9)(x), IMAGE, 1, masks=masks, n=3)
