@@ -552,7 +552,9 @@ def _check_labels(classifier: Classifier, source: str) -> None:
             hint="wrap it in a module that returns its logits (N, classes) alone",
         )
     shape = tuple(answer.shape)
-    if shape != (1, len(classifier.labels)):
+    # one value answers no or yes
+    classes = (2,) if shape in ((1,), (1, 1)) else shape[1:]
+    if classes != (len(classifier.labels),):
         raise ModelError(
             f"{source} names {len(classifier.labels)} classes, and {classifier.name} answers one "
             f"image with shape {shape}",

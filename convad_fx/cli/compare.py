@@ -12,7 +12,7 @@ from typer import Option
 from convad_fx import device as devices
 from convad_fx import images, models, report
 from convad_fx.cli import options as opts
-from convad_fx.cli.images import expand_folders, readable
+from convad_fx.cli.images import class_index, expand_folders, readable
 from convad_fx.cli.output import (
     Failures,
     file_stems,
@@ -26,6 +26,7 @@ from convad_fx.errors import ImageError, writing_to
 from convad_fx.explain import Search, occlusion
 from convad_fx.explain.explainer import image_digest
 from convad_fx.explain.masker import Masker
+from convad_fx.explain.scores import check_score_name
 from convad_fx.images import Preprocess
 from convad_fx.metrics import Normalisation
 
@@ -60,6 +61,8 @@ def command(
     backgrounds: Annotated[
         int, Option(min=1, help="Backgrounds of each kind that explanations are planted on.")
     ] = 50,
+    target: opts.Target = None,
+    score: opts.Score = None,
     gamma: opts.Gamma = 0.9,
     seed: opts.Seed = 0,
     policy: opts.PolicyOptions,
@@ -77,6 +80,7 @@ def command(
     images or more also means, and their differences from switching off with 95 % intervals.
     """
     chosen_policy = policy.policy()
+    check_score_name(score)
     classifier = source.resolve(model, labels)
     normalisation = _normalisation(classifier.preprocess)
     # Names of paints are checked before anything is converted.
@@ -89,6 +93,8 @@ def command(
     chosen = devices.choose(device)
     masked = models.masked_network(classifier, chosen, chosen_policy)
     options = {
+        "target": class_index(target, classifier.labels),
+        "score": score,
         "gamma": gamma,
         "seed": seed,
         "search": Search(partitions=partitions),

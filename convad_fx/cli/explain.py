@@ -26,6 +26,7 @@ from convad_fx.cli.tables import ExplanationTable
 from convad_fx.engine.precision import check_precision
 from convad_fx.errors import ImageError, PolicyError
 from convad_fx.explain import Search
+from convad_fx.explain.scores import check_score_name
 from convad_fx.many import ClassifierSpec, ExplainOptions, Shard, rank_device
 
 EXAMPLES = """Examples:
@@ -36,6 +37,7 @@ EXAMPLES = """Examples:
   convad-fx explain cat.jpg --model resnet18 --weights mine.pt --labels mine.txt --out why
   convad-fx explain cat.jpg --model mine:build --size 96 --mean 0.5 --std 0.5 --out why
   convad-fx explain cat.jpg --model resnet50 --target "tabby" --gamma 0.8 --out why
+  convad-fx explain xray.png --model mine:labels14 --score sigmoid --target 3 --out why
   convad-fx explain cat.jpg --model resnet50 --disjoint 3 --contrastive --out why
   convad-fx explain cat.jpg --model resnet50 --budget 1000 --minimal 16 --out why
   convad-fx explain photos shard-000.tar --model resnet50 --out rows --resume
@@ -47,10 +49,8 @@ EXAMPLES = """Examples:
 class RunOptions:
     """How each image is explained."""
 
-    target: Annotated[
-        str | None,
-        Option(metavar="CLASS", help="Number or name.  [default: the network's answer]"),
-    ] = None
+    target: opts.Target = None
+    score: opts.Score = None
     gamma: opts.Gamma = 0.9
     seed: opts.Seed = 0
     disjoint: Annotated[
@@ -89,7 +89,10 @@ def command(
     as_json: opts.Json = False,
     progress: opts.Progress = None,
 ) -> None:
-    """Find a small part of each IMAGE that suffices for the network's answer.
+    """Find a small part of each IMAGE that suffices for the network's answer, or for --target.
+
+    For a class that is not the network's answer, the part keeps its score alone, and the row says
+    so.
 
     Writes a PNG (image, responsibility, explanation) and a JSON file per explanation to DIR. With
     --disjoint, the second explanation of an image is called NAME-reason-2. Images that cannot be
@@ -101,6 +104,7 @@ def command(
     """
     chosen_policy = policy.policy()
     check_precision(run_options.precision)
+    check_score_name(run_options.score)
     chosen_search = search.search()
     many.check()
     as_rows = many.requested or any(map(is_collection, pictures))
@@ -153,7 +157,7 @@ def _explain_pictures(
     for path, stem in zip(pictures, stems, strict=True):
         try:
             results = explainer.explain(images.open_image(path), str(path), stem)
-        # An unreadable image, or one whose answer is not the target: the next may be all right.
+        # An unreadable image, or a target without a positive score: the next may be all right.
         except (ImageError, PolicyError) as error:
             failures.add(path, error)
             continue

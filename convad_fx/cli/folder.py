@@ -137,8 +137,9 @@ def _row_line(outcome: Outcome) -> str:
     row: Any = outcome.row
     name = row["target_name"] if row["target_name"] is not None else f"class {row['target']}"
     seconds = row["seconds_load"] + row["seconds_search"]
+    other = "" if row["is_prediction"] else " (not predicted)"
     doubt = "" if row["sufficient"] else " (NOT sufficient when rechecked)"
     return (
         f"{outcome.key}  {row['size']:.1%}  {row['confidence_recheck']:.3f} of "
-        f"{row['confidence_whole']:.3f}  {seconds:.1f} s  {name}{doubt}"
+        f"{row['confidence_whole']:.3f}  {seconds:.1f} s  {name}{other}{doubt}"
     )

@@ -61,6 +61,22 @@ Progress = Annotated[
 Gamma = Annotated[
     float, Option(help="Share of the confidence on the whole image to keep, in (0, 1].")
 ]
+Target = Annotated[
+    str | None,
+    Option(
+        metavar="CLASS",
+        help="Number or name of any class; of a network with one output, 1 is yes, 0 is no.  "
+        "[default: the network's answer]",
+    ),
+]
+Score = Annotated[
+    str | None,
+    Option(
+        metavar="NAME",
+        help="What is kept: softmax; sigmoid, for labels of their own or one output; probability, "
+        "or logit, for the network's values as they are.  [default: what suits the network]",
+    ),
+]
 Partitions = Annotated[
     int, Option(min=1, help="Random partitions; more make smoother maps and take longer.")
 ]

@@ -26,13 +26,13 @@ class ExplanationTable:
     def add(self, result: Result, *extra: str) -> None:
         """Print a row."""
         why = result.explanation
-        remark = ""
+        remark = why.remark
         if not why.sufficient:
-            remark = _NOT_SUFFICIENT
+            remark += _NOT_SUFFICIENT
         elif not why.mask.any():
-            remark = " (same answer with everything hidden)"
+            remark += " (same answer with everything hidden)"
         elif why.mask.all():
-            remark = " (nothing smaller was found)"
+            remark += " (nothing smaller was found)"
         if why.number:
             remark += f" (reason {why.number + 1})"
         if why.contrast is not None:
@@ -57,7 +57,7 @@ class ComparisonTable:
             survival = (
                 f"{row.rho[kind]:.0%}" if kind in row.rho else "-" for kind in ("colours", "images")
             )
-            answer = why.title + ("" if why.sufficient else _NOT_SUFFICIENT)
+            answer = why.title + why.remark + ("" if why.sufficient else _NOT_SUFFICIENT)
             _print_row(self._widths, source, row.name, *_measured(why), *survival, answer)
 
 

@@ -20,6 +20,7 @@ from convad_fx.compiler.policy import Policy
 from convad_fx.errors import PolicyError, writing_to
 from convad_fx.explain import Search
 from convad_fx.explain.evaluator import Mask
+from convad_fx.explain.scores import check_score_name
 from convad_fx.images import Preprocess
 from convad_fx.metrics import Normalisation
 
@@ -104,6 +105,7 @@ def command(
     *,
     source: opts.ModelOptions,
     options: TuningOptions,
+    score: opts.Score = None,
     gamma: opts.Gamma = 0.9,
     seed: opts.Seed = 0,
     out: Annotated[
@@ -122,6 +124,7 @@ def command(
     The last line shows what to pass to `explain`.
     """
     tried = options.policies()
+    check_score_name(score)
     classifier = source.resolve(model)
     preprocess = classifier.preprocess
     paths = expand_folders(pictures)
@@ -139,6 +142,7 @@ def command(
             masks=list(truths.values()) if options.masks else None,
             policies=tried,
             aim=options.aim,
+            score=score,
             gamma=gamma,
             tried=options.random,
             n=options.backgrounds,

@@ -33,7 +33,7 @@ class Masker(Protocol):
     """
 
     def __call__(self, x: Tensor, mask: Tensor, /) -> Tensor:
-        """Logits (N, classes) of the kept pixels, before any softmax."""
+        """Logits (N, classes) of the kept pixels; (N, 1) or (N,) for a single value."""
         ...
 
 

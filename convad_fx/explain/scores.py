@@ -113,11 +113,7 @@ class Score:
             PolicyError: there is no such class, or the score does not suit the answers.
         """
         ranked = self._ranked(answers)
-        values = ranked
-        if self.name == "softmax" and self.function is None:
-            values = torch.softmax(ranked, 1)
-        elif self.name == "sigmoid" and self.function is None:
-            values = ranked.sigmoid()
+        values = self._scaled(ranked)
         top, classes = ranked.argmax(1), values.shape[1]
         if target is None:
             target = int(top[0])
@@ -125,6 +121,21 @@ class Score:
         confidence = values[:, target]
         predicted = confidence >= 0.5 if self.independent else top == target
         return Scores(int(target), classes, top.numpy(), confidence.numpy(), predicted.numpy())
+
+    def of_all(self, answers: Tensor) -> Tensor:
+        """The scores (K, classes) of all classes, for answers (K, C).
+
+        Raises:
+            PolicyError: the score does not suit the answers.
+        """
+        return self._scaled(self._ranked(answers))
+
+    def _scaled(self, ranked: Tensor) -> Tensor:
+        if self.function is None and self.name == "softmax":
+            return torch.softmax(ranked, 1)
+        if self.function is None and self.name == "sigmoid":
+            return ranked.sigmoid()
+        return ranked
 
     def _ranked(self, answers: Tensor) -> Tensor:
         """(K, classes): numbers in the order of the scores, not yet between 0 and 1."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from convad_fx.errors import ImageError, MaskError, Unavailable
 from convad_fx.explain import Masker, Search, explain
+from convad_fx.explain.scores import ScoreChoice
 
 try:
     from captum.attr._utils.attribution import Attribution
@@ -95,6 +96,7 @@ class Responsibility(Attribution):  # type: ignore[misc]
         inputs: Tensor,
         target: int | list[int] | tuple[int, ...] | Tensor | None = None,
         *,
+        score: ScoreChoice = None,
         gamma: float = 0.9,
         search: Search | None = None,
         seed: int = 0,
@@ -107,8 +109,8 @@ class Responsibility(Attribution):  # type: ignore[misc]
         Args:
             inputs: images (N, C, *grid).
             target: the class to explain, one for all images or one per image; by default the
-                network's answer. It must equal that answer: see `convad_fx.explain`.
-            gamma, search, seed, precision: as in `convad_fx.explain`.
+                network's answer. Of a class that is not that answer, the score alone is kept.
+            score, gamma, search, seed, precision: as in `convad_fx.explain`.
             perturbations_per_eval: batch size of masks.
             show_progress: show a progress bar on stderr.
 
@@ -126,6 +128,7 @@ class Responsibility(Attribution):  # type: ignore[misc]
                 x[None],
                 label,
                 gamma,
+                score=score,
                 seed=seed,
                 search=search or Search(),
                 batch_size=perturbations_per_eval,

@@ -26,6 +26,7 @@ from convad_fx.compiler.policy import Policy
 from convad_fx.convert import convert
 from convad_fx.errors import ImageError
 from convad_fx.explain import Explanation, Masker, Search, explain
+from convad_fx.explain.scores import ScoreChoice
 from convad_fx.module import MaskedModule
 
 Maps = NDArray[np.float32]
@@ -60,8 +61,8 @@ class Responsibility:
 
     Args:
         masker: `(x, mask) -> logits`: a `MaskedModule`, or `occlusion(model)`.
-        options: for `convad_fx.explain`: `gamma`, `search`, `seed`, `batch_size`, `precision`,
-            `progress`.
+        options: for `convad_fx.explain`: `gamma`, `score`, `search`, `seed`, `batch_size`,
+            `precision`, `progress`.
 
     Attributes:
         explanations: of the last call, one per image.
@@ -77,7 +78,7 @@ class Responsibility:
         Args:
             input_tensor: normalised images.
             targets: per image a class, or pytorch-grad-cam's `ClassifierOutputTarget`; by default
-                the network's answer. It must equal that answer: see `convad_fx.explain`.
+                the network's answer. Of a class that is not that answer, the score alone is kept.
 
         Raises:
             ImageError, ModelError, PolicyError: as `convad_fx.explain`.
@@ -108,6 +109,7 @@ def quantus_explain(
     policy: Policy | None = None,
     device: Any = None,
     gamma: float = 0.9,
+    score: ScoreChoice = None,
     search: Search | None = None,
     seed: int = 0,
     batch_size: int | str = "auto",
@@ -128,10 +130,10 @@ def quantus_explain(
     Args:
         model: in eval mode; or a masked network.
         inputs: normalised images (N, C, H, W).
-        targets: a class per image; they must equal the network's answers.
+        targets: a class per image, the network's answer or not.
         policy: for the conversion.
         device: by default the model's.
-        gamma, search, seed, batch_size, precision: as in `convad_fx.explain`.
+        gamma, score, search, seed, batch_size, precision: as in `convad_fx.explain`.
 
     Raises:
         UnsupportedModel: regions cannot be switched off inside the model.
@@ -143,6 +145,7 @@ def quantus_explain(
     cam = Responsibility(
         masked,
         gamma=gamma,
+        score=score,
         search=search or Search(),
         seed=seed,
         batch_size=batch_size,

@@ -34,6 +34,8 @@ from torch import Tensor
 from convad_fx import images, models
 from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ImageError, ModelError, Unavailable
+from convad_fx.explain.evaluator import check_answers
+from convad_fx.metrics.robustness import score_of_model
 from convad_fx.module import MaskedModule
 
 #: Paint of hidden pixels: exact in every floating-point dtype, and far outside the range of
@@ -122,8 +124,17 @@ class _Predictor:
     def predict(self, mutants: Tensor, target: Any = None, raw: bool = False) -> Any:
         """ReX's predictions for painted mutants (N, 3, H, W); probabilities if `raw`."""
         logits = self.logits(mutants)
+        score = score_of_model(self.network, mutants, logits, None)
         if raw:
-            return torch.softmax(logits, 1)
+            return score.of_all(logits)
+        if score.independent:
+            raise ModelError(
+                "ReX explains one of several classes, and this network answers labels that are "
+                "independent of each other",
+                hint="use convad_fx.explain, or a network that returns one label's logit",
+            )
+        if score.name != "softmax":  # ReX takes the softmax, which undoes the logarithm
+            logits = score.of_all(logits).log()
         predictions = _from_rex("responsibility.prediction", "from_pytorch_tensor")
         return predictions(logits, target=target)
 
@@ -132,8 +143,7 @@ class _Predictor:
         hidden = (mutants == PAINT).all(1, keepdim=True)
         x = torch.where(hidden, self._hidden_values(mutants, hidden), mutants)
         with torch.inference_mode():
-            logits: Tensor = self.network(x, ~hidden)
-        return logits
+            return check_answers(self.network(x, ~hidden), len(x))
 
     def _hidden_values(self, mutants: Tensor, hidden: Tensor) -> Tensor:
         """Values of hidden pixels, which only networks with raw input read."""

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from convad_fx import images, models
 from convad_fx.errors import ImageError, writing_to
-from convad_fx.explain import Explanation, explain
-from convad_fx.explain.options import check_class
+from convad_fx.explain import Evaluator, Explanation, explain
 from convad_fx.many.options import METRICS, ExplainOptions
 from convad_fx.many.provenance import Provenance, weights_digest
 from convad_fx.many.rows import row_of
@@ -66,9 +65,8 @@ class Explainer:
         self.device = torch.device(device)
         self.masked = models.masked_network(classifier, self.device, options.policy)
         if options.target is not None:
-            with torch.inference_mode():
-                logits = self.masked(classifier.example(self.device), None)
-            check_class(options.target, logits.shape[1])
+            example = classifier.example(self.device)
+            Evaluator(self.masked, example, score=options.score).whole(options.target)
         self.weights_digest = weights_digest(self.masked)
         self.provenance = self._provenance()
         self.seconds_draw = 0.0
@@ -101,7 +99,7 @@ class Explainer:
 
         Raises:
             ImageError: the picture cannot be read.
-            PolicyError: the network does not answer `target`.
+            PolicyError: the score of `target` is not positive on this picture.
             Unavailable: the overlay cannot be written.
         """
         start = time.perf_counter()

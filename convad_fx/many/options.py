@@ -17,22 +17,32 @@ from convad_fx.engine.precision import check_precision
 from convad_fx.errors import PolicyError
 from convad_fx.explain import Explanation, Search
 from convad_fx.explain.options import check_count, check_share
+from convad_fx.explain.scores import LOST_BELOW, check_score_name
 from convad_fx.module import MaskedModule
 
 
 def _insertion(masked: MaskedModule, x: Tensor, why: Explanation, _: ExplainOptions) -> float:
-    return metrics.insertion(masked, x, why.responsibility, why.target).area
+    return metrics.insertion(masked, x, why.responsibility, why.target, score=why.score).area
 
 
 def _deletion(masked: MaskedModule, x: Tensor, why: Explanation, _: ExplainOptions) -> float:
-    return metrics.deletion(masked, x, why.responsibility, why.target).area
+    return metrics.deletion(masked, x, why.responsibility, why.target, score=why.score).area
 
 
 def _robustness(
     masked: MaskedModule, x: Tensor, why: Explanation, options: ExplainOptions
 ) -> float:
     # Without a mask the masked network equals the original model.
-    return metrics.robustness(masked, x, why.mask, why.target, n=50, seed=options.seed).rho
+    return metrics.robustness(
+        masked,
+        x,
+        why.mask,
+        why.target,
+        n=50,
+        seed=options.seed,
+        score=why.score,
+        at_least=None if why.is_prediction else LOST_BELOW * why.confidence_whole,
+    ).rho
 
 
 #: Metrics by their names on the command line.
@@ -55,6 +65,8 @@ class ExplainOptions:
     Args:
         policy: None: the default, or the policy that the network was compiled with.
         search, target, gamma, seed, contrastive, batch_size, precision: as in `convad_fx.explain`.
+        score: a name in `convad_fx.explain.SCORES`, which rows can hold; None: what suits the
+            network.
         metrics: any of insertion, deletion (areas under the curve) and robustness (share of 50
             solid colours).
     """
@@ -62,6 +74,7 @@ class ExplainOptions:
     policy: Policy | None = None
     search: Search = Search()  # noqa: RUF009 (frozen)
     target: int | None = None
+    score: str | None = None
     gamma: float = 0.9
     seed: int = 0
     contrastive: bool = False
@@ -71,6 +84,7 @@ class ExplainOptions:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+        check_score_name(self.score)
         check_share("gamma", self.gamma, allow_zero=False, hint="0.9 is usual")
         check_count("seed", self.seed, minimum=0, hint="pass 0")
         if self.seed >= 2**63:

@@ -16,6 +16,7 @@ from convad_fx.errors import ImageError, MaskError, PolicyError
 from convad_fx.explain import Search, explain
 from convad_fx.explain.evaluator import Mask, as_batch
 from convad_fx.explain.options import check_count, check_share
+from convad_fx.explain.scores import ScoreChoice
 from convad_fx.metrics import (
     Normalisation,
     agreement,
@@ -25,6 +26,7 @@ from convad_fx.metrics import (
     robustness,
 )
 from convad_fx.metrics.masks import as_array
+from convad_fx.metrics.robustness import model_logits, score_of_model
 from convad_fx.module import MaskedModule
 from convad_fx.tuning.result import Explained, Measured
 
@@ -117,6 +119,7 @@ class Measurement:
     seed: int
     normalisation: Normalisation
     batch_size: int | str
+    score: ScoreChoice = None
 
     def __post_init__(self) -> None:
         check_count("tried", self.tried, minimum=2, hint="64 is usual")
@@ -150,6 +153,7 @@ class Measurement:
                     threshold=self.threshold,
                     on=planted_on,
                     batch_size=self.batch_size,
+                    score=self.score,
                 )
                 rho = result.rho
                 row.append(
@@ -188,6 +192,7 @@ class Measurement:
             seed=self.seed,
             search=search,
             batch_size=self.batch_size,
+            score=self.score,
         )
         rho = robustness(
             self.model,
@@ -196,6 +201,7 @@ class Measurement:
             why.target,
             self._backgrounds(sample),
             batch_size=self.batch_size,
+            score=self.score,
         ).rho
         iou = energy = None
         if sample.truth is not None:
@@ -220,8 +226,8 @@ class Measurement:
         return [*colours, *on_images]
 
     def _target(self, sample: Sample) -> int:
-        with torch.inference_mode():
-            return int(self.model(sample.x)[0].argmax())
+        answer = model_logits(self.model, [sample.x], 1)
+        return score_of_model(self.model, sample.x, answer, self.score)(answer, None).target
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -13,6 +13,7 @@ from convad_fx.convert import convert
 from convad_fx.errors import ModelError, PolicyError
 from convad_fx.explain import Search
 from convad_fx.explain.evaluator import Mask
+from convad_fx.explain.scores import ScoreChoice
 from convad_fx.metrics import Best, Interval, Normalisation, best_of, paired
 from convad_fx.module import MaskedModule
 from convad_fx.tuning.measure import Measurement, Sample, make_samples
@@ -31,6 +32,7 @@ def tune(
     baseline: Policy = Policy(),  # noqa: B008 (frozen)
     aim: str = "robust",
     gamma: float = 0.9,
+    score: ScoreChoice = None,
     threshold: float = 0.8,
     tried: int = 64,
     n: int = 10,
@@ -63,6 +65,7 @@ def tune(
         baseline: the policy to keep if no other is significantly better.
         aim: a key of `convad_fx.tuning.CRITERIA`.
         gamma, threshold, normalisation: as in `convad_fx.metrics.agreement`.
+        score: as in `convad_fx.explain`.
         tried: random masks per image.
         n: backgrounds of each kind: solid colours, and at most as many other images.
         search: options of the explanations, which the baseline and the leader make (for "object"
@@ -81,7 +84,7 @@ def tune(
         raise ModelError("the model is masked already", hint="pass the original network")
     samples = make_samples(images, masks, names)
     measurement = Measurement(
-        model, samples, gamma, threshold, tried, n, seed, normalisation, batch_size
+        model, samples, gamma, threshold, tried, n, seed, normalisation, batch_size, score
     )
     policies = tuple(dict.fromkeys((baseline, *(FEW if policies is None else policies))))
     return _tuned(measurement, policies, aim, search, level, progress=progress)
