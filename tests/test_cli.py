@@ -197,12 +197,49 @@ def test_a_target_by_number_or_name(tmp_path, photos, target):
     assert run(*args).exit_code == 0
 
 
+def test_a_target_that_is_not_the_answer(tmp_path, photos):
+    args = ("explain", photos[0], "--model", "demo", "--target", "fish", *QUICK)
+    result = run(*args, "--out", tmp_path / "o")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "  fish (not predicted)" in result.stdout.splitlines()[1]
+    why = Explanation.from_json((tmp_path / "o" / "ladybird.json").read_text(encoding="utf-8"))
+    assert (why.target_name, why.is_prediction, why.score) == ("fish", False, "softmax")
+    assert why.confidence_recheck >= 0.9 * why.confidence_whole
+    assert 0 < why.confidence_whole < 0.5
+
+
+def test_a_score_is_passed_on(tmp_path, photos):
+    args = ("explain", photos[0], "--model", "demo", "--out", tmp_path / "o", *QUICK)
+    for score in ("sigmoid", "logit"):
+        (why,) = json.loads(run(*args, "--json", "--score", score).stdout)["explained"]
+        assert (why["score"], why["target_name"]) == (score, "ladybird")
+        assert (why["confidence_whole"] > 1) == (score == "logit")
+
+
+def test_comparisons_take_a_target_and_a_score(tmp_path, photos):
+    options = ("--target", "fish", "--score", "sigmoid", "--backgrounds", 2, "--paint", "grey")
+    args = ("compare", photos[0], "--model", "demo", "--out", tmp_path / "c", *options, *QUICK)
+    for masker in json.loads(run(*args, "--json").stdout)["compared"][0]["maskers"]:
+        assert (masker["target_name"], masker["score"]) == ("fish", "sigmoid")
+        assert not masker["is_prediction"]
+    assert "fish (not predicted): confidence" in (tmp_path / "c" / "compare.html").read_text()
+    assert "fish (not predicted)" in run(*args).stdout
+
+
+@pytest.mark.parametrize("command", ["explain", "compare", "tune"])
+def test_the_help_lists_the_scores(command):
+    shown = " ".join(run(command, "--help").stdout.split())
+    assert "--score NAME" in shown
+    assert "softmax; sigmoid, for labels of their own or one output; probability, or logit" in shown
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--target", "lady bird"), "no class is called 'lady bird'; did you mean ladybird?"),
         (("--target", "99"), "target 99 is not a class of this network"),
-        (("--target", "fish"), "not fish ("),
+        (("--score", "relu"), "no score called 'relu'; pass one of softmax, sigmoid,"),
+        (("--score", "probability"), "they are no probabilities; pass score='softmax'"),
         (("--gamma", "1.5"), "gamma must lie in (0, 1]"),
         (("--tau", "1"), "tau must lie in [0, 1)"),
         (("--pool", "max"), "pool must be one of dilute, renormalize"),

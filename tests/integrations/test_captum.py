@@ -109,6 +109,13 @@ def test_the_search_is_a_method_of_captum(asked):
         assert found.shape == (2, 1, *x.shape[2:])
         for one, map_of_it in zip(found, expected, strict=True):
             assert torch.equal(one[0], map_of_it)
+    # the second class has a map of its own, which its set alone explains
+    second = int(masked(x)[0].argsort(descending=True)[1])
+    other = convad_fx.explain(masked, x, second, score="sigmoid", search=search)
+    assert (other.target, other.score) == (second, "sigmoid")
+    found = method.attribute(x, second, search=search, score="sigmoid")
+    assert torch.equal(found[0, 0], torch.from_numpy(other.responsibility))
+    assert not torch.equal(found[0, 0], expected[0])
     with pytest.raises(ImageError, match="3 targets for 1 images"):
         method.attribute(x, [0, 1, 2])
 

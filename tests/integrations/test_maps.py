@@ -60,8 +60,46 @@ def test_targets() -> None:
     np.testing.assert_array_equal(cam(x, [SimpleNamespace(category=1)] * 2), plain)
     with pytest.raises(ImageError, match="1 targets for 2 images; pass one per image"):
         cam(x, [1])
-    with pytest.raises(PolicyError, match="not class 0"):
-        cam(x, [0, 0])
+    with pytest.raises(PolicyError, match="target 2 is not a class"):
+        cam(x, [0, 2])
+
+
+def two_corners(x: Tensor, mask: Tensor) -> Tensor:
+    """Class 1 for the top left corner; class 0, less probable, for the bottom right one."""
+    kept = torch.where(mask, x, 0)[:, 0]
+    first, second = kept[:, :8, :8].mean((1, 2)), kept[:, -8:, -8:].mean((1, 2))
+    return torch.stack([4 * second, 5 * first, 0 * first + 2], 1)
+
+
+def test_any_class_has_a_map() -> None:
+    """As Quantus' RandomLogit and MPRT ask: labels that are not the network's answer."""
+    x = torch.ones(2, 1, 32, 32)
+    cam = Responsibility(two_corners, search=QUICK)
+    answer, other = cam(x, [1, 0])
+    assert [(why.target, why.is_prediction) for why in cam.explanations] == [(1, True), (0, False)]
+    assert all(why.sufficient for why in cam.explanations)
+    assert answer[:8, :8].mean() > 2 * answer[-8:, -8:].mean()
+    assert other[-8:, -8:].mean() > 2 * other[:8, :8].mean()
+
+
+def test_the_score_reaches_the_search() -> None:
+    x = torch.ones(1, 1, 32, 32)
+    cam = Responsibility(two_corners, search=QUICK, score="sigmoid")
+    cam(x, [0])
+    assert (cam.explanations[0].score, cam.explanations[0].is_prediction) == ("sigmoid", True)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2),
+        torch.nn.Flatten(), torch.nn.Linear(16, 3),
+    ).eval()  # fmt: skip
+    picture = torch.rand(1, 1, 32, 32)
+    found = quantus_explain(model, picture, [2], score="sigmoid", search=QUICK)
+    masked = convad_fx.convert(model, picture)
+    why = convad_fx.explain(masked, picture, 2, score="sigmoid", search=QUICK)
+    np.testing.assert_array_equal(found[0, 0], grayscale(why))
+    by_softmax = convad_fx.explain(masked, picture, 2, search=QUICK)
+    assert by_softmax.score == "softmax"
+    assert why.confidence_whole != by_softmax.confidence_whole
 
 
 def test_maps_of_different_sizes_are_refused() -> None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from convad_fx import cli
+from convad_fx import cli, images, metrics
 from convad_fx.demo import scenes
 from convad_fx.errors import ArtifactError, PolicyError, Unavailable
 
@@ -106,6 +106,33 @@ def alike(folder):
 
 
 # ---------------------------------------------------------------------------------------- the rows
+def test_rows_of_a_class_that_is_not_the_answer(photos, tmp_path):
+    fish = ClassifierSpec("demo").load().labels.index("fish")
+    arguments = {"search": QUICK, "target": fish, "score": "sigmoid"}
+    options = ExplainOptions(**arguments, metrics=("robustness", "insertion"))
+    explainer = Explainer(ClassifierSpec("demo").load(), options)
+    lines = []
+    explain_many(explainer, [photos / "1.png"], tmp_path, on_outcome=lines.append)
+    (row,) = read(tmp_path).to_pylist()
+    assert (row["target_name"], row["is_prediction"], row["score"]) == ("fish", False, "sigmoid")
+    x = scenes_input(explainer)
+    why = explain(explainer.masked, x, fish, score="sigmoid", search=QUICK)
+    for name in ("confidence_whole", "confidence_recheck", "size", "sufficient"):
+        assert row[name] == getattr(why, name)
+    curve = metrics.insertion(explainer.masked, x, why.responsibility, fish, score="sigmoid")
+    assert dict(row["metrics"])["insertion"] == pytest.approx(curve.area, abs=1e-5)
+    # the class survives where half of its score does, since it is never predicted
+    planted = metrics.robustness(explainer.masked, x, why.mask, fish, n=50, score="sigmoid")
+    survived = [c >= 0.5 * why.confidence_whole for c in planted.confidence]
+    assert dict(row["metrics"])["robustness"] == sum(survived) / 50
+    assert json.loads(row["provenance"])["score"] == "sigmoid"
+
+
+def scenes_input(explainer):
+    picture = Image.fromarray(scenes.held_out(1)[0].image)
+    return images.to_input(picture, explainer.classifier.preprocess)
+
+
 def test_a_row_is_the_explanation_of_its_picture(whole, photos, explainer):
     table = read(whole)
     assert table.column_names == [name for name, _, _ in rows.COLUMNS]
@@ -431,6 +458,7 @@ def test_a_name_twice_in_a_tar_is_two_pictures(tmp_path):
         (("photos", "--progress"), "--progress cannot be used with folders"),
         (("photos", "--metric", "fame"), "no metric is called 'fame'"),
         (("photos", "--target", "99"), "target 99 is not a class of this network"),
+        (("photos", "--score", "relu"), "no score called 'relu'"),
         (("photos", "--gamma", "2"), "gamma must lie in (0, 1]"),
         (("photos", "--model", "demonet"), "no classifier called 'demonet'"),
         (("photos", "--labels", "photos/short.txt"), "names 2 classes, and demo answers"),

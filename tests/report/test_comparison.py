@@ -53,6 +53,22 @@ def test_it_is_what_explain_and_robustness_say(
     assert set(rows[1].rho) == {"colours", "images"}
 
 
+def test_all_maskers_keep_the_same_score(model: nn.Module) -> None:
+    """Painters of a network that ends in softmax, and of the second class."""
+    ended = nn.Sequential(model, nn.Softmax(1)).eval()
+    maskers = {"off": convad_fx.convert(ended, IMAGE), "white": occlusion(ended, "white")}
+    second = int(model(IMAGE).argmin())
+    for target in (None, second):
+        arguments = {"search": SEARCH, "n": 4, "seed": 3}
+        for row in compare(maskers, ended, IMAGE, target, **arguments):
+            why = row.explanation
+            assert (why.score, why.is_prediction) == ("probability", target is None)
+            assert why.confidence_whole == pytest.approx(ended(IMAGE)[0, why.target].item())
+            at_least = None if target is None else why.confidence_whole / 2
+            found = robustness(model, IMAGE, why.mask, why.target, n=4, seed=3, at_least=at_least)
+            assert row.rho["colours"] == found.rho
+
+
 def test_what_was_shown_is_the_paint(rows: tuple[MaskerResult, ...]) -> None:
     assert rows[0].network_input is None
     shown: Tensor | None = rows[1].network_input

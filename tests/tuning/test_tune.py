@@ -47,6 +47,23 @@ def model() -> nn.Module:
     return MeanRed().eval()
 
 
+def test_one_logit_is_tuned_like_two(model) -> None:
+    """The class of an image is the answer of its logit, not the only column."""
+
+    class Difference(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = model(x)
+            return z[:, 1:] - z[:, :1]
+
+    arguments = {"policies": [DILUTE], "baseline": RENORMALIZE, **QUICK}
+    pictures = [*reds(2), *(0.2 * red for red in reds(2, seed=1))]  # yes, yes, no, no
+    two = convad_fx.tune(model, pictures, **arguments)
+    one = convad_fx.tune(Difference().eval(), pictures, **arguments)
+    for of_one, of_two in zip(one.trials, two.trials, strict=True):
+        for a, b in zip(of_one.images, of_two.images, strict=True):
+            assert (a.called_sufficient, a.auc) == (b.called_sufficient, b.auc)
+
+
 def test_the_policy_known_to_be_better_is_chosen(model) -> None:
     found = convad_fx.tune(model, reds(6), policies=[DILUTE], baseline=RENORMALIZE, **QUICK)
     baseline, leader = found.trials
