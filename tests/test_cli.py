@@ -216,6 +216,31 @@ def test_a_score_is_passed_on(tmp_path, photos):
         assert (why["confidence_whole"] > 1) == (score == "logit")
 
 
+def test_a_network_with_one_output_has_two_answers(tmp_path, photos, monkeypatch):
+    (tmp_path / "convad_cli_binary.py").write_text(
+        "import torch, torchvision\n"
+        "def build():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torchvision.models.squeezenet1_1(num_classes=1)\n"
+    )
+    (tmp_path / "two.txt").write_text("healthy\nill\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    args = ("explain", photos[0], "--model", "convad_cli_binary:build", "--labels", "two.txt")
+    args += ("--size", 64, "--mean", 0.5, "--std", 1, "--weights", "none", "--out", "o", "--json")
+    found = []
+    for name in ("healthy", "ill"):
+        result = run(*args, "--target", name, *QUICK)
+        (why,) = json.loads(result.stdout)["explained"]
+        assert (why["target_name"], why["score"]) == (name, "sigmoid")
+        found.append(why)
+    assert sum(why["confidence_whole"] for why in found) == pytest.approx(1)
+    assert sorted(why["is_prediction"] for why in found) == [False, True]
+    for why in found:
+        assert why["is_prediction"] == (why["confidence_whole"] > 0.5)
+    sys.modules.pop("convad_cli_binary", None)
+
+
 def test_comparisons_take_a_target_and_a_score(tmp_path, photos):
     options = ("--target", "fish", "--score", "sigmoid", "--backgrounds", 2, "--paint", "grey")
     args = ("compare", photos[0], "--model", "demo", "--out", tmp_path / "c", *options, *QUICK)

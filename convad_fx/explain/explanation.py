@@ -102,7 +102,7 @@ class Explanation:
     Args:
         mask: (H, W) bool, True = kept; copied.
         responsibility: (H, W) float32, >= 0, larger = more responsible; copied. All zero where no
-            combination of parts passed, or where the empty mask already suffices.
+            combination of parts passed, or where the empty mask already suffices for a prediction.
         target: the class explained.
         target_name: its name, where names are known.
         gamma: the share of the whole image's confidence that had to be kept.

@@ -351,10 +351,19 @@ def test_the_second_class_has_reasons_of_its_own() -> None:
 
 
 def test_nothing_needed_for_a_class_that_is_not_predicted() -> None:
-    rather_hidden = lambda x, mask: two_reasons(x, ~mask)  # noqa: E731
-    why = explain(rather_hidden, IMAGE, 1, search=QUICK)
-    assert why.mask.sum() == 0
+    pro, contra = np.s_[4:12, 2:10], np.s_[4:12, 14:22]
+
+    def both(x: Tensor, mask: Tensor) -> Tensor:
+        """One square speaks for class 1; another one, more strongly, for class 0."""
+        kept = mask[:, 0].float()
+        against, for_it = (kept[:, rows, columns].mean((1, 2)) for rows, columns in (contra, pro))
+        return torch.stack([4 * against, 3 * for_it], 1)
+
+    why = explain(both, IMAGE, 1, search=QUICK)
+    assert (why.is_prediction, why.sufficient, int(why.mask.sum())) == (False, True, 0)
     assert "this score is reached with everything hidden" in str(why)
+    # The map still tells what keeps the score up: tools such as Quantus refuse a map of zeros.
+    assert why.responsibility[pro].mean() > 1.2 * why.responsibility[contra].mean()
 
 
 def test_the_class_alone_is_no_condition_where_it_is_not_predicted() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -353,8 +354,14 @@ def test_the_goal_of_a_contrast_is_any_other_class() -> None:
 # ---------------------------------------------------------------------------------------- the page
 def test_the_example_of_the_page_runs(capsys) -> None:
     page = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
-    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
     assert "sufficient, minimal in blocks of 4" in capsys.readouterr().out
+    assert [names[side].is_prediction for side in ("left", "right")] == [True, True]
+    assert [names[side].confidence_whole for side in ("left", "right")] == pytest.approx(
+        [1 / (1 + np.exp(-6)), 1 / (1 + np.exp(-5))]
+    )
 
 
 def test_every_option_is_on_the_page() -> None:

@@ -77,6 +77,23 @@ def test_probabilities_and_batches(network: convad_fx.MaskedModule) -> None:
     torch.testing.assert_close(rows.sum(1), torch.ones(3))
 
 
+def test_probabilities_of_networks_that_end_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ReX takes the softmax of what it gets, so a network's own probabilities must survive it."""
+    monkeypatch.setattr(rex, "_from_rex", lambda *_: lambda rows, target: rows.softmax(1))
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    mutants = torch.rand(3, 3, 8, 8)
+    ended = nn.Sequential(*body, nn.Softmax(1)).eval()
+    one = nn.Sequential(*body, nn.Linear(4, 1)).eval()
+    with torch.no_grad():
+        yes = one(mutants).sigmoid()
+        cases = ((ended, ended(mutants)), (one, torch.cat([1 - yes, yes], 1)))
+    for model, expected in cases:
+        predictor = _predictor(convad_fx.convert(model, mutants[:1]))
+        torch.testing.assert_close(predictor.predict(mutants, raw=True), expected)
+        torch.testing.assert_close(predictor.predict(mutants), expected)
+
+
 def test_raw_input_sees_the_pixels_behind_the_paint() -> None:
     masked = _network(convad_fx.Policy.paper())
     x = torch.randn(1, 3, 8, 8)

@@ -115,6 +115,35 @@ def test_blurs_grow() -> None:
     assert spread[0] > 2 * spread[-1]
 
 
+def one_value(x: torch.Tensor) -> torch.Tensor:
+    """Yes if the first channel's mean exceeds 1/2: (N,)."""
+    return 9 * (x[:, 0].mean((1, 2)) - 0.5)
+
+
+def test_one_value_survives_as_its_answer() -> None:
+    two = metrics.robustness(Sees(), IMAGE, HALF, 1, n=30)
+    for target in (0, 1):
+        one = metrics.robustness(one_value, IMAGE, HALF, target, n=30)
+        assert list(one.kept) == [kept == (target == 1) for kept in two.kept]
+        assert [c > 0.5 for c in one.confidence] == list(one.kept)
+    found = metrics.agreement(occlusion(one_value), one_value, IMAGE, n=5)
+    of_two = metrics.agreement(occlusion(Sees()), Sees(), IMAGE, n=5)
+    assert np.array_equal(found.rho, of_two.rho)
+
+
+def test_a_score_may_be_what_survives() -> None:
+    plain = metrics.robustness(Sees(), IMAGE, HALF, 1, n=30)
+    found = metrics.robustness(Sees(), IMAGE, HALF, 1, n=30, at_least=0.45)
+    assert found.confidence == plain.confidence
+    assert list(found.kept) == [c >= 0.45 for c in plain.confidence]
+    assert found.rho > plain.rho
+    mean = lambda y: y[:, 1]  # noqa: E731
+    with pytest.raises(PolicyError, match="predicts no class that could survive; pass at_least"):
+        metrics.robustness(Sees(), IMAGE, HALF, 0, n=3, score=mean)
+    by_value = metrics.robustness(Sees(), IMAGE, HALF, 0, n=30, score=mean, at_least=0.0)
+    assert by_value.kept == plain.kept
+
+
 def test_every_kind_at_once() -> None:
     by_kind = metrics.robustness_by_kind(Sees(), IMAGE, HALF, 1, {"colours": 9, "noise": 4})
     assert {kind: len(found.kept) for kind, found in by_kind.items()} == {"colours": 9, "noise": 4}

@@ -57,6 +57,53 @@ def test_confidence_is_what_an_explanation_says() -> None:
     assert metrics.size(why.mask) == why.size
 
 
+def second(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Class 0 is predicted, and class 1 has probabilities up to 0.4 by the share of a box."""
+    seen = mask[:, 0, :8, :8].double().mean((1, 2))
+    return torch.stack([1 - 0.4 * seen, 0.4 * seen], 1)
+
+
+def test_of_a_class_that_is_not_predicted_the_score_alone_counts() -> None:
+    found = metrics.confidence(second, IMAGE, box(0, 8, 0, 6), 1, gamma=0.7)
+    assert (found.kept, found.whole) == (pytest.approx(0.3), pytest.approx(0.4))
+    assert (found.top, found.is_prediction, found.sufficient) == (False, False, True)
+    assert not metrics.confidence(second, IMAGE, box(0, 8, 0, 4), 1, gamma=0.7).sufficient
+    blocks = metrics.minimality(second, IMAGE, box(0, 8, 0, 16), 1, at_least=0.35, side=4)
+    in_the_box = set(blocks.blocks[:8, :8].ravel().tolist())
+    assert blocks.needed == tuple(number in in_the_box for number in range(8))
+    with pytest.raises(PolicyError, match=r"not predicted .*pass at_least=why\.gamma"):
+        metrics.minimality(second, IMAGE, box(0, 8, 0, 8), 1)
+    signs = metrics.signs(second, IMAGE, box(0, 8, 0, 8), 1)
+    assert (signs.empty, signs.spared) == (0, pytest.approx(1))
+
+
+@pytest.mark.parametrize(
+    ("score", "ends"),
+    [
+        (None, (softmax(-4), softmax(4))),
+        ("sigmoid", (softmax(-4), softmax(4))),
+        ("logit", (-4, 4)),
+        (lambda y: 2 * y, (-8, 8)),
+    ],
+)
+def test_curves_of_other_scores(score, ends) -> None:
+    """Class 0 has the logit 0 throughout, so that here softmax and sigmoid agree."""
+    for curve, expected in (
+        (metrics.insertion(MASKER, IMAGE, box(0, 8, 0, 8) * 1.0, 1, score=score), ends),
+        (metrics.deletion(MASKER, IMAGE, box(0, 8, 0, 8) * 1.0, 1, score=score), ends[::-1]),
+    ):
+        assert curve.confidence[[0, -1]] == pytest.approx(expected)
+
+
+def test_shares_of_a_score_that_is_not_positive_mean_nothing() -> None:
+    for target, value in ((0, "0"), (1, "-4")):
+        masker = lambda x, mask: -MASKER(x, mask)  # noqa: E731
+        with pytest.raises(PolicyError, match=rf"\(logit\) of class {target} is -?{value} "):
+            metrics.confidence(masker, IMAGE, box(0, 8, 0, 8), target, score="logit")
+        with pytest.raises(PolicyError, match="not positive"):
+            metrics.signs(masker, IMAGE, box(0, 8, 0, 8), target, score="logit")
+
+
 def test_minimality_names_the_blocks_that_are_needed() -> None:
     mask = box(0, 8, 0, 16)
     # Two columns of blocks hold the patch; every block of it is worth a quarter.
