@@ -224,15 +224,21 @@ def choose_score(
             )
         return Score(_name_of(choice), choice)
     check_score_name(choice)
-    if choice in ("softmax", "sigmoid") and activation in ("softmax", "sigmoid"):
-        raise PolicyError(
-            f"the network ends in {activation}: a {choice} on top of it would distort its "
-            "probabilities",
-            hint="leave score out, or pass 'probability'",
-        )
+    # The softmax of log-probabilities is exactly the probabilities.
+    if choice == "sigmoid" or (choice == "softmax" and activation != "log_softmax"):
+        _check_not_doubled(choice, activation)
     exclusive = activation == "softmax" or (activation != "sigmoid" and sums_to_1)
     independent = several and (choice == "sigmoid" or (choice == "probability" and not exclusive))
     return Score(choice, None, independent, rounding)
+
+
+def _check_not_doubled(choice: str, activation: str) -> None:
+    if activation != "none":
+        raise PolicyError(
+            f"the network ends in {activation}: a {choice} on top of it would distort its "
+            "probabilities",
+            hint="leave score out",
+        )
 
 
 def positive_score(whole: Scores, score: str, title: str) -> float:

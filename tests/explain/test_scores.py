@@ -127,8 +127,16 @@ def test_a_painted_network_that_ends_in_sigmoid_is_recognised() -> None:
     assert explain(between, IMAGE, search=QUICK).score == "softmax"
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    ("activation", "score"),
+    [
+        ("softmax", "softmax"),
+        ("softmax", "sigmoid"),
+        ("sigmoid", "softmax"),
+        ("sigmoid", "sigmoid"),
+        ("log_softmax", "sigmoid"),
+    ],
+)
 def test_no_activation_is_laid_over_another(activation: str, score: str) -> None:
     masked = masked_as(network(3, nn.Softmax(1)), activation)
     with pytest.raises(PolicyError, match=rf"ends in {activation}: a {score} .*leave score out"):
