@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import threading
 from collections.abc import Callable
 
@@ -54,9 +53,15 @@ def test_another_thread_runs_networks_while_one_is_converted(front_end: str) -> 
         torch.testing.assert_close(result, expected[i % 2], rtol=1e-5, atol=1e-6)
 
 
+def patched() -> tuple[object, ...]:
+    """What tracing replaces for all threads."""
+    module = nn.Module
+    return isinstance, module.__call__, module.__getattr__, torch.autocast.__enter__
+
+
 @pytest.mark.parametrize("front_end", ["symbolic", "export"])
 def test_threads_that_convert_at_once(front_end: str) -> None:
-    before = builtins.isinstance, nn.Module.__call__, nn.Module.__getattr__, torch.autocast.__enter__
+    before = patched()
     failures: list[object] = []
 
     def convert() -> None:
@@ -74,5 +79,4 @@ def test_threads_that_convert_at_once(front_end: str) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    after = builtins.isinstance, nn.Module.__call__, nn.Module.__getattr__, torch.autocast.__enter__
-    assert after == before
+    assert patched() == before

@@ -87,7 +87,8 @@ def _twin(model: nn.Module) -> nn.Module:
         twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
     for module, twin in copies.items():
         twin._modules = {
-            name: None if child is None else copies[child] for name, child in module._modules.items()
+            name: None if child is None else copies[child]
+            for name, child in module._modules.items()
         }
     return copies[model]
 
