@@ -11,6 +11,7 @@ from convad_fx.compiler.analysis.plan import Finding, Plan
 from convad_fx.compiler.analysis.propagate import plan
 from convad_fx.compiler.analysis.report import Report, report_of, untraceable
 from convad_fx.compiler.capture.requirements import unwrapped
+from convad_fx.compiler.capture.threads import TRACING
 from convad_fx.compiler.capture.trace import FRONT_ENDS, Trace, trace
 from convad_fx.compiler.capture.verify import Mismatch, compare
 from convad_fx.compiler.lowering.strategies import Strategies, plan_strategies
@@ -126,15 +127,16 @@ def _either_front_end(
 
     What torch.fx captures and the model does not compute is captured by torch.export instead.
     """
-    report, masked, mismatch = _attempt(model, example, front_end, options)
-    symbolic = report.front_end == FRONT_ENDS["symbolic"]
-    if mismatch is None or front_end != "auto" or not symbolic:
-        return report, masked
-    try:
-        second, masked, _ = _attempt(model, example, "export", options)
-    except UntraceableModel:
-        return report, None
-    return (report, None) if masked is None else (second, masked)
+    with TRACING:  # torch.export switches kernels for all threads, which verification would see
+        report, masked, mismatch = _attempt(model, example, front_end, options)
+        symbolic = report.front_end == FRONT_ENDS["symbolic"]
+        if mismatch is None or front_end != "auto" or not symbolic:
+            return report, masked
+        try:
+            second, masked, mismatch = _attempt(model, example, "export", options)
+        except UntraceableModel:
+            return report, None
+    return (second, masked) if mismatch is None else (report, None)
 
 
 def _attempt(
@@ -160,8 +162,9 @@ def _attempt(
         (),
         None,
         f"the converted network does not compute what the model does: {mismatch.what}",
-        "make what differs visible to capture (no isinstance, type or context manager around it),"
-        ' pass front_end="export", or move it out of the model',
+        "write what forward does there without decisions by type(x) or by the number of images, and"
+        " without context managers: keep the branch that your images take"
+        + (', or pass front_end="auto"' if front_end != "auto" else ""),
     )
     return replace(report, findings=(finding,), boxes=""), None, mismatch
 

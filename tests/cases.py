@@ -572,6 +572,13 @@ WINDOWS = (
                 lambda x: aten.upsample_nearest2d.default(x, [4, 2], scales_h=1.5),
                 **WIN,
             ),
+            of("exact", lambda x: aten._upsample_nearest_exact2d.vec(x, [4, 2], None), **WIN),
+            of(
+                "exact-1d",
+                lambda x: aten._upsample_nearest_exact1d.default(x, [3], scales=0.6),
+                **LINE,
+                **WIN,
+            ),
         ),
     ),
     Case(
@@ -608,6 +615,20 @@ WINDOWS = (
                 **WIN,
                 nan=False,
             ),
+            of(
+                "antialias",
+                lambda x: aten._upsample_bilinear2d_aa.vec(x, [2, 5], False, None),
+                **FOUR,
+                **WIN,
+                nan=False,
+            ),
+            of(
+                "antialias-scales",
+                lambda x: aten._upsample_bilinear2d_aa.default(x, [2, 3], False, 0.55, 0.9),
+                **FOUR,
+                **WIN,
+                nan=False,
+            ),
         ),
     ),
     Case(
@@ -625,6 +646,23 @@ WINDOWS = (
                 lambda x: aten.upsample_bicubic2d.default(x, [4, 2], True),
                 **WIN,
                 nan=False,
+            ),
+            of(
+                "antialias",
+                lambda x: aten._upsample_bicubic2d_aa.vec(x, [2, 5], False, None),
+                **FOUR,
+                **WIN,
+                nan=False,
+            ),
+            *(
+                of(
+                    "lanczos",
+                    lambda x: aten._upsample_lanczos2d_aa.vec(x, [2, 3], False, None),
+                    shape=(1, 5, 4),
+                    **WIN,
+                    nan=False,
+                )
+                for _ in range(hasattr(aten, "_upsample_lanczos2d_aa"))
             ),
         ),
     ),
@@ -1018,7 +1056,9 @@ JOINS = (
             of("constants", lambda x, m: torch.addcmul(x, m.a, m.a), per_channel),
             of("factor", lambda x, m: torch.addcmul(m.a, x, m.a), per_channel),
             of("quotient", lambda x, m: x.addcdiv(m.a, m.a, value=0.5), per_channel),
-            of("several", lambda x: torch.addcmul(x, x, x), refused="several tensors"),
+            of("sum", lambda x, m: torch.addcmul(x, other(x), m.a), per_channel),
+            of("product", lambda x, m: torch.addcmul(m.a, x, other(x)), per_channel, **PRODUCT),
+            of("several", lambda x: torch.addcmul(x, x, x), refused="three tensors"),
         ),
     ),
     Case(

@@ -6,7 +6,9 @@ Each row is a way in which Python code outside the graph can decide what a netwo
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 from torchvision import transforms
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms._presets import ImageClassification
 
 import convad_fx
 from convad_fx.compiler.capture.trace import trace
@@ -108,6 +111,17 @@ class Lightning(nn.Module):
         return self.criterion(self(batch[0]), batch[1])
 
 
+class AnyArguments(nn.Module):
+    """As peft's models are written."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Tensor, **kwargs: object) -> Tensor:
+        return self.inner(*args, **kwargs)
+
+
 def with_lora() -> nn.Module:
     net = network()
     net[-1] = LoRA(net[-1])
@@ -138,14 +152,106 @@ def doubling_pre_hook() -> nn.Module:
     return net
 
 
+#: Preprocessing as a module, of both generations of torchvision's transforms.
+TRANSFORMS: dict[str, Callable[[ModuleType], nn.Module]] = {
+    "Normalize": lambda t: t.Normalize(MEAN, STD),
+    "Normalize list": lambda t: t.Normalize(list(MEAN), list(STD)),
+    "Resize": lambda t: t.Resize((20, 16)),
+    "Resize int": lambda t: t.Resize(20),
+    "Resize larger": lambda t: t.Resize((30, 40)),
+    "Resize without antialias": lambda t: t.Resize(20, antialias=False),
+    "Resize bicubic": lambda t: t.Resize(20, interpolation=InterpolationMode.BICUBIC),
+    "Resize nearest": lambda t: t.Resize(20, interpolation=InterpolationMode.NEAREST_EXACT),
+    "CenterCrop": lambda t: t.CenterCrop(16),
+    "CenterCrop larger": lambda t: t.CenterCrop(30),
+    "Pad": lambda t: t.Pad(2, padding_mode="reflect"),
+    "ConvertImageDtype": lambda t: t.ConvertImageDtype(torch.float32),
+    "Grayscale": lambda t: nn.Sequential(t.Grayscale(), nn.Conv2d(1, 3, 1)),
+    "Grayscale of three": lambda t: t.Grayscale(3),
+    "several": lambda t: nn.Sequential(
+        t.Resize(20), t.CenterCrop(16), t.ConvertImageDtype(torch.float32), t.Normalize(MEAN, STD)
+    ),
+}
+
+
+@pytest.mark.parametrize("generation", [transforms, v2], ids=["v1", "v2"])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_before_the_network(name: str, generation: ModuleType) -> None:
+    assert_exact_and_hiding(nn.Sequential(TRANSFORMS[name](generation), network()))
+
+
+def assert_exact_and_hiding(model: nn.Module) -> None:
+    """Equal bit for bit with everything kept, and values of hidden pixels never matter."""
+    masked = convad_fx.convert(model.eval(), IMAGE[:1])
+    mask = torch.ones(2, 1, 24, 24, dtype=torch.bool)
+    mask[0, :, 3:14, 5:], mask[1, :, :, ::3] = False, False
+    with torch.no_grad():
+        for batch in (1, 2):
+            assert torch.equal(masked(IMAGE[:batch]), model(IMAGE[:batch]))
+        hidden = masked(IMAGE, mask)
+        assert not torch.equal(hidden, model(IMAGE))
+        for value in (torch.nan, 1e30):
+            assert torch.equal(masked(torch.where(mask, IMAGE, value), mask), hidden)
+
+
+def test_modules_of_kornia() -> None:
+    kornia = pytest.importorskip("kornia")
+    for module in (
+        kornia.enhance.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+        kornia.augmentation.Normalize(torch.tensor(MEAN), torch.tensor(STD), p=1.0),
+        kornia.geometry.Resize((20, 20), antialias=True),
+        nn.Sequential(kornia.color.RgbToGrayscale(), nn.Conv2d(1, 3, 1)),
+    ):
+        assert_exact_and_hiding(nn.Sequential(module, network()))
+
+
+def test_a_lightning_module_that_was_trained() -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Classifier(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.model, self.criterion = network(), nn.CrossEntropyLoss()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x)
+
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            loss = self.criterion(self(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    model = Classifier()
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGE, torch.arange(2)))
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = lightning.Trainer(max_steps=1, accelerator="cpu", **dict.fromkeys(off, False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Lightning's own
+        trainer.fit(model, data)
+    assert_exact_and_hiding(model)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["1"]}])
+def test_a_network_that_peft_has_wrapped(options: dict[str, object]) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["0", "7"], init_lora_weights=False, **options)
+    assert_exact_and_hiding(peft.get_peft_model(network(), config))
+
+
 def exported() -> nn.Module:
     return torch.export.export(network(), (IMAGE,)).module()
 
 
 ACCEPTED: dict[str, Callable[[], nn.Module]] = {
-    "v1 CenterCrop": lambda: nn.Sequential(transforms.CenterCrop(16), network()),
-    "v2 Normalize": lambda: nn.Sequential(v2.Normalize(MEAN, STD), network()),
-    "v2 CenterCrop": lambda: nn.Sequential(v2.CenterCrop(16), network()),
+    "weights.transforms()": lambda: nn.Sequential(
+        ImageClassification(crop_size=16, resize_size=20), network()
+    ),
+    "any arguments": lambda: AnyArguments(network()),
     "buffers": lambda: Forward(lambda self, x: self.net((x - self.mean) / self.std)),
     "interpolate": lambda: Forward(lambda self, x: self.net(F.interpolate(x, scale_factor=2))),
     "isinstance": lambda: Forward(only_tensors),
@@ -189,6 +295,10 @@ def decorated(self: Forward, x: Tensor) -> Tensor:
 
 def by_type(self: Forward, x: Tensor) -> Tensor:
     return self.net(x * 2 if type(x) is Tensor else x)
+
+
+def by_number_of_images(self: Forward, x: Tensor) -> Tensor:
+    return self.net(x * 2 if x.shape[0] == 1 else x)
 
 
 @pytest.mark.parametrize("forward", [autocasting, decorated])
@@ -261,9 +371,7 @@ def test_hooks_of_the_user_leave_nothing_behind() -> None:
 
 #: What no front end captures rightly, and where the finding is.
 FINDINGS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "v1 Normalize": (lambda: nn.Sequential(transforms.Normalize(MEAN, STD), network()), "0"),
-    "v1 Resize": (lambda: nn.Sequential(transforms.Resize((20, 20)), network()), "0"),
-    "v2 Resize": (lambda: nn.Sequential(v2.Resize((20, 20)), network()), "0"),
+    "number of images": (lambda: Forward(by_number_of_images), "net.0"),
     "type": (lambda: Forward(by_type), "net.0"),
 }
 

@@ -37,7 +37,11 @@ _FACTORIES = """
     ones_like zeros_like full_like empty_like broadcast_shapes
     sym_float sym_int sym_ite sym_max sym_min sym_not sym_sum
 """
-_PRIVATE_ATEN = "_softmax _log_softmax _to_copy _unsafe_view _native_batch_norm_legit_no_training"
+_PRIVATE_ATEN = """
+    _softmax _log_softmax _to_copy _unsafe_view _native_batch_norm_legit_no_training
+    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa
+"""
 #: Names of functions and methods that access a tensor's memory, or take a callable.
 _DENIED = re.compile(
     r"^_|storage|hook|^set_$|^set_data$|^apply_$|^map2?_$|^resize|^share_memory|^module_load$|^data_ptr"

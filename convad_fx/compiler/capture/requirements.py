@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
@@ -52,6 +53,25 @@ def require_eval(model: object) -> None:
             hint="call model.eval()",
             path=training,
         )
+
+
+def image_parameter(model: nn.Module) -> str:
+    """The name of the parameter of forward that takes the image; ``x`` for ``*args``.
+
+    Raises:
+        ModelError: forward takes no image, or needs more than an image.
+    """
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in starred]
+    first = parameters[0] if parameters else None
+    if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD) or len(needed) > 1:
+        raise ModelError(
+            f"{type(model).__name__}.forward takes {len(needed)} inputs ({', '.join(needed)});"
+            " expected one image batch",
+            hint="wrap it in a module that fixes the others",
+        )
+    return "x" if first.kind is first.VAR_POSITIONAL else first.name
 
 
 def require_image(example: object) -> None:

@@ -212,7 +212,12 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         "upsample_nearest",
         "input size *scale_factor",
-        others=tuple(f for d in "123" for f in aten(f"upsample_nearest{d}d")),
+        others=tuple(
+            overload
+            for name in ("upsample_nearest", "_upsample_nearest_exact")
+            for d in "123"
+            for overload in aten(f"{name}{d}d")
+        ),
     ),
     Spelling(
         "upsample_linear",
@@ -220,13 +225,18 @@ SPELLINGS: tuple[Spelling, ...] = (
         others=(
             *aten("upsample_linear1d"),
             *aten("upsample_bilinear2d"),
+            *aten("_upsample_bilinear2d_aa"),
             *aten("upsample_trilinear3d"),
         ),
     ),
     Spelling(
         "upsample_bicubic",
         "input size align_corners *scale_factor",
-        others=tuple(aten("upsample_bicubic2d")),
+        others=(
+            *aten("upsample_bicubic2d"),
+            *aten("_upsample_bicubic2d_aa"),
+            *aten("_upsample_lanczos2d_aa"),
+        ),
     ),
     # ---- same cell
     Spelling(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import operator
@@ -14,10 +15,16 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
+from torch._subclasses import fake_tensor
 
 from convad_fx.compiler.capture.module_tree import copy_tree
 from convad_fx.compiler.capture.requirements import autocast_region
+from convad_fx.compiler.capture.threads import TRACING
 from convad_fx.errors import UntraceableModel, first_line
+
+#: Constants of up to this many elements have values while exporting, so that forward may decide by
+#: them, as torchvision's Normalize does: ``if (std == 0).any()``. torch's own bound is 1.
+CONSTANT_SIZE = 4096
 
 
 def capture_by_export(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph, nn.Module]:
@@ -28,9 +35,9 @@ def capture_by_export(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph
     """
     pair = example.detach().expand(2, *example.shape[1:]) if example.shape[0] == 1 else example
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), _valued_constants():
             program = torch.export.export(
-                model, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+                _twin(model), (pair,), dynamic_shapes=_any_batch(model), strict=False
             )
             exported = program.module(check_guards=False)
     except Exception as error:  # torch.export passes on whatever the model raises
@@ -47,7 +54,8 @@ def capture_by_export(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph
         if node.op == "call_function" and isinstance(node.target, HigherOrderOperator):
             _inline_region(node, exported)
     for node in graph.nodes:
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+        decided = node.target is torch.ops.aten.item.default and not node.users
+        if decided or node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
         elif node.op == "get_attr" and node.target not in known:
             name = str(node.target).replace(".", "_")
@@ -58,6 +66,31 @@ def capture_by_export(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph
             node.args = (node.args[0][0],)  # torch.export returns a list of outputs
     graph.set_codegen(torch.fx.graph.CodeGen())
     return graph, tree
+
+
+def _any_batch(model: nn.Module) -> Any:
+    """The shapes of forward's arguments, the first axis of the image free."""
+    first = next(iter(inspect.signature(model.forward).parameters.values()))
+    shape = {0: torch.export.Dim.DYNAMIC}
+    return ((shape,),) if first.kind is first.VAR_POSITIONAL else (shape,)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """The same modules with registries of their own, in which torch.export may replace weights.
+
+    Other threads may run the model meanwhile.
+    """
+    copies: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        twin = copies[module] = object.__new__(type(module))
+        twin.__dict__.update(module.__dict__)
+        twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    for module, twin in copies.items():
+        twin._modules = {
+            name: None if child is None else copies[child]
+            for name, child in module._modules.items()
+        }
+    return copies[model]
 
 
 def _inline_region(node: torch.fx.Node, root: nn.Module) -> None:
@@ -92,17 +125,31 @@ def _inline_region(node: torch.fx.Node, root: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence logs, warnings and prints: exporters print whole graphs when they fail."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+def _valued_constants() -> Iterator[None]:
+    before = fake_tensor.CONSTANT_NUMEL_LIMIT
+    fake_tensor.CONSTANT_NUMEL_LIMIT = CONSTANT_SIZE
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")  # about torch's own deprecations
-            yield
+        yield
     finally:
-        logging.disable(before)
+        fake_tensor.CONSTANT_NUMEL_LIMIT = before
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence logs, warnings and prints: exporters print whole graphs when they fail.
+
+    For all threads, therefore in one at a time.
+    """
+    with TRACING:
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with (
+                warnings.catch_warnings(),
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                warnings.simplefilter("ignore")  # about torch's own deprecations
+                yield
+        finally:
+            logging.disable(before)

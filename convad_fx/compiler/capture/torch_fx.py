@@ -5,20 +5,21 @@ from __future__ import annotations
 import builtins
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.fx._symbolic_trace import _assert_is_none
 
 from convad_fx.compiler.capture.in_place import OUT_OF_PLACE
 from convad_fx.compiler.capture.module_tree import copy_tree
 from convad_fx.compiler.capture.op_schema import reads_no_values
-from convad_fx.compiler.capture.requirements import autocast_region
+from convad_fx.compiler.capture.requirements import autocast_region, image_parameter
 from convad_fx.compiler.capture.snapshot import Snapshot
-from convad_fx.errors import ModelError, UntraceableModel, first_line
+from convad_fx.compiler.capture.threads import TRACING
+from convad_fx.errors import UntraceableModel, first_line
 
 #: Modules of timm that stay calls, because their forward computes padding from the image's size, or
 #: mixes a norm with an activation and keeps state that tracing into it would not call. They are
@@ -73,6 +74,28 @@ class ModelTracer(torch.fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._tensors: set[torch.fx.Node] = set()
+        self._thread = threading.get_ident()
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """One placeholder, for the image: Python gives other parameters their default values."""
+        assert is_module
+        assert concrete_args is None
+        name = image_parameter(self.root)
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Record a call; other threads' modules run as ever, although torch.fx patches them too."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A proxy of a parameter; in other threads, the parameter."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         """Proxies that record in-place operators."""
@@ -137,7 +160,6 @@ def capture_symbolically(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
 
     Raises:
         UntraceableModel: forward depends on values or shapes, or gives something else each time.
-        ModelError: forward takes more than one input.
     """
     if _is_altered(model):
         raise UntraceableModel(
@@ -147,8 +169,8 @@ def capture_symbolically(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
     tracer = ModelTracer()
     before = Snapshot(model)
     try:
-        with tracer.truthful():
-            graph = tracer.trace(model, concrete_args=_defaults(model))
+        with TRACING, tracer.truthful():
+            graph = tracer.trace(model)
     except UntraceableModel as error:
         path = _innermost_path(tracer)
         raise UntraceableModel(error.what, hint=error.hint, path=path) from error
@@ -169,7 +191,6 @@ def capture_symbolically(model: nn.Module) -> tuple[torch.fx.Graph, nn.Module]:
         )
     if changes.constants:
         _require_same_constants(model, changes.constants)
-    _remove_other_inputs(graph, model)
     tree = copy_tree(model, tracer.is_leaf_module)
     for name, constant in changes.constants.items():
         tree.register_buffer(name, constant, persistent=False)
@@ -181,8 +202,8 @@ def _require_same_constants(model: nn.Module, constants: dict[str, Tensor]) -> N
     before = Snapshot(model)
     try:
         tracer = ModelTracer()
-        with tracer.truthful():
-            tracer.trace(model, concrete_args=_defaults(model))
+        with TRACING, tracer.truthful():
+            tracer.trace(model)
     finally:
         again = before.restore().constants
     for name, constant in constants.items():
@@ -191,32 +212,6 @@ def _require_same_constants(model: nn.Module, constants: dict[str, Tensor]) -> N
                 f"{type(model).__name__}.forward makes a tensor that differs from call to call",
                 hint="draw random numbers once, outside forward",
             )
-
-
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """Default values of every parameter of forward but the first, which is the image."""
-    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-
-
-def _remove_other_inputs(graph: torch.fx.Graph, model: nn.Module) -> None:
-    """Remove all placeholders but the first, with torch.fx's assertions of their defaults."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in inputs[1:]:
-        dependents = [node]
-        for known in dependents:
-            dependents += [user for user in known.users if user not in dependents]
-        ends = [user for user in dependents if not user.users]
-        if all(end is node or end.target in (torch._assert, _assert_is_none) for end in ends):
-            for dependent in sorted(dependents, reverse=True):
-                graph.erase_node(dependent)
-    names = [node.name for node in graph.nodes if node.op == "placeholder"]
-    if len(names) != 1:
-        raise ModelError(
-            f"{type(model).__name__}.forward takes {len(names)} inputs ({', '.join(names)});"
-            " expected one image batch",
-            hint="wrap it in a module that fixes the others",
-        )
 
 
 def _innermost_path(tracer: torch.fx.Tracer) -> str:

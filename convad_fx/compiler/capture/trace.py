@@ -16,12 +16,17 @@ from convad_fx.compiler.capture.module_tree import adopt
 from convad_fx.compiler.capture.node_facts import Problem
 from convad_fx.compiler.capture.paths import name_paths
 from convad_fx.compiler.capture.randomness import random_numbers
-from convad_fx.compiler.capture.requirements import require_eval, require_image, unwrapped
+from convad_fx.compiler.capture.requirements import (
+    image_parameter,
+    require_eval,
+    require_image,
+    unwrapped,
+)
 from convad_fx.compiler.capture.shapes import propagate_shapes
 from convad_fx.compiler.capture.snapshot import Snapshot
 from convad_fx.compiler.capture.torch_export import capture_by_export
 from convad_fx.compiler.capture.torch_fx import capture_symbolically
-from convad_fx.errors import UntraceableModel
+from convad_fx.errors import ImageError, UntraceableModel
 
 #: Option -> what captures the model, as reports name it.
 FRONT_ENDS = {"symbolic": "torch.fx symbolic tracing", "export": "torch.export"}
@@ -67,6 +72,7 @@ def trace(model: nn.Module, example: Tensor, front_end: str = "auto") -> Trace:
     """
     model = unwrapped(model)
     require_eval(model)
+    image_parameter(model)
     require_image(example)
     before = Snapshot(model)
     try:
@@ -80,11 +86,12 @@ def trace(model: nn.Module, example: Tensor, front_end: str = "auto") -> Trace:
 def _capture_by_either(model: nn.Module, example: Tensor) -> Trace:
     try:
         return _capture(model, example, "symbolic")
-    except UntraceableModel as error:
+    # sizes do not fit where torch.fx has lost a step
+    except (UntraceableModel, ImageError) as error:
         try:
             return _capture(model, example, "export")
         except UntraceableModel as second:
-            if second.what == error.what:
+            if second.what == error.what or isinstance(error, ImageError):
                 raise error from second
             raise UntraceableModel(
                 f"{error.what}; {second.what}", hint=error.hint, path=error.path

@@ -98,11 +98,11 @@ def _interpolation_reads(
     separable = {"trilinear": "linear", "bilinear": "linear"}.get(mode, mode)
     size: int | tuple[int, int] | None = m if factor is None else None
     scale: float | tuple[float, float] | None = factor
-    if separable == "bicubic" or antialias:
+    if separable in ("bicubic", "lanczos") or antialias:
         # These exist in two dimensions only. The second axis has two elements, not one: for images
         # of width 1 torch wrongly antialiases another axis.
         cells = torch.stack([cells, cells], -1)
-        separable = "bicubic" if mode == "bicubic" else "bilinear"
+        separable = "bilinear" if separable == "linear" else separable
         size = (m, 2) if factor is None else None
         scale = None if factor is None else (factor, 1.0)
     weights = F.interpolate(

@@ -26,13 +26,14 @@ def pairwise(op: OpView) -> Step:
 
 @rule("addcmul")
 def addcmul(op: OpView) -> Step:
-    # input + value * other * third; of constants and one masked tensor in any place it is same-cell
-    if sum(1 for _ in op.masked()) > 1:
+    # input + value * other * third
+    masked = {name for name, _ in op.masked()}
+    if len(masked) > 2:
         return Refused(
-            "it adds and multiplies several tensors that depend on the image at once",
+            "it adds and multiplies three tensors that depend on the image at once",
             "write it as a sum and a product",
         )
-    return Join("sum")
+    return Join("product" if masked == {"other", "third"} else "sum")
 
 
 @rule("where", "lerp")

@@ -161,15 +161,18 @@ def _adaptive(op: OpView, reads: str) -> Step:
 
 @rule("upsample_nearest", "upsample_linear", "upsample_bicubic")
 def upsample(op: OpView) -> Step:
-    name = op.kind.removeprefix("upsample_")
-    by_rank = {3: "linear", 4: "bilinear", 5: "trilinear"}
-    mode = by_rank[op.input.rank] if name == "linear" else name
+    mode = op.kind.removeprefix("upsample_")
+    if mode == "linear":
+        mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[op.input.rank]
+    elif variant := re.search("nearest_exact|lanczos", op.spelling):
+        mode = variant[0].replace("_", "-")
     # one list of factors, or one number per axis; None where torch derives it from the two sizes
     dims = op.input.rank - 2
     names = ("scales",) if dims == 1 else ("scales_d", "scales_h", "scales_w")[-dims:]
     named = dict(zip(names, op.scale_factor, strict=False)) | dict(op.params)
     factors = tuple(named.get(name) for name in names)
-    return Resize(mode, op.get("align_corners"), factors if any(factors) else None)
+    scale = factors if any(factors) else None
+    return Resize(mode, op.get("align_corners"), scale, antialias="_aa" in op.spelling)
 
 
 @rule("interpolate")
