@@ -53,7 +53,7 @@ def rows_of(asked: argparse.Namespace) -> list[measure.Row]:
         box_plan = masked.strategies.box
         work = box_plan.work
         with torch.inference_mode():
-            parts = masked.__dict__["engine"].parts
+            parts = masked.engine.parts
             chunk = Chunk(x, masks, list(range(len(masks))))
             strategy = BoxStrategy(box_plan, parts, chunk, BatchSize(len(masks)))
 

@@ -99,7 +99,7 @@ def row_of(
 ) -> measure.Row:
     box_plan = masked.strategies.box
     with torch.inference_mode():
-        activities = masked.__dict__["engine"].parts["box_activities"](x, masks)
+        activities = masked.engine.parts["box_activities"](x, masks)
     largest = whole_box(box_plan, activities)
     _, sizes = smallest_boxes(box_plan, activities, largest)
     cells = active_cells(box_plan, activities)

@@ -179,7 +179,7 @@ def rows_by_grid(
     each = []
     for masks in calls:
         with torch.inference_mode():
-            activities = masked.__dict__["engine"].parts["box_activities"](x, masks)
+            activities = masked.engine.parts["box_activities"](x, masks)
         each.append(shares(layers, limits.active_cells(masked.strategies.box, activities), masks))
     mean = np.average(each, axis=0, weights=[len(masks) for masks in calls])
     by_grid = defaultdict(list)

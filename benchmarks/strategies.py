@@ -32,7 +32,7 @@ def without(
 ) -> convad_fx.MaskedModule:
     """The masked network, compiled, without one of its strategies."""
     masked = convad_fx.convert(model, x)
-    masked.__dict__["engine"].disabled = frozenset(() if strategy is None else (strategy,))
+    masked.engine.disabled = frozenset(() if strategy is None else (strategy,))
     masked.compile()
     return masked
 

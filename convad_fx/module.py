@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ import torch.fx
 from torch import Tensor, nn
 
 from convad_fx.compiler.analysis.report import Report
-from convad_fx.compiler.capture.module_tree import adopt
+from convad_fx.compiler.capture.graph_rows import Rows, graph_of, rows_of
+from convad_fx.compiler.capture.module_tree import TreeCode, TreeModule, adopt, copy_tree
 from convad_fx.compiler.kernels import EMITTED_FUNCTIONS
 from convad_fx.compiler.lowering.strategies import Strategies
 from convad_fx.compiler.policy import Policy
@@ -19,14 +21,7 @@ from convad_fx.engine import Engine, Evaluation, PrecisionCheck
 from convad_fx.errors import ModelError
 
 
-class EmittedTracer(torch.fx.Tracer):
-    """Traces emitted code back into its graph when unpickling; kernels are not traced into."""
-
-    def __init__(self) -> None:
-        super().__init__(autowrap_functions=EMITTED_FUNCTIONS)
-
-
-class EmittedCode(torch.fx.graph.CodeGen):
+class EmittedCode(TreeCode):
     """Code that calls kernels by their plain names: ``gate(relu, conv1_activity)``."""
 
     def _gen_python_code(self, nodes: Any, root_module: str, namespace: Any, **kwargs: Any) -> Any:
@@ -35,17 +30,22 @@ class EmittedCode(torch.fx.graph.CodeGen):
         return super()._gen_python_code(nodes, root_module, namespace, **kwargs)
 
 
-class Emitted(torch.fx.GraphModule):
-    """A graph that shares the modules and parameters of `tree`."""
+@dataclass(slots=True)
+class _Own:
+    """What a masked network has beside graph and tensors.
 
-    def __init__(self, tree: nn.Module, graph: torch.fx.Graph, name: str) -> None:
-        graph.set_codegen(EmittedCode())
-        super().__init__(tree, graph, class_name=name)
-        adopt(self, tree)
-        self._tracer_cls = EmittedTracer
+    Attributes:
+        compiled_as: arguments of `compile`, if it was called.
+    """
+
+    policy: Policy
+    report: Report
+    strategies: Strategies
+    engine: Engine
+    compiled_as: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
-class MaskedModule(Emitted):
+class MaskedModule(TreeModule):
     """A trained network that takes a mask: ``masked(x, mask)``.
 
     >>> import torch, torchvision, convad_fx
@@ -61,19 +61,12 @@ class MaskedModule(Emitted):
     x is (N, C, H, W), the mask bool (N, 1, H, W); either batch may be 1. One or three grid axes
     instead of two work too. Parameters are the model's own until `.to(...)` copies them.
 
-    Attributes:
-        policy: of the conversion.
-        report: of the checker.
-        strategies: how `evaluate` may run with less work.
-
     Raises (when called):
         ImageError, MaskError: an input of the wrong rank, size, dtype or device.
     """
 
-    policy: Policy
-    report: Report
-    strategies: Strategies
-    _compiled_as: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    #: Everything of ours is in here: all other names may be those of the model's modules.
+    _convad: _Own = None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -83,21 +76,40 @@ class MaskedModule(Emitted):
         report: Report,
         strategies: Strategies,
     ) -> None:
-        super().__init__(tree, graph, "Masked" + report.model)
-        self.policy, self.report, self.strategies = policy, report, strategies
-        self._fresh_engine()
-
-    def _fresh_engine(self) -> None:
-        """Make an engine without the results and timings of other parameters."""
-        parts = {
-            name: Emitted(self, graph, f"{name.title().replace('_', '')}{self.report.model}")
-            for name, graph in self.strategies.graphs().items()
-        }
-        # not registered as a child of this nn.Module, whose modules it shares
-        self.__dict__["engine"] = Engine(
-            self, self.strategies, parts, reads_hidden=self.policy.input == "raw"
+        super().__init__(tree, graph, "Masked" + report.model, EmittedCode)
+        self._convad = _Own(
+            policy, report, strategies, self._new_engine(policy, report, strategies)
         )
-        self._compile_parts()
+
+    def _new_engine(self, policy: Policy, report: Report, strategies: Strategies) -> Engine:
+        """An engine without results and timings, whose code shares this network's tensors."""
+        parts = {
+            name: TreeModule(
+                self, graph, f"{name.title().replace('_', '')}{report.model}", EmittedCode
+            )
+            for name, graph in strategies.graphs().items()
+        }
+        return Engine(self, strategies, parts, reads_hidden=policy.input == "raw")
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the conversion."""
+        return self._convad.policy
+
+    @property
+    def report(self) -> Report:
+        """The checker's report on the model."""
+        return self._convad.report
+
+    @property
+    def strategies(self) -> Strategies:
+        """How `evaluate` may run with less work."""
+        return self._convad.strategies
+
+    @property
+    def engine(self) -> Engine:
+        """What `evaluate` runs on, with the results and timings that it keeps."""
+        return self._convad.engine
 
     def evaluate(
         self,
@@ -148,8 +160,7 @@ class MaskedModule(Emitted):
             PolicyError: an unknown batch size or precision, or one for another dtype than float32.
             ModelError: the network returns something other than one tensor.
         """
-        engine: Engine = self.__dict__["engine"]
-        return engine.evaluate(x, masks, batch_size, precision, on_batch, precision_check)
+        return self.engine.evaluate(x, masks, batch_size, precision, on_batch, precision_check)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`torch.compile`, with its arguments, of this network and all its strategies.
@@ -157,15 +168,15 @@ class MaskedModule(Emitted):
         Nothing is compiled until the first call.
         """
         super().compile(*args, **kwargs)
-        self._compiled_as = args, kwargs
+        self._convad.compiled_as = args, kwargs
         self._compile_parts()
 
     def _compile_parts(self) -> None:
         """Compile the strategies if the network is compiled."""
-        if self._compiled_as is None:
+        if self._convad.compiled_as is None:
             return
-        args, kwargs = self._compiled_as
-        parts: dict[str, Any] = self.__dict__["engine"].parts
+        args, kwargs = self._convad.compiled_as
+        parts: Mapping[str, Any] = self.engine.parts
         for name, part in parts.items():
             # not what runs once per image or chunk
             if name != "patch_base" and not name.endswith("_activities"):
@@ -192,50 +203,42 @@ class MaskedModule(Emitted):
                     )
                     module._parameters[name] = own
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._fresh_engine()
+        self._convad.engine = self._new_engine(self.policy, self.report, self.strategies)
+        self._compile_parts()
         return self
+
+    def _with_tree(self, tree: nn.Module) -> MaskedModule:
+        """The same network on other tensors, not compiled, without results and timings."""
+        graphs = {name: copy.deepcopy(graph) for name, graph in self.strategies.graphs().items()}
+        strategies = self.strategies.with_graphs(graphs)
+        return MaskedModule(tree, copy.deepcopy(self.graph), self.policy, self.report, strategies)
+
+    def __copy__(self) -> MaskedModule:
+        """Shares the parameters, until `.to()`, as this network shares the model's."""
+        return self._with_tree(copy_tree(self, lambda module, _: type(module) is not nn.Module))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskedModule:
         tree = nn.Module()
-        tree._modules = copy.deepcopy(self._modules, memo)
-        tree._parameters = copy.deepcopy(self._parameters, memo)
-        tree._buffers = copy.deepcopy(self._buffers, memo)
-        tree._non_persistent_buffers_set = set(self._non_persistent_buffers_set)
-        tree.training = False
-        return MaskedModule(
-            tree,
-            copy.deepcopy(self.graph),
-            self.policy,
-            self.report,
-            copy.deepcopy(self.strategies),
-        )
+        adopt(tree, self)
+        twin = memo[id(self)] = self._with_tree(copy.deepcopy(tree, memo))
+        return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # GraphModule pickles its code and traces it again, which yields a plain GraphModule
-        engine: Engine = self.__dict__["engine"]
-        own: Any = super().__reduce__()
-        parts: dict[str, Any] = {name: part.__reduce__() for name, part in engine.parts.items()}
-        for _, (body, *_), *_ in (own, *parts.values()):
-            # results and timings are not kept, nor is compiled code; parts hold the graphs
-            for name in ("engine", "strategies", "_compiled_as", "_compiled_call_impl"):
-                body.pop(name, None)
-        return _unpickle, (own, parts, self.policy, self.report, self.strategies.with_graphs({}))
+        # torch.fx would pickle code and trace it again, which yields a plain GraphModule
+        tree = nn.Module()
+        adopt(tree, self)
+        graphs = {name: rows_of(graph) for name, graph in self.strategies.graphs().items()}
+        plans = self.strategies.with_graphs({})
+        return _unpickled, (tree, rows_of(self.graph), self.policy, self.report, plans, graphs)
 
 
-def _unpickle(
-    own: tuple[Callable[..., torch.fx.GraphModule], tuple[Any, ...]],
-    parts: dict[str, tuple[Callable[..., torch.fx.GraphModule], tuple[Any, ...]]],
+def _unpickled(
+    tree: nn.Module,
+    rows: Rows,
     policy: Policy,
     report: Report,
-    strategies: Strategies,
+    plans: Strategies,
+    graphs: dict[str, Rows],
 ) -> MaskedModule:
-    body = own[1][0]
-    registries = {
-        key: body[key]
-        for key in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
-    }
-    graph = own[0](*own[1]).graph
-    graphs = {name: rebuild(*args).graph for name, (rebuild, args) in parts.items()}
-    tree = nn.Module()
-    tree.__dict__.update(registries)
-    return MaskedModule(tree, graph, policy, report, strategies.with_graphs(graphs))
+    strategies = plans.with_graphs({name: graph_of(rows) for name, rows in graphs.items()})
+    return MaskedModule(tree, graph_of(rows), policy, report, strategies)

@@ -163,7 +163,7 @@ def test_shared_tiles_give_what_whole_images_give(
 
 def kinds(masked: convad_fx.MaskedModule) -> set[str]:
     """The strategies that have run."""
-    sizes = masked.__dict__["engine"].sizes.values()
+    sizes = masked.engine.sizes.values()
     return {kind for size in sizes for kind, _ in size.compiled_versions}
 
 

@@ -17,6 +17,7 @@ import torch.fx
 from torch import nn
 
 from convad_fx.artifact import allowed
+from convad_fx.compiler.capture.module_tree import find
 from convad_fx.errors import ArtifactError
 
 Json = Any
@@ -80,10 +81,10 @@ def _check_target(op: str, target: str, tree: nn.Module) -> None:
         owner, _, last = target.rpartition(".")
         for part in target.split("."):
             path_part(part)
-        if op == "call_module" and type(tree.get_submodule(target)) is nn.Module:
+        if op == "call_module" and type(find(tree, target)) is nn.Module:
             raise ValueError(f"{target} is not a layer")
         if op == "get_attr":
-            holder = tree.get_submodule(owner)
+            holder = find(tree, owner)
             if last not in holder._parameters and last not in holder._buffers:
                 raise ValueError(f"{target} is not a tensor")
 

@@ -27,6 +27,7 @@ from convad_fx.artifact.graph_codec import (
 )
 from convad_fx.artifact.timm_layers import without_timm_layers
 from convad_fx.compiler.analysis.report import Report
+from convad_fx.compiler.capture.module_tree import find
 from convad_fx.compiler.lowering.strategies import Strategies
 from convad_fx.compiler.policy import Policy
 from convad_fx.errors import ArtifactError
@@ -88,7 +89,7 @@ def to_data(masked: MaskedModule) -> tuple[Json, dict[str, Tensor]]:
 
 def _all_paths(masked: nn.Module, called: Iterable[str]) -> set[str]:
     """Every path of the called modules: a module is written at whichever path comes first."""
-    wanted = {id(masked.get_submodule(path)) for path in called}
+    wanted = {id(find(masked, path)) for path in called}
     return {p for p, m in masked.named_modules(remove_duplicate=False) if id(m) in wanted}
 
 
@@ -244,9 +245,14 @@ def _module(
         name = allowed.check_attribute(kind, identifier(name))
         module.__dict__[name] = decode(value, device)
     for name, number in entry.parameters.items():
-        module.register_parameter(path_part(name), earlier(tensors, number))
+        parameter = earlier(tensors, number)
+        if not isinstance(parameter, nn.Parameter | None):
+            raise ValueError(f"{name} is not a parameter")
+        module._parameters[path_part(name)] = parameter
     for name, (number, persistent) in entry.buffers.items():
-        module.register_buffer(path_part(name), earlier(tensors, number), persistent)
+        module._buffers[path_part(name)] = earlier(tensors, number)
+        if not persistent:
+            module._non_persistent_buffers_set.add(name)
     for name, number in entry.children.items():
-        module.add_module(path_part(name), earlier(modules, number))
+        module._modules[path_part(name)] = earlier(modules, number)
     return module

@@ -14,6 +14,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from convad_fx.compiler.capture.module_tree import find
 from convad_fx.compiler.capture.torch_fx import WHOLE_MODULES
 from convad_fx.compiler.kernels.padding import same_padded
 from convad_fx.errors import ArtifactError, first_line
@@ -30,7 +31,7 @@ def without_timm_layers(graph: torch.fx.Graph, tree: nn.Module) -> torch.fx.Grap
     """
     calls = {
         node for node in graph.nodes
-        if node.op == "call_module" and _is_timm_layer(tree.get_submodule(str(node.target)))
+        if node.op == "call_module" and _is_timm_layer(find(tree, str(node.target)))
     }  # fmt: skip
     if not calls:
         return graph
@@ -57,7 +58,7 @@ def _inlined(
 ) -> Any:
     """Write what a layer computes into `graph`, and return its result."""
     path = str(call.target)
-    layer = tree.get_submodule(path)
+    layer = find(tree, path)
     (operand,) = (*call.args, *call.kwargs.values())
     values: dict[torch.fx.Node, Any] = {}
     for node in _traced(path, layer).nodes:
@@ -68,7 +69,7 @@ def _inlined(
         elif node.op == "get_attr":
             name = str(node.target).replace("layer", path, 1)
             owner, _, last = name.rpartition(".")
-            holder = tree.get_submodule(owner)
+            holder = find(tree, owner)
             if last not in holder._parameters and last not in holder._buffers:
                 raise _refusal(path, layer, f"makes a tensor of its own, {last}")
             values[node] = graph.get_attr(name)

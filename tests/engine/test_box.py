@@ -12,7 +12,7 @@ from tests.compiler.lowering.test_box import GRID, built, some_masks
 def test_boxes_hold_the_active_cells_of_every_level() -> None:
     x = torch.zeros(1, 3, *GRID, dtype=torch.double)
     masked = convad_fx.convert(built("wide-stride"), x)
-    engine = masked.__dict__["engine"]
+    engine = masked.engine
     masks = some_masks()[:10]
     activities = engine.parts["box_activities"](x, masks)
     whole = whole_box(masked.strategies.box, activities)

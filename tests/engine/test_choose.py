@@ -21,7 +21,7 @@ def test_a_strategy_may_be_left_out(strategy: str, monkeypatch: pytest.MonkeyPat
     expected = masked.evaluate(x, masks)
     assert calls[strategy]
     calls[strategy].clear()
-    masked.__dict__["engine"].disabled = frozenset((strategy,))
+    masked.engine.disabled = frozenset((strategy,))
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, expected.logits)
     assert not calls[strategy]
@@ -38,7 +38,7 @@ def test_tiles_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = calls_of(masked)
     expected = masked.evaluate(x, masks)
     assert calls["tile_rest"] == [2]
-    masked.__dict__["engine"].disabled = frozenset(("tile",))
+    masked.engine.disabled = frozenset(("tile",))
     found = masked.evaluate(x, masks)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-3, atol=1e-4)
     assert calls["tile_rest"] == [2]

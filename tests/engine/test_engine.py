@@ -27,7 +27,7 @@ from tests.compiler.lowering.test_box import (
 def test_batches_of_all_sizes_of_box_are_timed() -> None:
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), random_boxes(300)
     masked = convad_fx.convert(built("strided"), x)
-    engine = masked.__dict__["engine"]
+    engine = masked.engine
     found = masked.evaluate(x, masks, batch_size="auto")
     size = next(size for key, size in engine.sizes.items() if key[-1] == "box")
     # all but the first of each strategy, small and large
@@ -240,7 +240,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Any, batch_size: Any)
 
 def test_chunks_are_halved_if_activities_do_not_fit() -> None:
     masked = convad_fx.convert(built("strided"), x := torch.randn(1, 3, *GRID).double())
-    masks, engine, asked = some_masks(), masked.__dict__["engine"], list[int]()
+    masks, engine, asked = some_masks(), masked.engine, list[int]()
     expected = convad_fx.convert(built("strided"), x).evaluate(x, masks)
     activities = engine.parts["box_activities"]
 
@@ -314,7 +314,7 @@ def test_a_moved_network_stays_compiled() -> None:
     expected = masked.evaluate(x, masks).logits
     masked.compile(backend="eager")
     masked.float().double()
-    parts = masked.__dict__["engine"].parts
+    parts = masked.engine.parts
     assert masked._compiled_call_impl is not None
     assert parts["box"]._compiled_call_impl is not None
     torch.testing.assert_close(masked.evaluate(x, masks).logits, expected, rtol=1e-5, atol=1e-5)

@@ -357,7 +357,7 @@ def test_what_overflows_in_half_precision_is_told_of_the_picture() -> None:
 
 def test_few_masks_are_asked_twice_for_the_deviation(ladybird) -> None:
     masked, x = ladybird
-    network = masked.__dict__["engine"].network
+    network = masked.engine.network
     asked = Counter()
 
     def listening(*args: torch.Tensor) -> torch.Tensor:
@@ -366,7 +366,7 @@ def test_few_masks_are_asked_twice_for_the_deviation(ladybird) -> None:
         return network(*args)
 
     own = convad_fx.convert(models.resolve("demo").model, x)
-    engine = own.__dict__["engine"]
+    engine = own.engine
     engine.network, engine.parts = listening, {}  # on whole images
     evaluator = Evaluator(own, x, precision="bfloat16", batch_size=16)
     random = np.random.default_rng(0)

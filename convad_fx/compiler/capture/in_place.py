@@ -10,6 +10,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from convad_fx.compiler.capture.module_tree import find
 from convad_fx.compiler.capture.node_facts import Problem, facts
 
 Node = torch.fx.Node
@@ -88,7 +89,7 @@ def _replace_by_out_of_place(node: Node, model: nn.Module) -> Node | None:
     target = node.target
     if node.op == "call_module":
         # the flag is cleared in the graph's own copies of the modules
-        module = model.get_submodule(str(target))
+        module = find(model, str(target))
         is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)  # identity in eval mode
         return operand if getattr(module, "inplace", False) is True and not is_dropout else None
     twin = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
 
+from convad_fx.compiler.capture.module_tree import find
 from convad_fx.compiler.capture.node_facts import BATCH, META, Facts, TensorFact, facts
 from convad_fx.errors import ImageError, UntraceableModel, first_line
 
@@ -39,7 +40,15 @@ def propagate_shapes(
     return recorder.storages
 
 
-class ShapeInterpreter(torch.fx.Interpreter):
+class TreeInterpreter(torch.fx.Interpreter):
+    """Runs a graph on a tree of modules with any names."""
+
+    def fetch_attr(self, target: str) -> Any:
+        """The module, parameter or buffer at this path."""
+        return find(self.module, target)
+
+
+class ShapeInterpreter(TreeInterpreter):
     """Runs a graph on fake tensors; skips batch norms, whose decomposition would take longest."""
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

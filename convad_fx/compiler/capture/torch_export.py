@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch._subclasses import fake_tensor
 
-from convad_fx.compiler.capture.module_tree import copy_tree
+from convad_fx.compiler.capture.module_tree import copy_tree, unreadable_name
 from convad_fx.compiler.capture.requirements import autocast_region
 from convad_fx.compiler.capture.threads import TRACING
 from convad_fx.errors import UntraceableModel, first_line
@@ -41,10 +41,14 @@ def capture_by_export(model: nn.Module, example: Tensor) -> tuple[torch.fx.Graph
             )
             exported = program.module(check_guards=False)
     except Exception as error:  # torch.export passes on whatever the model raises
+        name = unreadable_name(model)
         raise UntraceableModel(
             f"torch.export cannot capture {type(model).__name__} for any batch size:"
             f" {first_line(error, with_type=True)}",
-            hint="its forward branches on values at run time",
+            hint="its forward branches on values at run time"
+            if name is None
+            else f"{name} has a name that Python or torch uses; rename it, or pass"
+            ' front_end="symbolic"',
         ) from error
     graph = exported.graph
     tree = copy_tree(model, lambda *_: False)

@@ -12,7 +12,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from convad_fx.compiler.capture.in_place import remove_in_place
-from convad_fx.compiler.capture.module_tree import adopt
+from convad_fx.compiler.capture.module_tree import TreeModule
 from convad_fx.compiler.capture.node_facts import Problem
 from convad_fx.compiler.capture.paths import name_paths
 from convad_fx.compiler.capture.randomness import random_numbers
@@ -104,14 +104,14 @@ def _capture(model: nn.Module, example: Tensor, front_end: str) -> Trace:
     graph, tree = (
         capture_by_export(model, example) if front_end == "export" else capture_symbolically(model)
     )
-    captured = torch.fx.GraphModule(tree, graph, class_name=name)
-    adopt(captured, tree)
+    captured = TreeModule(tree, graph, name)
     name_paths(graph)
     storages = propagate_shapes(captured, example, name)
     problems = (*remove_in_place(graph, storages, model), *random_numbers(graph))
-    graph.eliminate_dead_code()
+    graph.owning_module = None  # in which torch.fx would look up modules as attributes
+    graph.eliminate_dead_code(lambda node: node.op != "call_module" and node.is_impure())
     graph.lint()
-    captured.recompile()
+    captured.graph = graph
     named = captured.named_parameters()
     like = next((name for name, value in named if value.dtype == example.dtype), "")
     grid = tuple(example.shape[2:])

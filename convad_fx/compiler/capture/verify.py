@@ -17,6 +17,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from convad_fx.compiler.capture.shapes import TreeInterpreter
 from convad_fx.compiler.capture.snapshot import Snapshot
 from convad_fx.errors import ImageError, first_line
 
@@ -179,7 +180,7 @@ def _source(module: nn.Module) -> str:
         return ""
 
 
-class _Values(torch.fx.Interpreter):
+class _Values(TreeInterpreter):
     """Runs a captured graph and keeps every tensor that it computes."""
 
     def __init__(self, captured: torch.fx.GraphModule) -> None:

@@ -59,7 +59,9 @@ class _GateInserter:
         self.current = ""
 
     def write(self) -> torch.fx.Graph:
-        for node in self.traced.module.graph.nodes:
+        # inputs first: their names come before those of the model's parameters
+        nodes = self.traced.module.graph.nodes
+        for node in sorted(nodes, key=lambda node: node.op != "placeholder"):
             self.current = node.name
             if node.op == "placeholder":
                 self._write_inputs(node)

@@ -165,7 +165,7 @@ some_policies = pytest.mark.parametrize("policy", [
 
 def calls_of(masked: convad_fx.MaskedModule) -> dict[str, list[int]]:
     """How many masks, or tiles, each call of a way is given from now on, by the way's name."""
-    parts: Any = masked.__dict__["engine"].parts
+    parts: Any = masked.engine.parts
     calls: dict[str, list[int]] = {}
 
     def listened(name: str, function: Any) -> Any:

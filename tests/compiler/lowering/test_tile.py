@@ -264,7 +264,7 @@ def test_what_a_search_asks_first_shares_tiles_where_masks_hide_little_too() -> 
         for i in range(4):
             if not (kept + 1) >> i & 1:
                 mask[0, rows[i // 2], columns[i % 2]] = False
-    parts = masked.__dict__["engine"].parts
+    parts = masked.engine.parts
     together, size = Chunk(x, masks, list(range(len(masks)))), BatchSize(64)
     on_boxes = BoxStrategy(masked.strategies.box, parts, together, size)
     on_patches = PatchStrategy(
@@ -300,7 +300,7 @@ def test_where_looking_takes_longer_than_it_may_save_it_is_left(
     masked = convad_fx.convert(built("strided"), x)
     calls = calls_of(masked)
     masked.evaluate(x, masks)
-    (known,) = masked.__dict__["engine"].probes.values()
+    (known,) = masked.engine.probes.values()
     timings = {kind: len(times) for kind, times in known.selection_times.items()}
     assert timings == {"box": 1, "tile": 1}
     assert known.selection_seconds > 0
@@ -498,7 +498,7 @@ def test_out_of_memory_halves_the_number_of_tiles(eager_to_share: None) -> None:
     torch.manual_seed(0)
     x, masks = torch.randn(1, 3, *GRID, dtype=torch.double), some_masks()
     masked = convad_fx.convert(built("strided"), x)
-    parts: Any = masked.__dict__["engine"].parts
+    parts: Any = masked.engine.parts
     right, whole, asked = masked(x, masks), parts["tile_stage_0"], list[int]()
 
     def scarce(patch: Tensor, *cuts: Tensor) -> Tensor:
