@@ -10,6 +10,7 @@ the mask is float32; pass `mask > 0.5`
 """
 
 import contextlib
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,3 +107,30 @@ def writing_to(path: Path) -> Iterator[None]:
         raise Unavailable(
             f"cannot write to {path} ({error.strerror})", hint="pass another `--out`"
         ) from error
+
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+def kind_of_special(path: Path) -> str:
+    """What is at a path if it is not a regular file; "" for a file, and where nothing is.
+
+    >>> kind_of_special(Path("/"))
+    'a directory'
+
+    Nothing is opened: opening a named pipe waits for its other end.
+
+    Raises:
+        OSError: the system does not say, as of links that form a loop.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return ""
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "not a regular file")

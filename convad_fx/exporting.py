@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from convad_fx.compiler.capture.torch_export import quiet
-from convad_fx.errors import ModelError, Unavailable, UnsupportedModel, first_line
+from convad_fx.errors import (
+    ModelError,
+    Unavailable,
+    UnsupportedModel,
+    first_line,
+    kind_of_special,
+)
 from convad_fx.module import MaskedModule
 
 #: Names of the exported network's inputs and output.
@@ -106,7 +112,7 @@ def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Pat
     Raises:
         ModelError, UnsupportedModel: as `export`; or ONNX lacks an operation.
         Unavailable: the packages onnx and onnxscript are not installed, or the file cannot be
-            written; an old file is then unchanged.
+            written: there is a directory or a device at `path`, say. What is there is unchanged.
     """
     try:
         import onnxscript  # noqa: F401
@@ -114,6 +120,8 @@ def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Pat
         raise Unavailable(
             "ONNX needs the packages onnx and onnxscript", hint="`pip install convad_fx[onnx]`"
         ) from error
+    path = Path(path)
+    _require_place_for_a_file(path)
     program = export(masked)
     try:
         with quiet():
@@ -130,7 +138,6 @@ def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Pat
             f"ONNX cannot hold {masked.report.model}, masked: {reason}",
             hint="use convad_fx.save, whose files hold every masked network",
         ) from error
-    path = Path(path)
     large = sum(t.nbytes for t in masked.state_dict().values()) > MAX_BYTES_IN_ONE_FILE
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name[:100]}.", dir=path.parent) as folder:
@@ -143,3 +150,16 @@ def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Pat
         raise Unavailable(
             f"{path} cannot be written ({error.strerror or error})", hint="pass another path"
         ) from error
+
+
+def _require_place_for_a_file(path: Path) -> None:
+    try:
+        special = kind_of_special(path)
+    except OSError as error:
+        raise Unavailable(
+            f"{path} cannot be written ({error.strerror or error})", hint="pass another path"
+        ) from error
+    if special:
+        raise Unavailable(
+            f"{path} is {special}, which a file would replace", hint="pass the path of a file"
+        )

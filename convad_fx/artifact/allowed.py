@@ -1,8 +1,9 @@
 """The functions, methods and layers that a graph in a file may call, by name.
 
-Everything else is refused, at saving and at loading. The functions listed here compute tensors from
-tensors and numbers from numbers; none reads or writes files or loads code. A file may not choose a
-callback either (the ``key`` of ``max``), nor replace a method of a layer.
+The list is positive: the operations with a row in `SPELLINGS`, the kernels that emitted code calls,
+and the few below that compute sizes and constants. Everything else is refused, at saving and at
+loading. What is listed computes tensors from tensors and numbers from numbers, and torch checks its
+indices; none reads files, loads code, takes a callable, or writes to a tensor (see `arguments`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -19,104 +20,110 @@ import torch.nn.functional as F
 import torch.overrides
 from torch import nn
 
-from convad_fx.compiler.capture.spellings import SPELLINGS
+from convad_fx.compiler.capture.in_place import OUT_OF_PLACE
+from convad_fx.compiler.capture.spellings import SPELLINGS, TABLES
 from convad_fx.compiler.kernels import EMITTED_FUNCTIONS
 from convad_fx.errors import ArtifactError
 
-_OPERATORS = """
-    add sub mul truediv floordiv mod pow matmul neg pos abs invert and_ or_ xor lshift rshift
-    eq ne lt le gt ge not_ is_ is_not truth index getitem setitem concat contains
-    iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift
+#: Of sizes: Python's own functions, which torch.fx records as calls.
+_BUILTINS: tuple[Callable[..., Any], ...] = (
+    abs, bool, float, getattr, int, len, max, min, round, slice, sum, tuple, list,
+)  # fmt: skip
+_MATH = "ceil floor trunc sqrt prod log log2 log10 exp pow fabs"
+_SIZES = "sym_size sym_numel sym_stride"
+_SYMBOLIC = "sym_float sym_int sym_ite sym_max sym_min sym_not sym_sum"
+#: Of constants: operations without a rule, which are refused only on what depends on the image.
+_FACTORIES = "arange as_tensor eye full linspace ones scalar_tensor tensor zeros"
+_CONSTANTS = """
+    all any atan2 broadcast_tensors broadcast_to count_nonzero cross diag dot embedding hypot
+    isclose meshgrid mv numel one_hot outer prod ravel repeat_interleave rot90 std_mean tril triu
+    var_mean vdot
 """
-_BUILTINS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (abs, bool, float, int, len, max, min, round, slice, sum, tuple, list)
-}  # fmt: skip
-#: Functions of torch that take no tensors.
-_FACTORIES = """
-    arange as_tensor empty empty_strided eye full linspace logspace ones scalar_tensor tensor zeros
-    ones_like zeros_like full_like empty_like broadcast_shapes
-    sym_float sym_int sym_ite sym_max sym_min sym_not sym_sum
+_CONSTANT_METHODS = "all any prod ravel repeat_interleave tril triu"
+_METHODS_OF_SIZES = """
+    size dim ndimension numel nelement get_device is_floating_point is_complex stride is_contiguous
+    element_size storage_offset
 """
-_PRIVATE_ATEN = """
-    _softmax _log_softmax _to_copy _unsafe_view _native_batch_norm_legit_no_training
-    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa
-"""
-#: Names of functions and methods that access a tensor's memory, or take a callable.
-_DENIED = re.compile(
-    r"^_|storage|hook|^set_$|^set_data$|^apply_$|^map2?_$|^resize|^share_memory|^module_load$|^data_ptr"
-    r"|^numpy$|^backward$|^record_stream$|^from_file|^dlpack|_file$|^retain_grad$|^requires_grad_$"
-)
-_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
-_OTHER = "eq ne lt le gt ge neg pos abs invert getitem"
-_DUNDERS = frozenset(f"__{side}{name}__" for name in _BINARY.split() for side in ("", "r", "i")) | {
-    f"__{name}__" for name in _OTHER.split()
-}
 
 #: Attributes of tensors that `getattr` may read in a graph.
 ATTRIBUTES = frozenset(
     ["shape", "dtype", "device", "ndim", "layout", "T", "H", "mT", "mH", "real", "imag", "data"]
 )
-
-_NN_DENIED = {"DataParallel", "Module", "Container"}
 #: Attributes that every module has: its parameters, children, hooks.
 MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__)
 
+#: torchvision's only function that a file may call. torchvision is imported for it alone.
+_STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth"
+_HOMES = {
+    "torch": torch,
+    "torch.nn.functional": F,
+    "torch.linalg": torch.linalg,
+    "torch.special": torch.special,
+    "torch.fft": torch.fft,
+}
+
 
 @functools.cache
-def _functions() -> dict[str, Callable[..., Any]]:
+def functions() -> dict[str, Callable[..., Any]]:
     """Name -> function. Of several names of a function, files use the first."""
     table = {f"{f.__module__}.{f.__name__}": f for f in EMITTED_FUNCTIONS}
-    table |= {f"operator.{name}": getattr(operator, name) for name in _OPERATORS.split()}
-    table |= {f"builtins.{name}": function for name, function in _BUILTINS.items()}
-    table |= {f"math.{name}": f for name, f in vars(math).items() if callable(f) and name[0] != "_"}
-    table |= {
-        f"torch.{name}": getattr(torch, name) for name in _FACTORIES.split() if hasattr(torch, name)
-    }
-    takes_tensors = torch.overrides.get_overridable_functions()
-    known = {f for fs in takes_tensors.values() for f in fs if _hashable(f)}
-    for home, prefix in (
-        (torch, "torch"),
-        (F, "torch.nn.functional"),
-        (torch.linalg, "torch.linalg"),
-        (torch.special, "torch.special"),
-        (torch.fft, "torch.fft"),
-    ):
+    table |= {f"builtins.{f.__name__}": f for f in _BUILTINS}
+    table |= {f"math.{name}": getattr(math, name) for name in _MATH.split()}
+    known = set(TABLES.functions)
+    for name in f"{_FACTORIES} {_CONSTANTS} {_SYMBOLIC}".split():
+        known |= {getattr(home, name) for home in (torch, F) if hasattr(home, name)}
+    for prefix, home in {"operator": operator, **_HOMES}.items():
         for name, function in vars(home).items():
-            if _DENIED.search(name) or not callable(function):
-                continue
-            # max_pool2d and similar functions dispatch on an argument; torch does not list them
-            dispatches = home is F and getattr(function, "__name__", "") == "fn"
-            if dispatches or (_hashable(function) and function in known):
+            public = name[0] != "_" and callable(function) and _hashable(function)
+            if public and function in known:
                 table.setdefault(f"{prefix}.{name}", function)
-    for name in ("hardswish", "hardsigmoid"):  # torch does not list these either
-        table.setdefault(f"torch.nn.functional.{name}", getattr(F, name))
-    table["builtins.getattr"] = getattr
+    table["torch._assert"] = torch._assert
+    for packet in sorted(_packets()):
+        for overload in _overloads(packet):
+            table[f"torch.ops.aten.{packet}.{overload._overloadname}"] = overload
     return table
+
+
+def _packets() -> set[str]:
+    """The aten operations among which overloads are allowed."""
+    known = {f.overloadpacket.__name__ for f in TABLES.functions if isinstance(f, _Overload)}
+    return known | set(f"{_FACTORIES} {_CONSTANTS} {_SIZES}".split())
+
+
+_Overload = torch._ops.OpOverload
+
+
+def _overloads(packet: str) -> list[torch._ops.OpOverload]:
+    """Those that take tensors, write to none, and take no generator, storage or names."""
+    operation = getattr(torch.ops.aten, packet, None)
+    found = []
+    for name in operation.overloads() if operation else ():
+        overload = getattr(operation, name)
+        types = [str(argument.type) for argument in overload._schema.arguments]
+        tensors = packet in _FACTORIES.split() or any("Tensor" in kind for kind in types)
+        foreign = any(re.search("Generator|Storage|Dimname|str\\[\\]", kind) for kind in types)
+        if tensors and not foreign and not overload._schema.is_mutable:
+            found.append(overload)
+    return found
 
 
 @functools.cache
 def _names() -> dict[Callable[..., Any], str]:
     names: dict[Callable[..., Any], str] = {}
-    for name, function in _functions().items():
+    for name, function in functions().items():
         names.setdefault(function, name)
     return names
 
 
 @functools.cache
-def _methods() -> frozenset[str]:
-    of_tensors = torch.overrides.get_overridable_functions()[torch.Tensor]
-    names = {getattr(f, "__name__", "") for f in of_tensors}
+def methods() -> frozenset[str]:
+    """The methods of tensors that a graph may call."""
     known = {name for row in SPELLINGS for name in row.methods.split()}
-    return frozenset(n for n in names if n and not _DENIED.search(n)) | _DUNDERS | known
+    return frozenset(known.union(_METHODS_OF_SIZES.split(), _CONSTANT_METHODS.split()))
 
 
 def _hashable(value: Any) -> bool:
     return getattr(type(value), "__hash__", None) is not None
-
-
-#: torchvision's only function that a file may call. torchvision is imported for it alone.
-_STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth"
 
 
 def name_of(function: Any, where: str) -> str:
@@ -125,14 +132,12 @@ def name_of(function: Any, where: str) -> str:
     Raises:
         ArtifactError: it is not allowed; the message names `where`, the node or layer.
     """
-    if isinstance(function, torch._ops.OpOverload):
-        name = f"torch.ops.{function.namespace}.{function._schema.name.partition('::')[2]}"
-        name = f"{name}.{function._overloadname}"
-        if _aten(name) is function:
-            return name
-    elif _hashable(function) and function in _names():
-        return _names()[function]
-    elif (
+    if _hashable(function):
+        # capture leaves these on sizes alone, where they return a new number
+        function = OUT_OF_PLACE.get(function, function)
+        if function in _names():
+            return _names()[function]
+    if (
         getattr(function, "__module__", "") == _STOCHASTIC_DEPTH  # before it is imported
         and function_of(_STOCHASTIC_DEPTH) is function
     ):
@@ -140,7 +145,8 @@ def name_of(function: Any, where: str) -> str:
     raise ArtifactError(
         f"calls {torch.overrides.resolve_name(function) or function}, which is not allowed",
         path=where,
-        hint="build the network from functions of torch, or pickle `masked` with torch.save",
+        hint="a file may call the operations of docs/operations.md; compute constants outside"
+        " forward, or pickle `masked` with torch.save",
     )
 
 
@@ -150,7 +156,7 @@ def function_of(name: str) -> Callable[..., Any]:
         from torchvision.ops import stochastic_depth
 
         return cast("Callable[..., Any]", stochastic_depth)
-    function = _functions().get(name) or _aten(name)
+    function = functions().get(name)
     if function is None:
         raise ArtifactError(
             f"the file calls {name!r}, which is not allowed",
@@ -159,37 +165,14 @@ def function_of(name: str) -> Callable[..., Any]:
     return function
 
 
-def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse calls of an allowed function that could do more than compute its result.
-
-    >>> check_call("builtins.max", [1, 2], {})
-    >>> check_call("builtins.getattr", ["a tensor", "shape"], {})
-    >>> check_call("builtins.max", [["code"]], {"key": "a node"})
-    Traceback (most recent call last):
-    convad_fx.errors.ArtifactError: the graph passes key to builtins.max, which is not allowed...
-    """
-    if name == "builtins.getattr" and (
-        len(args) != 2 or not isinstance(args[1], str) or args[1] not in ATTRIBUTES
-    ):
+def method_of(name: str) -> str:
+    """`name`, if it is a method of tensors that a graph may call."""
+    if name not in methods():
         raise ArtifactError(
-            f"the graph reads the attribute {args[1:]} of a value, which is not allowed",
-            hint=f"allowed are {', '.join(sorted(ATTRIBUTES))} of tensors",
+            f"the graph calls the method {name!r}, which is not allowed",
+            hint="build the network from methods of torch.Tensor that compute tensors",
         )
-    if name.startswith("builtins.") and kwargs:
-        raise ArtifactError(
-            f"the graph passes {', '.join(kwargs)} to {name}, which is not allowed",
-            hint="pass the arguments of built-in functions by position, and no function among them",
-        )
-
-
-def value_of(name: str) -> Callable[..., Any]:
-    """The function of torch that is an argument, or an attribute of a layer."""
-    if not name.startswith("torch.") or name.removeprefix("torch.") in _FACTORIES.split():
-        raise ArtifactError(
-            f"the file passes {name!r} as a callback, which is not allowed",
-            hint="only functions of torch on tensors, such as activations, may be values",
-        )
-    return function_of(name)
+    return name
 
 
 def check_attribute(kind: type[nn.Module], name: str) -> str:
@@ -210,48 +193,24 @@ def check_attribute(kind: type[nn.Module], name: str) -> str:
     return name
 
 
-def _aten(name: str) -> Callable[..., Any] | None:
-    match = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", name)
-    if match is None:
-        return None
-    packet = getattr(torch.ops.aten, match[1], None)
-    overload = getattr(packet, match[2], None)
-    if not isinstance(overload, torch._ops.OpOverload):
-        return None
-    if match[1] in _PRIVATE_ATEN.split() or match[1] in _FACTORIES.split():
-        return overload
-    takes_tensor = any("Tensor" in str(a.type) for a in overload._schema.arguments)
-    takes_memory = any("Storage" in str(a.type) for a in overload._schema.arguments)
-    if _DENIED.search(match[1]) or takes_memory or not takes_tensor:
-        return None
-    return overload
-
-
-def method_of(name: str) -> str:
-    """`name`, if it is a method of tensors that a graph may call."""
-    if name not in _methods():
-        raise ArtifactError(
-            f"the graph calls the method {name!r}, which is not allowed",
-            hint="build the network from methods of torch.Tensor that compute tensors",
-        )
-    return name
+@functools.cache
+def layers() -> dict[str, type[nn.Module]]:
+    """Name -> class of torch.nn, of those with a row in `SPELLINGS`."""
+    return {f"torch.nn.{kind.__name__}": kind for kind in TABLES.modules}
 
 
 def layer_name(kind: type[nn.Module]) -> str:
     """The name of a class of torch.nn that files may use; "" for any other class."""
-    if getattr(nn, kind.__name__, None) is kind and kind.__name__ not in _NN_DENIED:
-        return f"torch.nn.{kind.__name__}"
     if kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
         return "torch.nn.Linear"  # inside attention, for its weights alone
-    return ""
+    name = f"torch.nn.{kind.__name__}"
+    return name if layers().get(name) is kind else ""
 
 
 def layer_of(name: str) -> type[nn.Module]:
     """The class of torch.nn called `name`; `ArtifactError` unless it is allowed."""
-    kind: Any = None
-    if re.fullmatch(r"torch\.nn\.\w+", name):
-        kind = getattr(nn, name.rpartition(".")[2], None)
-    if not isinstance(kind, type) or not issubclass(kind, nn.Module) or layer_name(kind) != name:
+    kind = layers().get(name)
+    if kind is None:
         raise ArtifactError(
             f"the file has a layer {name!r}, which is not allowed",
             hint="save the network again with this version; trust no such file from others",

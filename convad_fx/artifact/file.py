@@ -24,16 +24,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import safetensors
 import safetensors.torch
 import torch
 
 from convad_fx.artifact import machine_code, network_codec
 from convad_fx.artifact.dataclass_codec import structure, unstructure
+from convad_fx.artifact.dry_run import require_runs
 from convad_fx.artifact.graph_codec import identifier
 from convad_fx.compiler.analysis.report import Report
 from convad_fx.compiler.policy import Policy
-from convad_fx.errors import ArtifactError, ConvadError, UntrustedArtifact, first_line
+from convad_fx.errors import (
+    ArtifactError,
+    ConvadError,
+    UntrustedArtifact,
+    first_line,
+    kind_of_special,
+)
 from convad_fx.module import MaskedModule
 from convad_fx.versions import versions
 
@@ -41,16 +47,6 @@ FORMAT, VERSION = "convad_fx artifact", 3
 _MANIFEST, _NETWORK, _WEIGHTS = "manifest.json", "network.json", "weights.safetensors"
 _COMPILED = "compiled.pt2"
 _NO_CODE = "nothing in it was run"
-#: What reading wrong content raises.
-_CONTENT_ERRORS = (
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    RuntimeError,  # also RecursionError
-    ArithmeticError,
-    safetensors.SafetensorError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +97,16 @@ def save(
     Raises:
         Unavailable, UnsupportedModel: machine code cannot be made here.
         ArtifactError: the network contains something that a file cannot hold, or the file cannot
-            be written.
+            be written: there is a directory or a device at `path`.
     """
     if not isinstance(masked, MaskedModule):
         raise ArtifactError(
             f"expected a masked network, not a {type(masked).__name__}",
             hint="pass what convad_fx.convert(model, example) returns",
         )
+    # a symbolic link is kept, and the file it points to replaced
+    path = Path(os.path.realpath(path))
+    _require_place_for_a_file(path)
     network, tensors = network_codec.to_data(masked)
     parts = {_NETWORK: _json(network, "the network"), _WEIGHTS: safetensors.torch.save(tensors)}
     made_for = None
@@ -128,15 +127,28 @@ def save(
         },
     }
     parts = {_MANIFEST: _json(manifest, "preprocessing"), **parts}
-    # a symbolic link is kept, and the file it points to replaced
-    path = Path(os.path.realpath(path))
     try:
         _write_and_rename(path, parts)
     except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _require_place_for_a_file(path: Path) -> None:
+    try:
+        special = kind_of_special(path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    if special:
         raise ArtifactError(
-            f"{path} cannot be written ({error.strerror or error})",
-            hint="an old file at this path is unchanged",
-        ) from error
+            f"{path} is {special}, which a file would replace", hint="pass the path of a file"
+        )
+
+
+def _not_written(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{path} cannot be written ({error.strerror or error})",
+        hint="an old file at this path is unchanged",
+    )
 
 
 def _json(content: Any, what: str) -> bytes:
@@ -220,6 +232,8 @@ def load(
         network = json.loads(_part(archive, manifest, _NETWORK, path))
         tensors = safetensors.torch.load(_part(archive, manifest, _WEIGHTS, path))
         masked = network_codec.from_data(network, tensors, about.policy, about.report, device)
+        if not trusted:
+            require_runs(masked)
         if about.compiled is not None:
             package = _part(archive, manifest, _COMPILED, path)
             masked._compiled_call_impl = machine_code.Compiled(masked, package, about.compiled)
@@ -256,8 +270,11 @@ def describe(path: str | os.PathLike[str]) -> Artifact:
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
     """Whether there is a file that begins like an artifact; it may be damaged."""
+    path = Path(path)
     try:
-        with Path(path).open("rb") as file:
+        if kind_of_special(path):
+            return False
+        with path.open("rb") as file:
             start = file.read(30 + len(_MANIFEST))
     except OSError:
         return False
@@ -268,6 +285,8 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
 def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
     """The opened zip; every error while reading becomes an `ArtifactError` that names the file."""
     try:
+        if special := kind_of_special(path):
+            raise ArtifactError(f"{path} is {special}", hint="pass a file that save wrote")
         with zipfile.ZipFile(path) as archive:
             yield archive
     except UntrustedArtifact:
@@ -289,7 +308,7 @@ def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
                 hint="save it again, or copy it again",
             ) from error
         raise _no_artifact(path, f" ({error})") from error
-    except _CONTENT_ERRORS as error:
+    except Exception as error:  # whatever wrong content makes torch, torch.fx and Python raise
         raise ArtifactError(
             f"{path} has not the content of an artifact ({first_line(error, with_type=True)})",
             hint=f"save it again; {_NO_CODE}",
@@ -354,11 +373,15 @@ def _wrong_digest(path: Path, name: str) -> ArtifactError:
 def _described(manifest: dict[str, Any]) -> Artifact:
     report = structure(manifest["report"], Report)
     identifier(report.model)  # which becomes the name of a class
+    preprocessing, compiled = manifest["preprocessing"], manifest.get("compiled")
+    for name, value in (("preprocessing", preprocessing), ("compiled", compiled)):
+        if not isinstance(value, dict | None):
+            raise ValueError(f"{name} is a {type(value).__name__}, not an object")
     return Artifact(
         structure(manifest["written_by"], dict[str, str]),
         structure(manifest["policy"], Policy),
         report,
-        manifest["preprocessing"],
-        tuple(manifest["class_names"] or ()),
-        manifest.get("compiled"),
+        preprocessing,
+        structure(manifest["class_names"] or [], tuple[str, ...]),
+        compiled,
     )

@@ -16,7 +16,7 @@ import torch
 import torch.fx
 from torch import nn
 
-from convad_fx.artifact import allowed
+from convad_fx.artifact import allowed, arguments
 from convad_fx.compiler.capture.module_tree import find
 from convad_fx.errors import ArtifactError
 
@@ -34,9 +34,9 @@ def graph_to_data(graph: torch.fx.Graph) -> list[Json]:
         target: Any = node.target
         if node.op == "call_function":
             target = allowed.name_of(target, node.name)
-            allowed.check_call(target, node.args, node.kwargs)
+            arguments.check_call(allowed.function_of(target), node.args, node.kwargs)
         elif node.op == "call_method":
-            allowed.method_of(target)
+            arguments.check_call(allowed.method_of(target), node.args, node.kwargs)
         row = [node.op, node.name, target, [encode(a, node.name, numbers) for a in node.args]]
         if node.kwargs:
             row.append({key: encode(a, node.name, numbers) for key, a in node.kwargs.items()})
@@ -64,9 +64,12 @@ def graph_from_data(rows: list[Json], tree: nn.Module, device: torch.device) -> 
         function: str | Callable[..., Any] = target
         if op == "call_function":
             function = allowed.function_of(target)
-            allowed.check_call(target, decoded, kwargs)
         else:
             _check_target(op, target, tree)
+        if op in ("call_function", "call_method"):
+            arguments.check_call(function, decoded, kwargs)
+        if op == "placeholder":
+            _check_input(target, decoded, nodes)
         nodes.append(graph.create_node(op, function, decoded, kwargs, name=identifier(name)))
     graph.lint()
     return graph
@@ -89,6 +92,17 @@ def _check_target(op: str, target: str, tree: nn.Module) -> None:
                 raise ValueError(f"{target} is not a tensor")
 
 
+def _check_input(name: str, default: tuple[Any, ...], before: list[torch.fx.Node]) -> None:
+    """Inputs become parameters of a method: distinct, those without default first."""
+    if default not in ((), (None,)):
+        raise ArtifactError(f"the input {name!r} has the default {default}; it can only be None")
+    inputs = [node for node in before if node.op == "placeholder"]
+    if name == "self" or name in [node.target for node in inputs]:
+        raise ArtifactError(f"a file may not use {name!r} as the name of an input, or twice")
+    if not default and any(node.args for node in inputs):
+        raise ArtifactError(f"the input {name!r} without a default comes after one with a default")
+
+
 def encode(value: Any, where: str, numbers: dict[torch.fx.Node, int] | None = None) -> Json:
     """A value as JSON; what JSON does not have becomes {kind: content}.
 
@@ -97,7 +111,7 @@ def encode(value: Any, where: str, numbers: dict[torch.fx.Node, int] | None = No
         numbers: of the nodes that may occur in it.
 
     Raises:
-        ArtifactError: the value is neither plain data nor an allowed function.
+        ArtifactError: the value is not plain data.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -112,8 +126,6 @@ def encode(value: Any, where: str, numbers: dict[torch.fx.Node, int] | None = No
         return {"tuple": [encode(v, where, numbers) for v in value]}
     if isinstance(value, list):
         return [encode(v, where, numbers) for v in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: encode(v, where, numbers) for key, v in value.items()}}
     if kind is slice:
         parts = (value.start, value.stop, value.step)
         return {"slice": [encode(v, where, numbers) for v in parts]}
@@ -123,14 +135,10 @@ def encode(value: Any, where: str, numbers: dict[torch.fx.Node, int] | None = No
         return {"device": str(value)}
     if kind in (torch.dtype, torch.memory_format, torch.layout):
         return {"torch": str(value).removeprefix("torch.")}
-    if callable(value):
-        name = allowed.name_of(value, where)
-        allowed.value_of(name)
-        return {"function": name}
     raise ArtifactError(
         f"a {kind.__module__}.{kind.__qualname__} cannot be written to a file",
         path=where,
-        hint="only numbers, strings, and tuples, lists and dicts of them can",
+        hint="only numbers, strings, and tuples and lists of them can",
     )
 
 
@@ -150,8 +158,6 @@ def decode(value: Json, device: torch.device, nodes: Sequence[torch.fx.Node] = (
             return earlier(nodes, content)
         case "tuple":
             return tuple(decode(v, device, nodes) for v in content)
-        case "dict":
-            return {str(key): decode(v, device, nodes) for key, v in content.items()}
         case "slice":
             start, stop, step = (decode(v, device, nodes) for v in content)
             return slice(start, stop, step)
@@ -166,8 +172,6 @@ def decode(value: Json, device: torch.device, nodes: Sequence[torch.fx.Node] = (
             if not isinstance(constant, torch.dtype | torch.memory_format | torch.layout):
                 raise ValueError(f"torch.{content}")
             return constant
-        case "function":
-            return allowed.value_of(content)
         case _:
             raise ValueError(f"a value of kind {kind!r}")
 

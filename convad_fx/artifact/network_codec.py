@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convad_fx.artifact import allowed
+from convad_fx.artifact import allowed, arguments
 from convad_fx.artifact.dataclass_codec import structure, unstructure
 from convad_fx.artifact.graph_codec import (
     Json,
@@ -241,9 +241,14 @@ def _module(
     module = kind.__new__(kind)
     nn.Module.__init__(module)
     module.training = False
-    for name, value in entry.attributes.items():
-        name = allowed.check_attribute(kind, identifier(name))
-        module.__dict__[name] = decode(value, device)
+    if not entry.layer and entry.attributes:
+        raise ValueError("a module that only holds parameters has no attributes")
+    attributes = {
+        allowed.check_attribute(kind, identifier(name)): decode(value, device)
+        for name, value in entry.attributes.items()
+    }
+    arguments.check_layer(kind, attributes)
+    module.__dict__.update(attributes)
     for name, number in entry.parameters.items():
         parameter = earlier(tensors, number)
         if not isinstance(parameter, nn.Parameter | None):
