@@ -45,7 +45,7 @@ def network(classes: int, *end: nn.Module, seed: int = 0, gain: float = 40.0) ->
 def masked_as(model: nn.Module, activation: str) -> convad_fx.MaskedModule:
     """The converted network, with a report that says in which activation it ends."""
     masked = convad_fx.convert(model, IMAGE)
-    masked.report = replace(masked.report, output=Output("the result", (1, 1), activation))
+    masked._convad.report = replace(masked.report, output=Output("the result", (1, 1), activation))
     return masked
 
 
