@@ -159,11 +159,10 @@ class Evaluator:
         """The score in use; chosen by the first answers, where the user left the choice open."""
         if self.score is None:
             kept = torch.ones(1, 1, *self.shape, dtype=torch.bool, device=self.image.device)
-            activation = activation_of(
-                self._masker, answers, lambda: self._masker(self.image, kept)
-            )
             dtype = getattr(torch, self.precision) if self.precision else self.image.dtype
-            self.score = choose_score(self._score_choice, answers, activation, rounding_of(dtype))
+            rounding = rounding_of(dtype)
+            activation = activation_of(answers, rounding, lambda: self._direct(self.image, kept))
+            self.score = choose_score(self._score_choice, answers, activation, rounding)
         return self.score
 
     def logits(
@@ -182,6 +181,12 @@ class Evaluator:
             return torch.zeros(0, 0, dtype=torch.float64)
         return torch.cat(logits)[unique.rows]
 
+    @property
+    def _direct(self) -> Masker:
+        """The masker itself, uncompiled: a compiled module's `__call__` is compiled."""
+        masker = self._masker
+        return masker.forward if isinstance(masker, MaskedModule) else masker
+
     def _evaluate(self, masks: Tensor, precision: str | None, *, by_engine: bool) -> Tensor:
         """Logits (K, classes) of masks (K, 1, H, W)."""
         mask = masks.to(self.image.device)
@@ -199,10 +204,7 @@ class Evaluator:
                 if evaluation.deviation is not None:
                     self.deviation = max(self.deviation or 0.0, evaluation.deviation)
             else:
-                masker = self._masker
-                # `forward`, since a compiled module's `__call__` is compiled.
-                call = masker.forward if isinstance(masker, MaskedModule) else masker
-                answer = call(self.image, mask)
+                answer = self._direct(self.image, mask)
         # Scores in double precision on the CPU: the same on every device.
         logits = check_answers(answer, len(masks)).double().cpu()
         if not (finite := logits.isfinite().all(1)).all():

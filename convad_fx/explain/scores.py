@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convad_fx.errors import PolicyError
 from convad_fx.explain.options import check_class
-from convad_fx.module import MaskedModule
 
 #: Scores by their names.
 SCORES = ("softmax", "sigmoid", "probability", "logit")
@@ -287,27 +286,26 @@ def rounding_of(dtype: torch.dtype) -> float:
     return max(1e-4, 4 * torch.finfo(dtype).eps)
 
 
-def activation_of(network: object, answers: Tensor, call: Callable[[], object]) -> str:
+def activation_of(answers: Tensor, rounding: float, call: Callable[[], object]) -> str:
     """In which activation a network ends: "softmax", "log_softmax", "sigmoid" or "none".
 
     Args:
-        network: a `MaskedModule`, whose report says it, or anything else.
         answers: (K, C).
-        call: runs the network once. Used only where the answers may be probabilities.
+        rounding: by how much probabilities may miss [0, 1].
+        call: runs the network once, as eager code. Used only where the answers may be
+            probabilities or their logarithms.
     """
-    if isinstance(network, MaskedModule):
-        output = network.report.output
-        return "none" if output is None else output.activation
-    if not _within_unit(answers, 0.0):
+    if not _within_unit(answers, rounding) and bool((answers > rounding).any()):
         return "none"
     watching = _LastActivation()
-    with torch.inference_mode(), watching:
+    with torch.no_grad(), watching:  # inference_mode would not take softmax and flatten apart
         result = call()
     return watching.activation(result)
 
 
 _ACTIVATIONS = {
     "aten::_softmax": "softmax",
+    "aten::_log_softmax": "log_softmax",
     "aten::sigmoid": "sigmoid",
     "aten::sigmoid_": "sigmoid",
 }

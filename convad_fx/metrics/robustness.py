@@ -247,8 +247,9 @@ def robustness_by_kind(
 
 def score_of_model(model: Model, x: Tensor, answers: Tensor, score: ScoreChoice) -> Score:
     """The score to use for a model, given its answers (K, C) to any variants of x (1, C, H, W)."""
-    activation = activation_of(model, answers, lambda: model(x))
-    return choose_score(score, answers, activation, rounding_of(x.dtype))
+    rounding = rounding_of(x.dtype)
+    activation = activation_of(answers, rounding, lambda: model(x))
+    return choose_score(score, answers, activation, rounding)
 
 
 def planted_logits(

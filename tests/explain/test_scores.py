@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import convad_fx
-from convad_fx.compiler.analysis.output import Output
 from convad_fx.errors import ModelError, PolicyError
 from convad_fx.explain import (
     SCORES,
@@ -42,13 +41,6 @@ def network(classes: int, *end: nn.Module, seed: int = 0, gain: float = 40.0) ->
     return nn.Sequential(*body, head, *end).eval()
 
 
-def masked_as(model: nn.Module, activation: str) -> convad_fx.MaskedModule:
-    """The converted network, with a report that says in which activation it ends."""
-    masked = convad_fx.convert(model, IMAGE)
-    masked._convad.report = replace(masked.report, output=Output("the result", (1, 1), activation))
-    return masked
-
-
 def logits_of(model: nn.Module, mask: np.ndarray) -> Tensor:
     """What switching off gives before the last activation, float64: (C,)."""
     plain = convad_fx.convert(nn.Sequential(*list(model)[:5]).eval(), IMAGE)
@@ -70,12 +62,11 @@ def check_sufficient(why: Explanation, score_of: Callable[[np.ndarray], Tensor])
 def test_a_network_that_ends_in_softmax_is_explained_by_its_own_probabilities() -> None:
     model = network(6, nn.Softmax(1))
     softmax = lambda mask: logits_of(model, mask).softmax(0)  # noqa: E731
-    for masker in (masked_as(model, "softmax"), convad_fx.convert(model, IMAGE)):
-        why = explain(masker, IMAGE, search=QUICK)
-        assert (why.score, why.is_prediction) == ("probability", True)
-        assert why.target == int(model(IMAGE).argmax())
-        check_sufficient(why, softmax)
-        assert "(probability)" in str(why)
+    why = explain(convad_fx.convert(model, IMAGE), IMAGE, search=QUICK)
+    assert (why.score, why.is_prediction) == ("probability", True)
+    assert why.target == int(model(IMAGE).argmax())
+    check_sufficient(why, softmax)
+    assert "(probability)" in str(why)
     painted = explain(occlusion(model), IMAGE, search=QUICK)
     assert painted.score == "probability"
     assert painted.confidence_whole == pytest.approx(model(IMAGE).max().item())
@@ -83,7 +74,7 @@ def test_a_network_that_ends_in_softmax_is_explained_by_its_own_probabilities() 
     assert painted.confidence_whole > 0.36
 
 
-def test_an_activation_that_the_report_does_not_know_shows_in_the_sum() -> None:
+def test_an_activation_outside_torch_shows_in_the_sum() -> None:
     def shares(x: Tensor, mask: Tensor) -> Tensor:
         kept = mask.double().mean((1, 2, 3))[:, None]
         powers = torch.cat([3 * kept, 1 - kept], 1).exp()
@@ -98,8 +89,7 @@ def test_an_activation_that_the_report_does_not_know_shows_in_the_sum() -> None:
 def test_log_probabilities_and_wrapped_ends(end: nn.Module) -> None:
     model = network(5, end)
     log = isinstance(end, nn.LogSoftmax)
-    masked = masked_as(model, "log_softmax" if log else "softmax")
-    why = explain(masked, IMAGE, search=QUICK)
+    why = explain(convad_fx.convert(model, IMAGE), IMAGE, search=QUICK)
     assert why.score == ("softmax" if log else "probability")
     check_sufficient(why, lambda mask: logits_of(model, mask).softmax(0))
 
@@ -115,14 +105,25 @@ class Sigmoids(nn.Module):
         return torch.sigmoid(self.logits(x))[:, None].flatten(1)
 
 
-def test_a_painted_network_that_ends_in_sigmoid_is_recognised() -> None:
-    model = Sigmoids(4).eval()
+@pytest.mark.parametrize("classes", [1, 4])
+@pytest.mark.parametrize("kind", ["switched off", "loaded", "painted"])
+def test_a_network_that_ends_in_sigmoid_is_recognised(
+    kind: str, classes: int, tmp_path: Path
+) -> None:
+    model = Sigmoids(classes).eval()
     found = model(IMAGE)[0].detach()
-    assert abs(float(found.sum()) - 1) > 0.01
-    why = explain(occlusion(model), IMAGE, search=QUICK)
-    assert (why.score, why.target) == ("probability", int(found.argmax()))
+    assert classes == 1 or abs(float(found.sum()) - 1) > 0.01
+    masker = occlusion(model) if kind == "painted" else convad_fx.convert(model, IMAGE)
+    if kind == "loaded":
+        convad_fx.save(masker, tmp_path / "net.cfx")
+        masker = convad_fx.load(tmp_path / "net.cfx")
+    target = int(found.argmax()) if classes > 1 else 1
+    why = explain(masker, IMAGE, target, search=QUICK)
+    assert why.score == "probability"
     assert why.confidence_whole == pytest.approx(float(found.max()))
-    # logits between 0 and 1 that no sigmoid made are logits
+
+
+def test_logits_between_0_and_1_that_no_sigmoid_made_are_logits() -> None:
     between = lambda x, mask: torch.tensor([[0.2, 0.6]]).expand(len(mask), 2) * 1  # noqa: E731
     assert explain(between, IMAGE, search=QUICK).score == "softmax"
 
@@ -138,7 +139,8 @@ def test_a_painted_network_that_ends_in_sigmoid_is_recognised() -> None:
     ],
 )
 def test_no_activation_is_laid_over_another(activation: str, score: str) -> None:
-    masked = masked_as(network(3, nn.Softmax(1)), activation)
+    ends = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "log_softmax": nn.LogSoftmax(1)}
+    masked = convad_fx.convert(network(3, ends[activation]), IMAGE)
     with pytest.raises(PolicyError, match=rf"ends in {activation}: a {score} .*leave score out"):
         explain(masked, IMAGE, score=score)
 

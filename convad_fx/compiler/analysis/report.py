@@ -10,7 +10,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from convad_fx.compiler.analysis.output import Output
 from convad_fx.compiler.analysis.plan import Finding, Plan
 from convad_fx.compiler.capture.trace import Trace
 
@@ -33,7 +32,6 @@ class Report:
         size_bound: path of the operation that holds for the example's image size only, or "".
         findings: every place where the assumption is not shown to hold.
         boxes: whether masks run on the boxes that hold them, or why not; "" where not asked.
-        output: which tensor of the result is meant, and in which activation it ends.
     """
 
     model: str
@@ -44,7 +42,6 @@ class Report:
     size_bound: str
     findings: tuple[Finding, ...]
     boxes: str = ""
-    output: Output | None = None
 
     @property
     def ok(self) -> bool:
