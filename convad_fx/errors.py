@@ -134,3 +134,17 @@ def kind_of_special(path: Path) -> str:
     except FileNotFoundError:
         return ""
     return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "not a regular file")
+
+
+def require_regular_place(path: Path, error: type[ConvadError]) -> None:
+    """Raise `error` unless a file may be written at a path: nothing is there, or a regular file."""
+    try:
+        special = kind_of_special(path)
+    except OSError as cause:
+        raise error(
+            f"{path} cannot be written ({cause.strerror or cause})", hint="pass another path"
+        ) from cause
+    if special:
+        raise error(
+            f"{path} is {special}, which a file would replace", hint="pass the path of a file"
+        )

@@ -18,7 +18,7 @@ from convad_fx.errors import (
     Unavailable,
     UnsupportedModel,
     first_line,
-    kind_of_special,
+    require_regular_place,
 )
 from convad_fx.module import MaskedModule
 
@@ -121,7 +121,7 @@ def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Pat
             "ONNX needs the packages onnx and onnxscript", hint="`pip install convad_fx[onnx]`"
         ) from error
     path = Path(path)
-    _require_place_for_a_file(path)
+    require_regular_place(path, Unavailable)
     program = export(masked)
     try:
         with quiet():
@@ -150,16 +150,3 @@ def export_onnx(masked: MaskedModule, path: str | os.PathLike[str]) -> tuple[Pat
         raise Unavailable(
             f"{path} cannot be written ({error.strerror or error})", hint="pass another path"
         ) from error
-
-
-def _require_place_for_a_file(path: Path) -> None:
-    try:
-        special = kind_of_special(path)
-    except OSError as error:
-        raise Unavailable(
-            f"{path} cannot be written ({error.strerror or error})", hint="pass another path"
-        ) from error
-    if special:
-        raise Unavailable(
-            f"{path} is {special}, which a file would replace", hint="pass the path of a file"
-        )

@@ -39,6 +39,7 @@ from convad_fx.errors import (
     UntrustedArtifact,
     first_line,
     kind_of_special,
+    require_regular_place,
 )
 from convad_fx.module import MaskedModule
 from convad_fx.versions import versions
@@ -106,7 +107,7 @@ def save(
         )
     # a symbolic link is kept, and the file it points to replaced
     path = Path(os.path.realpath(path))
-    _require_place_for_a_file(path)
+    require_regular_place(path, ArtifactError)
     network, tensors = network_codec.to_data(masked)
     parts = {_NETWORK: _json(network, "the network"), _WEIGHTS: safetensors.torch.save(tensors)}
     made_for = None
@@ -131,17 +132,6 @@ def save(
         _write_and_rename(path, parts)
     except OSError as error:
         raise _not_written(path, error) from error
-
-
-def _require_place_for_a_file(path: Path) -> None:
-    try:
-        special = kind_of_special(path)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    if special:
-        raise ArtifactError(
-            f"{path} is {special}, which a file would replace", hint="pass the path of a file"
-        )
 
 
 def _not_written(path: Path, error: OSError) -> ArtifactError:
