@@ -12,7 +12,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from convad_fx.compiler.capture.shapes import TreeInterpreter
 from convad_fx.compiler.kernels.gating import gate
+from convad_fx.compiler.kernels.mask_check import checked_mask
 from convad_fx.errors import ArtifactError, first_line
 from convad_fx.module import MaskedModule
 
@@ -29,7 +31,7 @@ def require_runs(masked: MaskedModule) -> None:
     Raises:
         ArtifactError: it does not run; the message quotes torch's error.
     """
-    kept = next((node for node in masked.graph.nodes if node.name == "kept"), None)
+    kept = next((node for node in masked.graph.nodes if node.target is checked_mask), None)
     if kept is None or "channels" not in kept.kwargs:
         raise ArtifactError("the network does not check its image and mask")
     like = next((p for p in masked.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -52,7 +54,7 @@ def require_runs(masked: MaskedModule) -> None:
         ) from error
 
 
-class _OnMeta(torch.fx.Interpreter):
+class _OnMeta(TreeInterpreter):
     """Runs a graph on the meta device, and bounds the memory of each result."""
 
     def run_node(self, n: torch.fx.Node) -> Any:
